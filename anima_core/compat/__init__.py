@@ -1,0 +1,1 @@
+"""The sd-scripts command line and its TOML dialects."""

@@ -1,0 +1,29 @@
+"""The errors a user may see. Each message is one line: the setting or file, its value, and the way out."""
+
+
+class AnimaError(Exception):
+    """Base of every error that is meant for the user. The command line prints it without a traceback."""
+
+    exit_status = 1
+
+
+class SettingError(AnimaError):
+    """A setting that is refused, before anything is loaded."""
+
+    exit_status = 2
+
+
+class FileError(AnimaError):
+    """A file or folder that cannot be used: missing, truncated, of the wrong kind, or not writable."""
+
+    exit_status = 2
+
+
+class RunError(AnimaError):
+    """A failure in the run itself: non-finite loss, an adapter that does not move, out of memory."""
+
+
+class Interrupted(AnimaError):
+    """The user stopped the run; its state was saved first."""
+
+    exit_status = 130

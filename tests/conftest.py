@@ -1,0 +1,65 @@
+"""Shared fixtures. Tests that need a ComfyUI ask for the fixture `comfyui_oracle` and skip, with the reason, without one."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+def find_comfyui() -> tuple[Path, Path] | None:
+    """(checkout, interpreter): `$COMFYUI_PATH`, else the ComfyUI this pack is installed in, else comfy-cli's default place."""
+    places = [os.environ.get("COMFYUI_PATH", ""), ROOT.parents[1], Path.home() / "comfy" / "ComfyUI"]
+    for place in (Path(p) for p in places if p):
+        if (place / "comfy" / "ldm" / "anima" / "model.py").is_file():
+            folder, name = ("Scripts", "python.exe") if os.name == "nt" else ("bin", "python")
+            python = Path(os.environ.get("COMFYUI_PYTHON") or place / ".venv" / folder / name)
+            if python.is_file():
+                return place, python
+    return None
+
+
+@pytest.fixture(scope="session")
+def comfyui() -> tuple[Path, Path]:
+    found = find_comfyui()
+    if found is None:
+        pytest.skip("no ComfyUI with Anima: set COMFYUI_PATH and COMFYUI_PYTHON, or install it in ~/comfy/ComfyUI")
+    return found
+
+
+@pytest.fixture(scope="session")
+def comfyui_oracle(comfyui, tmp_path_factory):
+    """Run one of tests/comfyui/oracle_*.py inside ComfyUI's own interpreter.
+
+    `comfyui_oracle("oracle_vae.py", tensors, **params)` writes the tensors to a file, calls the script's
+    `run(tensors, params) -> dict[str, Tensor]` with ComfyUI importable, and returns what it answered.
+    """
+    checkout, python = comfyui
+
+    def call(script: str, tensors: dict[str, torch.Tensor], **params) -> dict[str, torch.Tensor]:
+        folder = tmp_path_factory.mktemp("oracle")
+        save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "in.safetensors")
+        (folder / "params.json").write_text(json.dumps(params), encoding="utf-8")
+        runner = ROOT / "tests" / "comfyui" / "run_oracle.py"
+        command = [str(python), str(runner), str(checkout), str(runner.parent / script), str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=600)
+        assert done.returncode == 0, f"{script} failed in ComfyUI:\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
+        return load_file(folder / "out.safetensors")
+
+    return call
+
+
+def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """||ours - theirs|| / ||theirs||, in fp64."""
+    ours, theirs = ours.double(), theirs.double()
+    return ((ours - theirs).norm() / theirs.norm().clamp_min(1e-30)).item()
