@@ -1,0 +1,192 @@
+"""Safetensors files: look at the header first, then load every tensor a model asks for, or say which is missing.
+
+Format: 8 bytes little-endian header length, JSON header, then the raw tensors
+(https://github.com/huggingface/safetensors#format). Pickles are never opened.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from ..errors import FileError
+
+MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own bound
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+FLOAT_DTYPES = {"F64", "F32", "F16", "BF16"}
+PICKLE_SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".pkl"}
+
+# Released files differ: `net.` (base-v1.0, previews) and `model.diffusion_model.` (aesthetic, turbo).
+TRANSFORMER_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "net.")
+
+# Never weights of ours: buffers that some exporters write, and quantisation side data, which is ignored by name.
+IGNORED = re.compile(r"(^|\.)(pos_embedder\..*|_extra_state|comfy_quant|accum_.*)$")
+# A file that holds these is quantised: its weights mean nothing without them.
+QUANTISED = re.compile(r"(\.weight_scale.*|\.scale_(weight|input)|\.input_scale|\.absmax|\.quant_(map|state.*)|^scaled_fp8)$")
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    dtype: str  # the format's name: F32, BF16, …
+    shape: tuple[int, ...]
+
+
+def read_header(path: str | Path) -> dict[str, TensorInfo]:
+    """Names, dtypes and shapes of a safetensors file, without reading a tensor.
+
+    Raises FileError, naming the file, when it is missing, a pickle, truncated, or not safetensors.
+    """
+    return {name: TensorInfo(item["dtype"], tuple(item["shape"])) for name, item in _tensor_entries(path).items()}
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The `__metadata__` of a safetensors file."""
+    return _json_header(Path(path)).get("__metadata__", {})
+
+
+def _tensor_entries(path: str | Path) -> dict[str, dict]:
+    path = Path(path)
+    header = _json_header(path)
+    entries = {name: item for name, item in header.items() if name != "__metadata__"}
+    try:
+        end = max((item["data_offsets"][1] for item in entries.values()), default=0)
+        shapes_ok = all(all(side >= 0 for side in item["shape"]) and item["dtype"] for item in entries.values())
+    except (KeyError, TypeError, IndexError):
+        raise FileError(f"{path}: its safetensors header is damaged; download it again") from None
+    if not shapes_ok:
+        raise FileError(f"{path}: its safetensors header is damaged; download it again")
+    missing = 8 + _header_length(path) + end - path.stat().st_size
+    if missing > 0:
+        raise FileError(f"{path}: truncated, {missing:,} bytes are missing; download it again")
+    return entries
+
+
+def _header_length(path: Path) -> int:
+    with open(path, "rb") as file:
+        return int.from_bytes(file.read(8), "little")
+
+
+def _json_header(path: Path) -> dict:
+    check_is_file(path)
+    length = _header_length(path)
+    if length > MAX_HEADER_BYTES or length < 2:
+        raise FileError(f"{path}: not a safetensors file; convert it to safetensors first")
+    with open(path, "rb") as file:
+        file.seek(8)
+        raw = file.read(length)
+    if len(raw) < length:
+        raise FileError(f"{path}: truncated inside its header; download it again")
+    try:
+        header = json.loads(raw)
+    except (UnicodeDecodeError, json.JSONDecodeError):
+        header = None
+    if not isinstance(header, dict):
+        raise FileError(f"{path}: not a safetensors file; convert it to safetensors first")
+    return header
+
+
+def check_is_file(path: Path) -> None:
+    """Refuse what is not a readable file, and every pickle, before a byte of it is interpreted."""
+    if not path.exists():
+        raise FileError(f"{path}: no such file; check the path")
+    if not path.is_file():
+        raise FileError(f"{path}: is a folder; name the .safetensors file in it")
+    with open(path, "rb") as file:
+        start = file.read(4)
+    if path.suffix.lower() in PICKLE_SUFFIXES or start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK"):
+        raise FileError(f"{path}: a pickle, which can run code when opened; convert it to safetensors first")
+
+
+def strip_prefix(name: str, prefixes: tuple[str, ...] = TRANSFORMER_PREFIXES) -> str:
+    """Remove the known prefixes from the front, as often as they stand there."""
+    while True:
+        for prefix in prefixes:
+            if name.startswith(prefix):
+                name = name[len(prefix) :]
+                break
+        else:
+            return name
+
+
+def load_strict(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    what: str,
+    rename: Callable[[str], str | None] = strip_prefix,
+    transform: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor,
+    dtype: torch.dtype,
+    device: str | torch.device,
+) -> nn.Module:
+    """Fill `model` (built on the meta device) from a file, tensor by tensor, straight to `device` in `dtype`.
+
+    rename: the file's key -> the model's, or None to leave the tensor out.
+    transform: reshapes one tensor to the model's layout, by its model name.
+    Every parameter and persistent buffer must be in the file and every tensor of the file must be one of them, else a
+    FileError names the first. Parameters come out frozen (`requires_grad=False`).
+    """
+    header = read_header(path)
+    check_not_quantised(path, header)
+    wanted = dict(model.state_dict(keep_vars=True))
+    sources = {rename(name): name for name in header if not IGNORED.search(name)}
+    sources.pop(None, None)
+    _check_names(path, what, wanted.keys(), sources.keys())
+    state = {}
+    with safe_open(str(path), framework="pt", device="cpu") as file:
+        for name, source in sources.items():
+            tensor = transform(name, file.get_tensor(source))
+            if tensor.shape != wanted[name].shape:
+                shapes = f"{list(tensor.shape)}, expected {list(wanted[name].shape)}"
+                raise FileError(f"{path}: {source} has shape {shapes}; is this the {what}?")
+            state[name] = tensor.to(device=device, dtype=dtype)
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.requires_grad_(False)
+
+
+def check_not_quantised(path: str | Path, header: dict[str, TensorInfo]) -> None:
+    """Training needs the real weights: 8-bit and 4-bit files are refused with the reason."""
+    marks = [n for n in header if QUANTISED.search(n)]
+    marks += [n for n, t in header.items() if n.endswith("weight") and t.dtype not in FLOAT_DTYPES]
+    if marks:
+        dtype = header[marks[0]].dtype
+        raise FileError(f"{path}: is quantised ({marks[0]}, {dtype}); training needs the bf16, fp16 or fp32 file")
+
+
+def _check_names(path: str | Path, what: str, wanted, found) -> None:
+    missing, unexpected = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+    if missing:
+        count = len(missing)
+        raise FileError(f"{path}: {count} tensors of the {what} are missing, first {missing[0]}; is this the right file?")
+    if unexpected:
+        count = len(unexpected)
+        raise FileError(f"{path}: {count} tensors do not belong to the {what}, first {unexpected[0]}; is this the right file?")
+
+
+def file_identity(path: str | Path) -> str:
+    """SHA-256 of a model file's content, as hex; a directory's is that of its files' names and contents."""
+    path = Path(path)
+    if path.is_dir():
+        digest = hashlib.sha256()
+        for file in sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")):
+            digest.update(f"{file.name}\0{file_identity(file)}\n".encode())
+        return digest.hexdigest()
+    stat = os.stat(path)
+    return _hash_once(str(path.resolve()), stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _hash_once(path: str, size: int, mtime_ns: int) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
