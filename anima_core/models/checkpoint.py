@@ -190,3 +190,21 @@ def _hash_once(path: str, size: int, mtime_ns: int) -> str:
         while chunk := file.read(1 << 22):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def kind_of(header: dict[str, TensorInfo]) -> str:
+    """What a file seems to be, for the error of a file in the wrong slot: a hint with the way out."""
+    names = " ".join(list(header)[:4000])
+    marks = {
+        "lora_down": "it is an adapter: give it as network weights",
+        "lora_A": "it is an adapter: give it as network weights",
+        "lokr_w": "it is an adapter: give it as network weights",
+        "llm_adapter.": "it is an Anima transformer: give it as the transformer",
+        "decoder.middle.0.residual": "it is a VAE: give it as the VAE",
+        "decoder.mid_block": "it is a diffusers VAE: use the ComfyUI file qwen_image_vae.safetensors",
+        "model.layers.0.self_attn": "it is a text encoder: give Qwen3-0.6B as the qwen file",
+        "layers.0.self_attn.q_norm": "it is a text encoder: give Qwen3-0.6B as the qwen file",
+        "blocks.0.adaln_modulation_self_attn": "it is a Cosmos-Predict2 model without Anima's LLM adapter",
+        "double_blocks.": "it is a Flux model",
+    }
+    return next((hint for mark, hint in marks.items() if mark in names), "check that this is the right file")

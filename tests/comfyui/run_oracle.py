@@ -9,6 +9,10 @@ checkout, script, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
 sys.argv = [sys.argv[0], "--cpu"]  # ComfyUI reads its options from argv at import
 sys.path.insert(0, checkout)
 
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+
 import torch  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
