@@ -324,7 +324,7 @@ class TrainConfig:
     cache_dir: str = ""  # empty: `.anima_cache` in the first folder of pictures
     cache_latents: bool = True  # on disk; off keeps them in memory only
     cache_text: bool = True
-    caption_variants: int = 0  # shuffled captions: cache so many per picture; 0 encodes on the fly
+    caption_variants: int = 16  # shuffled captions: so many different ones per picture, cached; 0 encodes on the fly
     vae_batch_size: int = 1
     vae_tile: int = 1536  # px: pictures with a longer side are encoded and decoded in tiles
 

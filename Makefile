@@ -1,0 +1,28 @@
+# One command each on a fresh machine with Python 3.10 or newer: the environment is made on the way.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: setup test lint demo bench clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: requirements-dev.txt requirements-headless.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet torch==2.13.0
+	$(RUN) -m pip install --quiet -r requirements-dev.txt
+	$(RUN) -m pip install --quiet --no-deps lycoris-lora
+	touch $@
+
+lint: setup
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+test: lint
+	$(RUN) -m pytest
+
+demo: setup
+	$(RUN) -m anima_core demo --output_dir demo
+
+clean:
+	rm -rf $(VENV) demo .pytest_cache .ruff_cache

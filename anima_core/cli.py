@@ -1,0 +1,137 @@
+"""python -m anima_core train | demo | inspect | convert
+
+Exit status: 0 success, 1 a failure in the run, 2 a refused setting or file, 130 interrupted (state saved first).
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from .compat.arguments import Parser, add_arguments, config_from
+from .errors import AnimaError, Interrupted
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        args = build_parser().parse_args(argv)
+        args.run(args)
+        return 0
+    except AnimaError as error:
+        print(f"anima: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("anima: interrupted", file=sys.stderr)
+        return Interrupted.exit_status
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="anima_core", description="Train LoRA and LoKr adapters for Anima.", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="train | demo | inspect | convert")
+    train = commands.add_parser("train", help="train an adapter", allow_abbrev=False)
+    add_arguments(train)
+    train.set_defaults(run=run_train)
+    demo = commands.add_parser("demo", help="tiny random models, drawn pictures, a real training, in two minutes")
+    demo.add_argument("--output_dir", default="demo", help="where everything is written")
+    demo.add_argument("--steps", type=int, default=0, help="0: as many as the demo needs")
+    demo.set_defaults(run=run_demo)
+    inspect = commands.add_parser("inspect", help="what is in an adapter file")
+    inspect.add_argument("adapter")
+    inspect.set_defaults(run=run_inspect)
+    convert = commands.add_parser("convert", help="rename an adapter's keys between the two families")
+    convert.add_argument("adapter")
+    convert.add_argument("--to", required=True, choices=("diffusion_model", "lora_unet"))
+    convert.add_argument("--output", required=True, help="the file to write")
+    convert.set_defaults(run=run_convert)
+    return parser
+
+
+def run_train(args: argparse.Namespace) -> None:
+    config = config_from(args)
+    from .training.loop import train  # after the settings are known to be good: importing torch takes seconds
+
+    with ProgressBar() as bar:
+        result = train(config, bar.on_event)
+    print(f"{result.stop_reason} after {result.steps} steps: {result.adapter_path}")
+
+
+def run_demo(args: argparse.Namespace) -> None:
+    from .demo import run
+
+    run(Path(args.output_dir), steps=args.steps)
+
+
+def run_inspect(args: argparse.Namespace) -> None:
+    from .adapters.formats import summarise
+
+    for name, value in summarise(args.adapter).items():
+        if isinstance(value, dict):
+            print(f"{name}:")
+            for key, item in value.items():
+                print(f"  {key}: {item}")
+        else:
+            print(f"{name}: {value}")
+
+
+def run_convert(args: argparse.Namespace) -> None:
+    from .adapters.formats import convert_file
+
+    count = convert_file(args.adapter, args.output, args.to)
+    print(f"{count} tensors renamed to {args.to}: {args.output}")
+
+
+class ProgressBar:
+    """Shows the event stream in the terminal: one bar for each stage, loss, lr, s/step, ETA and memory on the last."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._stage = ""
+        self._mean: float | None = None
+
+    def __enter__(self) -> "ProgressBar":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._close()
+
+    def on_event(self, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "progress":
+            self._advance(event["stage"], event["done"], event["total"], unit="it")
+        elif kind == "step":
+            self._step(event)
+        elif kind in ("note", "warning"):
+            self._line(f"warning: {event['text']}" if kind == "warning" else event["text"])
+        elif kind in ("sample", "checkpoint", "saved"):
+            self._line(f"{kind} at step {event['step']}: {event['path']}")
+
+    def _step(self, event: dict[str, Any]) -> None:
+        self._advance("training", event["step"], event["total"], unit="step")
+        loss = event["loss"]
+        if loss is not None:
+            self._mean = loss if self._mean is None else 0.98 * self._mean + 0.02 * loss
+        shown = {"loss": f"{self._mean:.4f}" if self._mean is not None else "nan", "lr": f"{event['lr']:.2e}"}
+        if event["peak_gb"]:
+            shown["memory"] = f"{event['peak_gb']:.1f}GB"
+        self._bar.set_postfix(shown, refresh=False)
+
+    def _advance(self, stage: str, done: int, total: int, unit: str) -> None:
+        from tqdm import tqdm
+
+        if stage != self._stage:
+            self._close()
+            self._stage = stage
+            initial = done - 1 if unit == "step" else 0
+            self._bar = tqdm(total=total, desc=stage, unit=unit, initial=initial, dynamic_ncols=True)
+        self._bar.update(done - self._bar.n)
+
+    def _line(self, text: str) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(text, file=sys.stderr)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        self._stage = ""

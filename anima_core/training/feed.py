@@ -1,0 +1,117 @@
+"""Micro-batches, made ahead of time by one background thread: read caches, choose captions, draw t and noise.
+
+Every random number depends only on (seed, micro-batch number), so prefetching, previews and resuming change nothing.
+"""
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import TrainConfig
+from ..models.transformer import PATCH, AnimaTransformer
+from . import flow
+from .prepare import Data
+from .state import draw_generator
+
+AHEAD = 2  # batches ready while one trains
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of pictures of one size. All tensors fp32."""
+
+    latents: Tensor  # [B, 16, h, w], normalised
+    noise: Tensor  # [B, 16, h, w]
+    t: Tensor  # [B]
+    mask: Tensor | None  # [B, 1, h, w], weighs the loss
+    weight: Tensor  # [B]
+    text: list[dict[str, Tensor]]
+    names: list[str]
+    data: dict[str, int]  # where the data stands after this batch
+
+    def to(self, device: torch.device) -> "Batch":
+        moved = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in moved.items()})
+
+
+class Feed:
+    """Iterate for endless batches, starting with micro-batch `first`. A context manager: leaving it ends the thread."""
+
+    def __init__(self, data: Data, model: AnimaTransformer, config: TrainConfig, first: int) -> None:
+        self._data, self._model, self._config = data, model, config
+        self._number = first
+        self._queue: queue.Queue[Any] = queue.Queue(AHEAD)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="anima-feed", daemon=True)
+
+    def __enter__(self) -> "Feed":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._closed.set()
+        self._thread.join()
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        batch = self._queue.get()
+        if isinstance(batch, BaseException):
+            raise batch
+        return batch
+
+    def _work(self) -> None:
+        try:
+            while not self._closed.is_set():
+                self._put(self._make())
+        except BaseException as error:  # handed to the loop, which raises it
+            self._put(error)
+
+    def _put(self, item: Any) -> None:
+        while not self._closed.is_set():
+            try:
+                return self._queue.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def _make(self) -> Batch:
+        data, flow_config = self._data, self._config.flow
+        draws = next(data.batches)
+        latents = torch.stack([data.latents(draw) for draw in draws])
+        masks = [data.mask(draw) for draw in draws]
+        generator = draw_generator(self._config.seed, "noise", self._number)
+        tokens = latents.shape[2] * latents.shape[3] // PATCH**2
+        t = flow.sample_timesteps(len(draws), flow_config, generator, tokens=tokens)
+        noise = flow.noise_like(latents, generator, flow_config.noise_offset)
+        self._number += 1
+        batch = Batch(
+            latents=latents,
+            noise=noise,
+            t=t,
+            mask=stack_masks(masks, latents),
+            weight=torch.tensor([draw.item.picture.subset.loss_weight for draw in draws]),
+            text=data.conditioner.fetch([data.caption(draw) for draw in draws], self._model),
+            names=[draw.item.picture.path.name for draw in draws],
+            data=data.batches.state_dict(),
+        )
+        return pin(batch) if self._model.device.type == "cuda" else batch
+
+
+def stack_masks(masks: list[Tensor | None], latents: Tensor) -> Tensor | None:
+    """Pictures without a mask count everywhere; None when no picture has one."""
+    if all(mask is None for mask in masks):
+        return None
+    ones = torch.ones(1, *latents.shape[2:])
+    return torch.stack([ones if mask is None else mask for mask in masks])
+
+
+def pin(batch: Batch) -> Batch:
+    """Page-locked memory, so that the copy to the device does not wait."""
+    pinned = {f.name: getattr(batch, f.name) for f in fields(batch) if isinstance(getattr(batch, f.name), Tensor)}
+    return replace(batch, **{name: tensor.pin_memory() for name, tensor in pinned.items()})

@@ -1,0 +1,51 @@
+"""All gradients in one buffer, so that clipping and guarding against non-finite steps are single kernels without a sync."""
+
+import torch
+from torch import Tensor, nn
+
+FP16_SCALE = 2.0**14  # start of the loss scale: a velocity loss of 1024 px has gradients near 1e-6, below fp16's normal range
+FP16_GROWTH_STEPS = 1000
+
+
+class FlatGradient:
+    """Every parameter's `.grad` is a view of one fp32 buffer.
+
+    With an fp16 base the loss is scaled so that activation gradients do not vanish; a step whose gradient overflows is
+    zeroed and the scale halved, on the device.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], fp16: bool) -> None:
+        device = parameters[0].device
+        self.buffer = torch.zeros(sum(p.numel() for p in parameters), device=device)
+        pieces = self.buffer.split([p.numel() for p in parameters])
+        for parameter, piece in zip(parameters, pieces):
+            parameter.grad = piece.view_as(parameter)
+        self.scale = torch.full((), FP16_SCALE if fp16 else 1.0, device=device)
+        self.good_steps = torch.zeros((), device=device)
+        self.fp16 = fp16
+
+    def backward(self, loss: Tensor) -> None:
+        (loss * self.scale).backward() if self.fp16 else loss.backward()
+
+    @torch.no_grad()
+    def finish(self, max_norm: float) -> Tensor:
+        """Unscale, clip to `max_norm` (0: do not), zero a non-finite gradient. Returns the norm before clipping."""
+        if self.fp16:
+            self.buffer.div_(self.scale)
+        norm = torch.linalg.vector_norm(self.buffer)
+        if max_norm > 0:
+            self.buffer.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
+        finite = norm.isfinite()
+        torch.where(finite, self.buffer, torch.zeros_like(norm), out=self.buffer)
+        if self.fp16:
+            self._adjust_scale(finite)
+        return norm
+
+    def _adjust_scale(self, finite: Tensor) -> None:
+        self.good_steps = torch.where(finite, self.good_steps + 1, 0)
+        grow = self.good_steps >= FP16_GROWTH_STEPS
+        self.scale = torch.where(finite, torch.where(grow, self.scale * 2, self.scale), self.scale / 2)
+        self.good_steps = torch.where(grow, 0, self.good_steps)
+
+    def zero(self) -> None:
+        self.buffer.zero_()

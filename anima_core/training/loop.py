@@ -1,0 +1,292 @@
+"""A training run, top to bottom: check, cache, load, train, save.
+
+`train` is the entry; `run_steps` is the loop.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..adapters.formats import adapter_state, build_metadata, load_into, save_adapter
+from ..adapters.network import AdapterNetwork
+from ..config import TrainConfig
+from ..errors import Interrupted, RunError
+from ..models.checkpoint import DTYPES
+from ..models.transformer import AnimaTransformer, load_transformer
+from . import flow, optimizers, schedules
+from .ema import EMA
+from .events import Events, Listener
+from .feed import Batch, Feed
+from .gradient import FlatGradient
+from .losses import DEAD_AFTER_STEPS, LossReader, StepRecord, Watchdog
+from .memory import free_memory, peak_gb
+from .preflight import Plan, preflight
+from .prepare import Data, prepare_data
+from .previews import Previews
+from .rundir import freeze_config, open_run_dir, prune
+from .state import TrainState
+
+KEEP_GOOD_EVERY = 100  # steps between copies of the adapter that a broken run falls back to
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """adapter_path: the saved file; losses: one per optimizer step; stop_reason: finished, stopped."""
+
+    adapter_path: Path
+    steps: int
+    losses: list[float]
+    run_dir: Path
+    stop_reason: str
+
+
+def train(config: TrainConfig, on_event: Listener | None = None) -> TrainResult:
+    """Train one adapter from pictures to file.
+
+    on_event receives every event as a dict (see `events`) and may answer "stop" (end early, keep the adapter) or "cancel".
+    Raises SettingError or FileError before a model is loaded where that can be known, RunError for a failure in the run,
+    Interrupted after a cancel; in the last two cases the state was saved first when checkpoints are on.
+    """
+    plan = preflight(config)
+    open_run_dir(plan)
+    events = Events(plan.run_dir / "log.jsonl", on_event)
+    try:
+        # ComfyUI runs nodes in inference mode and other packs switch gradients off: state what training needs.
+        with torch.inference_mode(False), torch.enable_grad():
+            return Run(plan, events).go()
+    finally:
+        events.close()
+        free_memory()
+
+
+class Run:
+    """What `train` holds while it runs."""
+
+    def __init__(self, plan: Plan, events: Events) -> None:
+        self.plan = plan
+        self.config = plan.config
+        self.events = events
+        self.config_text = freeze_config(plan)
+        self.started = time.time()
+        self.reader = LossReader()
+
+    def go(self) -> TrainResult:
+        self.report_start()
+        self.data = prepare_data(self.plan, self.events)
+        self.total = total_steps(self.config, self.data)
+        self.model = self.load_model()
+        self.network = AdapterNetwork.inject(self.model, self.config.network, self.config.seed)
+        self.data.embed_text(self.model, self.events)
+        self.state = self.build_state()
+        self.previews = self.build_previews()
+        self.watchdog = Watchdog(self.network)
+        try:
+            reason = self.run_steps()
+            path = self.finish(reason)
+        except BaseException as error:
+            self.rescue(error)
+            raise
+        finally:
+            self.data.close()
+        return TrainResult(path, self.state.step, self.state.losses, self.plan.run_dir, reason)
+
+    def report_start(self) -> None:
+        for text in self.plan.warnings:
+            self.events.emit("warning", text=text)
+        for report in self.plan.reports:
+            for line in report.lines():
+                self.events.emit("note", text=line)
+        device, dtype = str(self.plan.device), str(self.plan.dtype).removeprefix("torch.")
+        self.events.emit("start", device=device, dtype=dtype, name=self.config.output.name)
+
+    def load_model(self) -> AnimaTransformer:
+        model = load_transformer(self.config.model.transformer, dtype=self.plan.dtype, device=self.plan.device)
+        model.gradient_checkpointing = self.config.gradient_checkpointing
+        return model
+
+    def build_state(self) -> TrainState:
+        """The adapter, its optimizer and their moment in time: new, or as a checkpoint left them."""
+        config, network = self.config, self.network
+        if config.network.weights:
+            load_into(network, config.network.weights)
+        groups = network.parameter_groups(config.optimizer.learning_rate, config.optimizer.weight_decay)
+        parameters = [p for group in groups for p in group["params"]]
+        state = TrainState(
+            network=network,
+            optimizer=optimizers.build_optimizer(groups, config.optimizer),
+            gradient=FlatGradient(parameters, fp16=self.plan.dtype == torch.float16),
+            ema=EMA(parameters, config.ema_decay) if config.ema_decay > 0 else None,
+        )
+        if self.plan.resume_from:
+            state.load(self.plan.resume_from)
+            self.data.batches.load_state_dict(state.data)
+            self.events.emit("note", text=f"resumed at step {state.step} from {self.plan.resume_from.name}")
+        self.events.emit("note", text=network.describe())
+        return state
+
+    def build_previews(self) -> Previews:
+        config = self.config
+        folder = self.plan.run_dir / "samples"
+        return Previews(config.samples, config.model.vae, config.vae_tile, folder, self.data.conditioner)
+
+    def run_steps(self) -> str:
+        """The loop. Returns why it ended."""
+        config, state = self.config, self.state
+        self.network.train()
+        if state.step == 0 and self.previews.due(0, self.total):
+            self.preview()
+        self.clock = time.perf_counter()
+        with Feed(self.data, self.model, config, state.batch) as feed:
+            while state.step < self.total and self.events.command is None:
+                factor = schedules.lr_factor(config.optimizer, state.step, self.total)
+                schedules.apply_lr(state.optimizer, factor)
+                loss, pictures = torch.zeros((), device=self.model.device), []
+                for _ in range(config.gradient_accumulation_steps):
+                    batch = next(feed)
+                    self.network.begin_step(state.batch)
+                    micro_loss = self.forward(batch) / config.gradient_accumulation_steps
+                    state.gradient.backward(micro_loss)
+                    loss += micro_loss.detach()
+                    pictures += batch.names
+                    state.batch, state.data = state.batch + 1, batch.data
+                grad_norm = state.gradient.finish(config.optimizer.max_grad_norm)
+                state.optimizer.step()
+                state.gradient.zero()
+                if state.ema is not None:
+                    state.ema.update()
+                state.step += 1
+
+                lr = config.optimizer.learning_rate * factor
+                self.reader.push(StepRecord(state.step, lr, pictures), loss, grad_norm)
+                self.report(self.reader.ready())
+                self.every_so_often()
+            self.report(self.reader.ready(wait=True))
+        if self.events.command == "cancel":
+            raise Interrupted(f"cancelled at step {state.step} of {self.total}")
+        return "stopped" if self.events.command == "stop" else "finished"
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """One micro-batch -> mean loss, fp32, on the device."""
+        batch = batch.to(self.model.device)
+        text, lengths = self.data.conditioner.place(batch.text, self.model)
+        noisy = flow.interpolate(batch.latents, batch.noise, batch.t)
+        velocity = self.model(noisy, batch.t, text, lengths)
+        target = flow.velocity_target(batch.latents, batch.noise)
+        losses = flow.flow_loss(velocity, target, batch.t, self.config.flow, mask=batch.mask, weight=batch.weight)
+        return losses.mean()
+
+    def report(self, records: list[StepRecord]) -> None:
+        """Emit the steps whose losses have arrived, oldest first; the watchdog sees each."""
+        if not records:
+            return
+        now = time.perf_counter()
+        seconds, self.clock = (now - self.clock) / len(records), now
+        for record in records:
+            finite = math.isfinite(record.loss)
+            self.state.losses.append(record.loss if finite else math.nan)
+            self.events.emit(
+                "step",
+                step=record.step,
+                total=self.total,
+                loss=record.loss if finite else None,
+                lr=record.lr,
+                grad_norm=record.grad_norm if math.isfinite(record.grad_norm) else None,
+                seconds=seconds,
+                peak_gb=peak_gb(self.plan.device),
+            )
+            warning = self.watchdog.check(record)
+            if warning:
+                self.events.emit("warning", text=warning)
+
+    def every_so_often(self) -> None:
+        """What is due after this step: watchdogs, previews, saves."""
+        step, output = self.state.step, self.config.output
+        if step == DEAD_AFTER_STEPS:
+            self.watchdog.check_moving()
+        if step % KEEP_GOOD_EVERY == 0:
+            self.watchdog.keep(step)
+        if self.previews.due(step, self.total):
+            self.preview()
+            self.clock = time.perf_counter()
+        epoch_steps = max(1, self.data.batches_per_epoch // self.config.gradient_accumulation_steps)
+        by_step = output.save_every_n_steps > 0 and step % output.save_every_n_steps == 0
+        by_epoch = output.save_every_n_epochs > 0 and step % (output.save_every_n_epochs * epoch_steps) == 0
+        if (by_step or by_epoch) and step < self.total:
+            self.save_intermediate()
+
+    def preview(self) -> None:
+        with self.saved_weights():
+            self.previews.make(self.model, self.network, self.state.step, self.events)
+
+    @contextmanager
+    def saved_weights(self) -> Iterator[None]:
+        """The weights that a user gets: ScheduleFree's averages, the EMA."""
+        with optimizers.evaluating(self.state.optimizer):
+            if self.state.ema is None:
+                yield
+            else:
+                with self.state.ema.swapped():
+                    yield
+
+    def save_intermediate(self) -> None:
+        output, step = self.config.output, self.state.step
+        path = Path(output.dir) / f"{output.name}-step{step:08d}.safetensors"
+        self.save_adapter(path)
+        prune(sorted(Path(output.dir).glob(f"{output.name}-step*.safetensors")), output.save_last_n)
+        if output.save_state:
+            self.save_checkpoint()
+
+    def save_checkpoint(self) -> None:
+        self.report(self.reader.ready(wait=True))  # the loss history is part of the state
+        folder = self.plan.run_dir / "checkpoints" / f"step-{self.state.step:08d}"
+        self.state.save(folder, self.config_text)
+        self.events.emit("checkpoint", step=self.state.step, path=str(folder))
+        prune(sorted(folder.parent.glob("step-*")), self.config.output.save_last_n)
+
+    def save_adapter(self, path: Path) -> None:
+        output = self.config.output
+        extra = self.data.metadata() | {
+            "ss_steps": str(self.state.step),
+            "ss_training_started_at": str(self.started),
+            "ss_training_finished_at": str(time.time()),
+        }
+        with self.saved_weights():
+            state = adapter_state(self.network, output.key_format, DTYPES[output.save_dtype])
+            save_adapter(path, state, build_metadata(self.config, extra))
+        self.events.emit("saved", step=self.state.step, path=str(path))
+
+    def finish(self, reason: str) -> Path:
+        good_step = self.watchdog.restore_if_broken()
+        if good_step is not None:
+            raise RunError(f"the adapter is not finite any more (it was at step {good_step}); lower the learning rate")
+        path = self.plan.adapter_path
+        self.save_adapter(path)
+        if self.config.output.save_state:
+            self.save_checkpoint()
+        self.events.emit("finish", step=self.state.step, reason=reason, path=str(path))
+        return path
+
+    def rescue(self, error: BaseException) -> None:
+        """On the way out of a run that did not finish: keep what there is, and say where."""
+        broken = self.watchdog.restore_if_broken()
+        if broken is not None:
+            self.events.emit("warning", text=f"the adapter was not finite any more: the one of step {broken} is kept")
+        if self.state.step == 0:
+            return
+        path = self.plan.adapter_path.with_name(f"{self.config.output.name}-step{self.state.step:08d}.safetensors")
+        self.save_adapter(path)
+        if broken is None:
+            self.save_checkpoint()
+        self.events.emit("finish", step=self.state.step, reason=type(error).__name__, path=str(path))
+
+
+def total_steps(config: TrainConfig, data: Data) -> int:
+    """Optimizer steps of the run: `max_train_epochs` when set, else `max_train_steps`."""
+    if config.max_train_epochs == 0:
+        return config.max_train_steps
+    return math.ceil(config.max_train_epochs * data.batches_per_epoch / config.gradient_accumulation_steps)

@@ -1,0 +1,64 @@
+"""Devices, dtypes and what they hold."""
+
+import gc
+
+import torch
+
+from ..errors import SettingError
+from ..models.checkpoint import DTYPES
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The named device, or the best there is: CUDA (ROCm answers to that name), XPU, MPS, CPU."""
+    if name != "auto":
+        return _named_device(name)
+    for kind in ("cuda", "xpu", "mps"):
+        if _available(kind):
+            return torch.device(kind, torch.accelerator.current_device_index()) if kind != "mps" else torch.device(kind)
+    return torch.device("cpu")
+
+
+def _available(kind: str) -> bool:
+    backend = torch.backends.mps if kind == "mps" else getattr(torch, kind, None)
+    return backend is not None and backend.is_available()
+
+
+def _named_device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise SettingError(f"device={name}: not a device; use auto, cpu, cuda, cuda:1, xpu or mps") from None
+    if device.type != "cpu" and not _available(device.type):
+        raise SettingError(f"device={name}: this machine's torch {torch.__version__} has none; use device=auto")
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """auto: bf16 where the device computes in it, fp16 on older CUDA cards and MPS, fp32 on the CPU."""
+    if name != "auto":
+        return DTYPES[name]
+    if device.type == "cpu":
+        return torch.float32
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0) and torch.version.hip is None:
+        return torch.float16  # before Ampere bf16 is emulated
+    return torch.float16 if device.type == "mps" else torch.bfloat16
+
+
+def free_memory() -> None:
+    """Give back what dropped models held."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    elif _available("xpu"):
+        torch.xpu.empty_cache()
+    elif _available("mps"):
+        torch.mps.empty_cache()
+
+
+def peak_gb(device: torch.device) -> float:
+    """Peak memory that torch reserved on the device, in GB; 0 where it does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device) / 1e9
+    if device.type == "xpu":
+        return torch.xpu.max_memory_reserved(device) / 1e9
+    return torch.mps.driver_allocated_memory() / 1e9 if device.type == "mps" else 0.0

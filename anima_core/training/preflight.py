@@ -1,0 +1,124 @@
+"""Everything that can be refused before a model is loaded: files, folders, packages, targets, pictures.
+
+Returns the plan that the loop follows; opens headers only.
+"""
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..adapters.targets import select_targets
+from ..config import DatasetConfig, TrainConfig
+from ..data.cache import TensorCache
+from ..data.folder import Picture, ScanIndex, ScanReport, scan
+from ..errors import FileError, SettingError
+from ..models.checkpoint import check_not_quantised, read_header
+from ..models.qwen import qwen_config, qwen_tokenizer_dir
+from ..models.tokenizers import t5_tokenizer_dir
+from ..models.transformer import AnimaTransformer, TransformerConfig, transformer_config
+from ..models.vae import vae_config
+from . import optimizers
+from .memory import pick_device, pick_dtype
+from .state import find_checkpoint
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked run: the config, and what was learnt while checking it."""
+
+    config: TrainConfig
+    device: torch.device
+    dtype: torch.dtype
+    transformer: TransformerConfig
+    pictures: tuple[tuple[Picture, ...], ...]  # of each dataset
+    reports: tuple[ScanReport, ...]
+    cache_dir: Path
+    run_dir: Path
+    resume_from: Path | None
+    warnings: tuple[str, ...]
+
+    @property
+    def adapter_path(self) -> Path:
+        return Path(self.config.output.dir) / f"{self.config.output.name}.safetensors"
+
+
+def preflight(config: TrainConfig) -> Plan:
+    """Check `config` against the machine and the disk. Raises SettingError or FileError with the way out."""
+    device = pick_device(config.device)
+    warnings = tuple(optimizers.preflight(config.optimizer))
+    sizes = check_models(config)
+    check_targets(config, sizes)
+    run_dir = Path(config.output.dir) / f"{config.output.name}-run"
+    resume_from = find_checkpoint(config.output.resume, run_dir) if config.output.resume else None
+    check_writable(Path(config.output.dir))
+    cache_dir = cache_folder(config)
+    check_writable(cache_dir)
+    scans = [scan_dataset(dataset, cache_dir) for dataset in config.datasets]
+    return Plan(
+        config=config,
+        device=device,
+        dtype=pick_dtype(config.model.dtype, device),
+        transformer=sizes,
+        pictures=tuple(tuple(pictures) for pictures, _ in scans),
+        reports=tuple(report for _, report in scans),
+        cache_dir=cache_dir,
+        run_dir=run_dir,
+        resume_from=resume_from,
+        warnings=warnings,
+    )
+
+
+def check_models(config: TrainConfig) -> TransformerConfig:
+    """The four files are what their slots say, and fit one another."""
+    paths = config.model
+    header = read_header(paths.transformer)
+    check_not_quantised(paths.transformer, header)
+    sizes = transformer_config(paths.transformer, header)
+    vae_config(paths.vae, read_header(paths.vae))
+    hidden = qwen_config(paths.qwen).hidden_size
+    if hidden != sizes.adapter.source_dim:
+        wanted = sizes.adapter.source_dim
+        raise FileError(f"{paths.qwen}: hidden size {hidden}, the transformer was made for {wanted}; use Qwen3-0.6B")
+    qwen_tokenizer_dir(paths.qwen, paths.qwen_tokenizer_dir)
+    t5_tokenizer_dir(paths.t5_tokenizer_dir)
+    if config.network.weights:
+        read_header(config.network.weights)
+    return sizes
+
+
+def check_targets(config: TrainConfig, sizes: TransformerConfig) -> None:
+    """Every pattern matches something, on a model without weights."""
+    with torch.device("meta"):
+        model = AnimaTransformer(sizes)
+    if not select_targets(model, config.network):
+        raise SettingError(f"targets={config.network.targets!r}: no module is left to train; loosen exclude or ranks")
+
+
+def check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise FileError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from None
+
+
+def cache_folder(config: TrainConfig) -> Path:
+    """Where latents and text are kept: `cache_dir`, else beside the first folder of pictures, else beside the output."""
+    if config.cache_dir:
+        return Path(config.cache_dir)
+    pictures = Path(config.datasets[0].subsets[0].image_dir)
+    if not pictures.is_dir():
+        raise FileError(f"{pictures}: no such folder of pictures; check image_dir")
+    return (pictures if os.access(pictures, os.W_OK) else Path(config.output.dir)) / ".anima_cache"
+
+
+def scan_dataset(dataset: DatasetConfig, cache_dir: Path) -> tuple[list[Picture], ScanReport]:
+    return scan(dataset, index=ScanIndex(cache_dir / "index.json"))
+
+
+def tensor_cache(plan: Plan, kind: str, on_disk: bool) -> TensorCache:
+    return TensorCache(plan.cache_dir / kind if on_disk else None)

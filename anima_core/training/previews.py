@@ -1,0 +1,65 @@
+"""Preview pictures while training. They draw from their own generators and never end a run."""
+
+from pathlib import Path
+
+import torch
+
+from ..adapters.network import AdapterNetwork
+from ..conditioning import Conditioner
+from ..config import SampleConfig
+from ..models.transformer import AnimaTransformer
+from ..models.vae import AnimaVAE, load_vae
+from ..sampling import noise_for, preview_image, sample, simple_sigmas
+from .events import Events
+from .memory import free_memory
+
+
+class Previews:
+    def __init__(self, config: SampleConfig, vae_path: str, tile: int, folder: Path, conditioner: Conditioner) -> None:
+        self.config = config
+        self.vae_path = vae_path
+        self.tile = tile
+        self.folder = folder
+        self.conditioner = conditioner
+
+    def due(self, step: int, total: int) -> bool:
+        config = self.config
+        if not config.prompts:
+            return False
+        if step == 0:
+            return config.at_first
+        regular = config.every_n_steps > 0 and step % config.every_n_steps == 0
+        return regular or (config.at_end and step == total)
+
+    def make(self, model: AnimaTransformer, network: AdapterNetwork, step: int, events: Events) -> None:
+        """Draw every prompt with the adapter as it is now. A failure is a warning."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        training = network.training
+        network.eval()
+        try:
+            vae = load_vae(self.vae_path, device=model.device)
+            for index in range(len(self.config.prompts)):
+                path = self.folder / f"step-{step:08d}-{index}.png"
+                self._one(model, vae, index, path)
+                events.emit("sample", step=step, path=str(path), prompt=self.config.prompts[index])
+        except Exception as error:
+            events.emit("warning", text=f"step {step}: the preview failed and was left out ({error})")
+        finally:
+            network.train(training)
+            vae = None
+            free_memory()
+
+    @torch.no_grad()
+    def _one(self, model: AnimaTransformer, vae: AnimaVAE, index: int, path: Path) -> None:
+        config = self.config
+        positive = self._embeds(config.prompts[index], model)
+        negative = self._embeds(config.negative, model) if config.cfg != 1 else None
+        noise = noise_for(config.seed, config.width, config.height).to(model.device)
+        sigmas = simple_sigmas(config.steps, shift=config.shift)
+        latents = sample(model, positive, noise, sigmas, negative=negative, cfg=config.cfg)
+        temporary = path.with_suffix(".tmp")
+        preview_image(latents, vae, tile=self.tile).save(temporary, format="PNG")
+        temporary.replace(path)
+
+    def _embeds(self, prompt: str, model: AnimaTransformer):
+        return self.conditioner.place(self.conditioner.fetch([prompt], model), model)[0]

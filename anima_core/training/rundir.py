@@ -1,0 +1,37 @@
+"""The run folder `<output_dir>/<name>-run/`: frozen config, log, samples, checkpoints."""
+
+import os
+import shutil
+from pathlib import Path
+
+import toml
+
+from ..config import to_dict
+from .preflight import Plan
+
+
+def open_run_dir(plan: Plan) -> None:
+    """Make the run folder. An earlier run's folder of this name is moved aside, unless this run resumes it."""
+    folder = plan.run_dir
+    if plan.resume_from is None and (folder / "log.jsonl").exists():
+        number = 1
+        while folder.with_name(f"{folder.name}-{number}").exists():
+            number += 1
+        os.replace(folder, folder.with_name(f"{folder.name}-{number}"))
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def freeze_config(plan: Plan) -> str:
+    """Write `config.toml`, every setting of the run spelt out; returns its text."""
+    text = toml.dumps(to_dict(plan.config))
+    path = plan.run_dir / "config.toml"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+    return text
+
+
+def prune(paths: list[Path], keep: int) -> None:
+    """Delete all but the last `keep` of files or folders sorted by age; 0 keeps all."""
+    for path in paths[: -keep if keep else 0]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -1,0 +1,137 @@
+"""Everything that a run is at a moment: the one object that a checkpoint stores and resume restores.
+
+Random numbers need no state of their own: every draw comes from a generator seeded by (seed, purpose, position), see
+`draw_generator`, so the step and the position in the data are enough to go on exactly.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..adapters.network import AdapterNetwork
+from ..errors import FileError
+from .ema import EMA
+from .gradient import FlatGradient
+
+CHECKPOINT_VERSION = 1
+
+
+def draw_generator(seed: int, purpose: str, *position: int) -> torch.Generator:
+    """A CPU generator that depends on nothing but its arguments: the same draws on every device, after every resume."""
+    text = f"{seed}/{purpose}/{'/'.join(map(str, position))}"
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1)
+
+
+@dataclass
+class TrainState:
+    network: AdapterNetwork
+    optimizer: torch.optim.Optimizer
+    gradient: FlatGradient
+    ema: EMA | None
+    step: int = 0  # optimizer steps done
+    batch: int = 0  # micro-batches done
+    data: dict[str, int] = field(default_factory=dict)  # where the next batch stands in the data
+    losses: list[float] = field(default_factory=list)
+
+    def save(self, folder: Path, config_text: str) -> None:
+        """Write a checkpoint; the folder appears whole or not at all."""
+        temporary = folder.with_name(f".{folder.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            temporary.mkdir(parents=True)
+            tensors, scalars = flatten_optimizer(self.optimizer.state_dict())
+            tensors |= {f"adapter.{k}": v for k, v in self.network.state_dict().items()}
+            tensors |= {"gradient.scale": self.gradient.scale, "gradient.good_steps": self.gradient.good_steps}
+            if self.ema is not None:
+                tensors |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary / "state.safetensors")
+            self._write_json(temporary / "state.json", scalars)
+            (temporary / "config.toml").write_text(config_text, encoding="utf-8")
+            for file in temporary.iterdir():
+                flush_to_disk(file)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(temporary, folder)
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise FileError(
+                f"{folder}: the checkpoint could not be written ({error.strerror or error}); free some space"
+            ) from None
+
+    def _write_json(self, path: Path, optimizer_scalars: dict[str, Any]) -> None:
+        data = {
+            "version": CHECKPOINT_VERSION,
+            "step": self.step,
+            "batch": self.batch,
+            "data": self.data,
+            "losses": self.losses,
+            "optimizer": optimizer_scalars,
+        }
+        path.write_text(json.dumps(data), encoding="utf-8")
+
+    def load(self, folder: Path) -> None:
+        """Restore what `save` wrote into the freshly built objects of the same config."""
+        try:
+            data = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            tensors = load_file(folder / "state.safetensors")
+        except Exception as error:
+            raise FileError(f"{folder}: not a readable checkpoint ({error}); resume an earlier one") from None
+        if data["version"] != CHECKPOINT_VERSION:
+            raise FileError(f"{folder}: checkpoint version {data['version']}, this program reads {CHECKPOINT_VERSION}")
+        self.step, self.batch, self.data, self.losses = (data[k] for k in ("step", "batch", "data", "losses"))
+        self.network.load_state_dict(_part(tensors, "adapter."))
+        self.optimizer.load_state_dict(unflatten_optimizer(_part(tensors, "optimizer."), data["optimizer"]))
+        self.gradient.scale.copy_(tensors["gradient.scale"])
+        self.gradient.good_steps.copy_(tensors["gradient.good_steps"])
+        if self.ema is not None:
+            self.ema.load_state_dict(_part(tensors, "ema."))
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def flatten_optimizer(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Any optimizer's state dict -> tensors `optimizer.<parameter>.<name>`, and the rest as plain JSON."""
+    tensors, scalars = {}, {}
+    for index, entries in state["state"].items():
+        scalars[str(index)] = {}
+        for name, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{index}.{name}"] = value
+            else:
+                scalars[str(index)][name] = value
+    groups = [{k: v.item() if isinstance(v, Tensor) else v for k, v in group.items()} for group in state["param_groups"]]
+    return tensors, {"state": scalars, "param_groups": groups}
+
+
+def unflatten_optimizer(tensors: dict[str, Tensor], scalars: dict[str, Any]) -> dict[str, Any]:
+    state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in scalars["state"].items()}
+    for key, tensor in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = tensor
+    groups = [{k: tuple(v) if k == "betas" else v for k, v in group.items()} for group in scalars["param_groups"]]
+    return {"state": state, "param_groups": groups}
+
+
+def flush_to_disk(path: Path) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def find_checkpoint(resume: str, run_dir: Path) -> Path:
+    """`--resume`: a checkpoint folder, a run folder, or "latest" of this run."""
+    folder = run_dir if resume == "latest" else Path(resume)
+    if (folder / "state.json").is_file():
+        return folder
+    found = sorted((folder / "checkpoints").glob("step-*"))
+    if not found:
+        raise FileError(f"resume={resume}: no checkpoint in {folder}; train with --save_state to write some")
+    return found[-1]
