@@ -119,7 +119,7 @@ def strip_prefix(name: str, prefixes: tuple[str, ...] = TRANSFORMER_PREFIXES) ->
 
 def load_strict(
     model: nn.Module,
-    path: str | Path,
+    path: str | Path | list[Path],
     *,
     what: str,
     rename: Callable[[str], str | None] = strip_prefix,
@@ -129,27 +129,47 @@ def load_strict(
 ) -> nn.Module:
     """Fill `model` (built on the meta device) from a file, tensor by tensor, straight to `device` in `dtype`.
 
+    path: one file, or the shards of one model.
     rename: the file's key -> the model's, or None to leave the tensor out.
     transform: reshapes one tensor to the model's layout, by its model name.
     Every parameter and persistent buffer must be in the file and every tensor of the file must be one of them, else a
     FileError names the first. Parameters come out frozen (`requires_grad=False`).
     """
-    header = read_header(path)
-    check_not_quantised(path, header)
+    files = path if isinstance(path, list) else [path]
     wanted = dict(model.state_dict(keep_vars=True))
-    sources = {rename(name): name for name in header if not IGNORED.search(name)}
-    sources.pop(None, None)
-    _check_names(path, what, wanted.keys(), sources.keys())
+    sources = {file: _sources(file, rename) for file in files}
+    _check_names(files[0], what, wanted.keys(), [name for names in sources.values() for name in names])
     state = {}
-    with safe_open(str(path), framework="pt", device="cpu") as file:
-        for name, source in sources.items():
-            tensor = transform(name, file.get_tensor(source))
-            if tensor.shape != wanted[name].shape:
-                shapes = f"{list(tensor.shape)}, expected {list(wanted[name].shape)}"
-                raise FileError(f"{path}: {source} has shape {shapes}; is this the {what}?")
-            state[name] = tensor.to(device=device, dtype=dtype)
+    for file, names in sources.items():
+        with safe_open(str(file), framework="pt", device="cpu") as tensors:
+            for name, key in names.items():
+                tensor = transform(name, tensors.get_tensor(key))
+                if tensor.shape != wanted[name].shape:
+                    shapes = f"{list(tensor.shape)}, expected {list(wanted[name].shape)}"
+                    raise FileError(f"{file}: {key} has shape {shapes}; is this the {what}?")
+                state[name] = tensor.to(device=device, dtype=dtype)
     model.load_state_dict(state, strict=True, assign=True)
     return model.requires_grad_(False)
+
+
+def shards(path: str | Path) -> list[Path]:
+    """The safetensors files behind a path: itself, or those of a Hugging Face folder."""
+    path = Path(path)
+    if not path.is_dir():
+        return [path]
+    found = sorted(path.glob("*.safetensors"))
+    if not found:
+        raise FileError(f"{path}: no .safetensors file in this folder; check the path")
+    return found
+
+
+def _sources(path: str | Path, rename: Callable[[str], str | None]) -> dict[str, str]:
+    """The model's name of each tensor -> its key in the file."""
+    header = read_header(path)
+    check_not_quantised(path, header)
+    sources = {rename(key): key for key in header if not IGNORED.search(key)}
+    sources.pop(None, None)
+    return sources
 
 
 def check_not_quantised(path: str | Path, header: dict[str, TensorInfo]) -> None:

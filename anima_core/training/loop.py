@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from ..adapters.formats import adapter_state, build_metadata, load_into, save_adapter
+from ..adapters.formats import adapter_state, load_into, save_adapter
+from ..adapters.metadata import build_metadata
 from ..adapters.network import AdapterNetwork
 from ..config import TrainConfig
 from ..errors import Interrupted, RunError
@@ -257,7 +258,7 @@ class Run:
         }
         with self.saved_weights():
             state = adapter_state(self.network, output.key_format, DTYPES[output.save_dtype])
-            save_adapter(path, state, build_metadata(self.config, extra))
+            save_adapter(path, state, build_metadata(self.config, extra, state))
         self.events.emit("saved", step=self.state.step, path=str(path))
 
     def finish(self, reason: str) -> Path:

@@ -1,0 +1,107 @@
+"""LoKr: delta W = scale * kron(w1, w2), applied as two small products, never as a matrix of weight size.
+
+Rules of factorisation, decomposition, initialisation and scale: LyCORIS', see `reference/seed_family.md` §3.5.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .layers import Dropouts, kaiming, keep_mask
+
+
+def factorization(dimension: int, factor: int) -> tuple[int, int]:
+    """Split a dimension into (small, large), small * large = dimension, small as near to `factor` as its divisors allow.
+
+    factor -1 balances the two.
+    """
+    if factor > 0 and dimension % factor == 0:
+        return min(factor, dimension // factor), max(factor, dimension // factor)
+    limit = dimension if factor < 0 else factor
+    small, large = 1, dimension
+    length = small + large
+    while small < large:
+        candidate = small + 1
+        while dimension % candidate:
+            candidate += 1
+        other = dimension // candidate
+        if candidate + other > length or candidate > limit:
+            break
+        small, large = candidate, other
+    return min(small, large), max(small, large)
+
+
+class LoKr(nn.Module):
+    """Kronecker correction of a Linear(in, out): out = l * k, in = m * n, w1 [l, m], w2 [k, n].
+
+    Either factor may be a product of rank r: w1 = w1_a [l, r] w1_b [r, m], w2 = w2_a [k, r] w2_b [r, n].
+    scale = alpha / r, and 1 when both factors are whole (alpha is then stored as r, which ComfyUI ignores).
+    x [..., in] -> [..., out], in x's dtype. `dropout` acts on x, `rank_dropout` on w2's r values, `module_dropout` on all.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        rank: int,
+        alpha: float,
+        factor: int,
+        full_matrix: bool,
+        decompose_both: bool,
+        dropouts: Dropouts,
+        layer: int,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        (l, k), (m, n) = factorization(outputs, factor), factorization(inputs, factor)  # noqa: E741, as in the formula
+        self.shape = (l, k, m, n)
+        self.rank = min(rank, max(k, n))
+        self.dropouts, self.layer = dropouts, layer
+        whole_w1 = full_matrix or not decompose_both or rank >= max(l, m) / 2
+        whole_w2 = full_matrix or rank >= max(k, n) / 2
+        if whole_w1:
+            self.lokr_w1 = nn.Parameter(kaiming((l, m), generator))
+        else:
+            self.lokr_w1_a = nn.Parameter(kaiming((l, rank), generator))
+            self.lokr_w1_b = nn.Parameter(kaiming((rank, m), generator))
+        if whole_w2:
+            self.lokr_w2 = nn.Parameter(torch.zeros(k, n))
+        else:
+            self.lokr_w2_a = nn.Parameter(kaiming((k, rank), generator))
+            self.lokr_w2_b = nn.Parameter(torch.zeros(rank, n))
+        self.zero_init = "lokr_w2" if whole_w2 else "lokr_w2_b"
+        both_whole = whole_w1 and whole_w2
+        self.alpha = float(self.rank) if both_whole else alpha or float(rank)
+        self.scale = 1.0 if both_whole else self.alpha / rank
+
+    def w1(self) -> Tensor:
+        return self.lokr_w1 if hasattr(self, "lokr_w1") else self.lokr_w1_a @ self.lokr_w1_b
+
+    def w2(self) -> Tensor:
+        return self.lokr_w2 if hasattr(self, "lokr_w2") else self.lokr_w2_a @ self.lokr_w2_b
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, _, m, n = self.shape
+        masks = self._masks(x) if self.training and self.dropouts.active else None
+        if masks is not None:
+            x = x * masks[0]
+        w1 = (self.scale * self.w1()).to(x.dtype)
+        z = self._times_w2(x.unflatten(-1, (m, n)), None if masks is None else masks[1])  # [..., m, k]
+        return torch.matmul(w1, z).flatten(-2)
+
+    def _times_w2(self, x: Tensor, rank_mask: Tensor | None) -> Tensor:
+        if hasattr(self, "lokr_w2"):
+            return F.linear(x, self.lokr_w2.to(x.dtype))
+        hidden = F.linear(x, self.lokr_w2_b.to(x.dtype))
+        return F.linear(hidden if rank_mask is None else hidden * rank_mask, self.lokr_w2_a.to(x.dtype))
+
+    def _masks(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        rates, generator = self.dropouts, self.dropouts.generator(self.layer, x.device)
+        module = (torch.rand((), generator=generator, device=x.device) >= rates.module_dropout).to(x.dtype)
+        ranks = keep_mask((self.rank,), rates.rank_dropout, generator, x)
+        inputs = keep_mask(tuple(x.shape), rates.dropout, generator, x) if rates.dropout > 0 else 1.0
+        return module * inputs, ranks
+
+    def delta_weight(self) -> Tensor:
+        """[out, in], fp32: what merging adds to the base weight."""
+        return self.scale * torch.kron(self.w1(), self.w2())

@@ -1,0 +1,99 @@
+"""Which layers of a model get an adapter, and at what rank."""
+
+import fnmatch
+import re
+from collections.abc import Callable
+
+from torch import nn
+
+from ..config import NetworkConfig, pattern_value
+from ..errors import SettingError
+
+DEFAULT = "attn+mlp"
+LAYERS = re.compile(r"^(?P<adapter>llm_adapter\.)?blocks\.\d+\.(?P<place>[a-z_]+)\.(?P<leaf>.+)$")
+
+Matches = Callable[[str], bool]
+
+
+def words_of(name: str) -> set[str]:
+    """The preset words that a linear layer answers to."""
+    if name.startswith("llm_adapter."):
+        return {"llm_adapter", "all"} if LAYERS.match(name) else {"all"}
+    if "adaln_modulation" in name:
+        return {"adaln", "all"}
+    found = LAYERS.match(name)
+    if found is None:
+        return {"embedders", "all"}
+    return {"mlp" if found["place"] == "mlp" else "attn", "all"}
+
+
+WORDS = ("attn", "mlp", "adaln", "embedders", "llm_adapter", "all")
+
+
+def linear_names(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+
+
+def pattern_matcher(pattern: str) -> Matches:
+    """re:<regex> searches the whole name; * and ? glob it; a dotted name is a suffix; a plain one is the last part."""
+    pattern = pattern.removeprefix("transformer.")
+    if pattern.startswith("re:"):
+        try:
+            found = re.compile(pattern[3:])
+        except re.error as error:
+            raise SettingError(f"target {pattern!r}: not a regular expression ({error})") from None
+        return lambda name: found.search(name) is not None
+    if "*" in pattern or "?" in pattern:
+        return lambda name: fnmatch.fnmatchcase(name, pattern)
+    return lambda name: name == pattern or name.endswith(f".{pattern}")
+
+
+def select_targets(model: nn.Module, config: NetworkConfig) -> dict[str, int]:
+    """Names of the layers to adapt, in model order -> rank.
+
+    Raises SettingError for an unknown preset word, and for a pattern that matches nothing.
+    """
+    names = linear_names(model)
+    wanted = preset_words(config.targets)
+    chosen = {name for name in names if words_of(name) & wanted}
+    chosen -= matching(config.exclude, names, "exclude")
+    chosen |= matching(config.include, names, "include")
+    ranks = [(pattern_value(item), matching((pattern_value(item)[0],), names, "ranks")) for item in config.ranks]
+    result = {}
+    for name in names:
+        if name in chosen:
+            rank = next((int(value) for (_, value), found in ranks if name in found), config.rank)
+            if rank > 0:
+                result[name] = rank
+    return result
+
+
+def preset_words(targets: str) -> set[str]:
+    text = targets.strip()
+    if text.startswith("+"):
+        text = DEFAULT + text
+    words = {word.strip() for word in text.split("+") if word.strip()}
+    unknown = words - set(WORDS)
+    if unknown:
+        raise SettingError(f"targets={targets!r}: unknown {', '.join(sorted(unknown))}; the words are {', '.join(WORDS)}")
+    return words
+
+
+def matching(patterns: tuple[str, ...], names: list[str], setting: str) -> set[str]:
+    found = set()
+    for pattern in patterns:
+        hits = set(filter(pattern_matcher(pattern), names))
+        if not hits:
+            examples = ", ".join(names[len(names) // 3 :: len(names) // 3][:3])
+            raise SettingError(f"{setting} {pattern!r}: matches no layer; names look like {examples}")
+        found |= hits
+    return found
+
+
+def learning_rate_of(name: str, config: NetworkConfig, base: float) -> float:
+    """The first pattern of `learning_rates` that matches decides, else the base."""
+    for item in config.learning_rates:
+        pattern, value = pattern_value(item)
+        if pattern_matcher(pattern)(name):
+            return value
+    return base

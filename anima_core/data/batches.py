@@ -1,0 +1,94 @@
+"""Which pictures meet in which batch, in an order that (seed, epoch, position) alone decides."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..config import DatasetConfig
+from .buckets import Size, choose_bucket
+from .folder import Picture
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture at one resolution; repeats are items of their own."""
+
+    picture: Picture
+    bucket: Size
+    dataset: int
+    number: int  # position among all items
+
+
+@dataclass(frozen=True)
+class Draw:
+    """An item as it is met in an epoch."""
+
+    item: Item
+    flip: bool
+    epoch: int
+    caption_seed: int
+
+
+def build_items(datasets: Sequence[DatasetConfig], pictures: Sequence[Sequence[Picture]]) -> list[Item]:
+    """Every picture of every dataset, at each resolution, as often as it repeats."""
+    items: list[Item] = []
+    for index, (dataset, group) in enumerate(zip(datasets, pictures)):
+        for resolution in dataset.resolutions:
+            for picture in group:
+                bucket = choose_bucket(picture.size, dataset, resolution)
+                for _ in range(picture.repeats):
+                    items.append(Item(picture, bucket, index, len(items)))
+    return items
+
+
+class Batches:
+    """Endless batches of draws. In each epoch every item comes exactly once; what does not fill a batch makes a smaller one."""
+
+    def __init__(self, items: list[Item], datasets: Sequence[DatasetConfig], seed: int) -> None:
+        self.items, self.datasets, self.seed = items, datasets, seed
+        self.epoch, self.index = 0, 0
+        self._plan: list[list[int]] = self._plan_epoch(0)
+
+    def len_epoch(self) -> int:
+        return len(self._plan)  # the same in every epoch: groups do not change
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the next batch stands."""
+        return {"epoch": self.epoch, "index": self.index}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch, self.index = state["epoch"], state["index"]
+        self._plan = self._plan_epoch(self.epoch)
+
+    def __next__(self) -> list[Draw]:
+        if self.index >= len(self._plan):
+            self.load_state_dict({"epoch": self.epoch + 1, "index": 0})
+        batch = [self._draw(number) for number in self._plan[self.index]]
+        self.index += 1
+        return batch
+
+    def _plan_epoch(self, epoch: int) -> list[list[int]]:
+        generator = torch.Generator().manual_seed(derive(self.seed, "order", epoch))
+        groups: dict[tuple[int, Size], list[int]] = defaultdict(list)
+        for number in torch.randperm(len(self.items), generator=generator).tolist():
+            item = self.items[number]
+            groups[(item.dataset, item.bucket)].append(number)
+        batches = []
+        for (dataset, _), numbers in sorted(groups.items()):
+            size = self.datasets[dataset].batch_size
+            batches += [numbers[i : i + size] for i in range(0, len(numbers), size)]
+        return [batches[i] for i in torch.randperm(len(batches), generator=generator)]
+
+    def _draw(self, number: int) -> Draw:
+        item, seed = self.items[number], derive(self.seed, "draw", self.epoch, number)
+        flip = item.picture.subset.flip_aug and bool(seed & 1)
+        return Draw(item, flip, self.epoch, seed)
+
+
+def derive(*parts: int | str) -> int:
+    """A 63-bit number that depends on all parts."""
+    text = "/".join(map(str, parts)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1

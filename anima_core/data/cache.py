@@ -1,0 +1,85 @@
+"""Tensors on disk under a key made of everything they depend on: what changes gets a new key, what does not is found again."""
+
+import hashlib
+import json
+import os
+import threading
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ..errors import FileError
+
+VERSION = 1  # of what the cached numbers mean
+
+
+def cache_key(**parts: Any) -> str:
+    """SHA-256 of the named parts, as hex."""
+    return hashlib.sha256(json.dumps({"version": VERSION} | parts, sort_keys=True).encode()).hexdigest()
+
+
+class TensorCache:
+    """key -> named tensors, as safetensors files in `folder`, or in memory when that is None. Safe across threads.
+
+    A file that does not match its checksum counts as damaged and is treated as missing.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self.damaged = 0
+        self._memory: dict[str, dict[str, Tensor]] = {}
+
+    def path(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key[2:34]}.safetensors"
+
+    def has(self, key: str) -> bool:
+        return key in self._memory if self.folder is None else self.path(key).is_file()
+
+    def get(self, key: str) -> dict[str, Tensor] | None:
+        if self.folder is None:
+            return self._memory.get(key)
+        path = self.path(key)
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
+            intact = metadata.get("key") == key and metadata.get("crc32") == checksum(tensors)
+        except (SafetensorError, OSError, ValueError):
+            intact = False
+        if not intact:
+            self.damaged += 1
+            path.unlink(missing_ok=True)
+            return None
+        return tensors
+
+    def put(self, key: str, tensors: dict[str, Tensor]) -> None:
+        tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+        if self.folder is None:
+            self._memory[key] = tensors
+            return
+        path = self.path(key)
+        temporary = path.with_name(f"{path.stem[:8]}-{os.getpid()}-{threading.get_ident()}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(save(tensors, metadata={"key": key, "crc32": checksum(tensors)}))
+            os.replace(temporary, path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise FileError(f"{path.parent}: the cache cannot be written ({error.strerror}); set cache_dir elsewhere") from None
+
+
+def checksum(tensors: dict[str, Tensor]) -> str:
+    value = 0
+    for name in sorted(tensors):
+        value = zlib.crc32(bytes_of(tensors[name]), zlib.crc32(name.encode(), value))
+    return f"{value:08x}"
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy())

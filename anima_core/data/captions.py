@@ -1,0 +1,68 @@
+"""Captions: read from files, and changed from draw to draw the way kohya's trainers do, without mangling prose."""
+
+from pathlib import Path
+
+import torch
+
+from ..config import SubsetConfig
+from ..errors import FileError
+
+
+def read_caption(path: str | Path) -> str:
+    """The text of a caption file (UTF-8, with or without BOM), without the white space around it.
+
+    Raises FileError, naming the file, when it is not UTF-8 or cannot be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise FileError(f"{path}: not UTF-8 (byte 0x{byte:02x} at {error.start}); save the caption as UTF-8") from None
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({error.strerror}); check the caption file") from None
+
+
+def process_caption(text: str, subset: SubsetConfig, generator: torch.Generator, drop: bool | None = None) -> str:
+    """One draw of a caption: prefix and suffix, then shuffle, then tag dropout, then caption dropout.
+
+    drop: whether the caption as a whole is left empty; None draws it at `caption_dropout_rate`.
+    Text is returned as it is unless something asks for its tags: shuffling, tag dropout, or a `keep_tokens_separator`
+    that stands in it. Then its first line is tags, and any further lines are prose, which stays.
+    An option's draws are the same whether or not other options are on.
+    """
+    chance = torch.rand((), generator=generator)
+    if chance < subset.caption_dropout_rate if drop is None else drop:
+        return ""
+    text = " ".join(part for part in (subset.caption_prefix, text, subset.caption_suffix) if part)
+    marker = subset.keep_tokens_separator
+    if not (subset.varies or (marker and marker in text)):
+        return text
+    tags, newline, prose = text.partition("\n")
+    return _vary(tags, subset, generator) + newline + prose
+
+
+def _vary(text: str, subset: SubsetConfig, generator: torch.Generator) -> str:
+    head, flexible, tail = split_tags(text, subset)
+    order = torch.randperm(len(flexible), generator=generator).tolist()
+    kept = torch.rand(len(flexible), generator=generator) >= subset.caption_tag_dropout_rate
+    if not subset.shuffle_caption:
+        order.sort()
+    return ", ".join(head + [flexible[i] for i in order if kept[i]] + tail)
+
+
+def split_tags(text: str, subset: SubsetConfig) -> tuple[list[str], list[str], list[str]]:
+    """Stripped, non-empty tags: fixed head, flexible middle, fixed tail.
+
+    `keep_tokens_separator` divides them where it stands (a second one begins the tail); else the head is `keep_tokens`.
+    """
+    marker = subset.keep_tokens_separator
+    if marker and marker in text:
+        head, middle, *tail = (_tags(part, subset.caption_separator) for part in text.split(marker, 2))
+        return head, middle, tail[0] if tail else []
+    tags = _tags(text, subset.caption_separator)
+    return tags[: subset.keep_tokens], tags[subset.keep_tokens :], []
+
+
+def _tags(text: str, separator: str) -> list[str]:
+    parts = text.split(separator) if separator else [text]
+    return [tag for part in parts if (tag := part.strip())]

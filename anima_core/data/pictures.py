@@ -1,0 +1,88 @@
+"""One picture, or its mask, as a tensor of its bucket's size."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ..errors import FileError
+from .buckets import Size, cover
+
+WHITE = (255, 255, 255)
+SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
+
+
+def open_picture(path: Path) -> Image.Image:
+    """Decode, apply the EXIF rotation, put transparency on white -> RGB. Raises FileError that names the file."""
+    try:
+        with Image.open(path) as image:
+            return to_rgb(ImageOps.exif_transpose(image))
+    except Exception as error:  # Pillow raises many kinds for damaged files
+        raise FileError(f"{path}: cannot be read as a picture ({error}); repair or remove it") from None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in SIXTEEN_BIT:  # a plain conversion would clip at 255
+        values = np.asarray(image, dtype=np.float32)
+        scale = 255 / 65535 if values.max(initial=0) > 255 else 1.0
+        image = Image.fromarray((values * scale).clip(0, 255).astype(np.uint8))
+    if has_alpha(image):
+        image = image.convert("RGBA")
+        ground = Image.new("RGBA", image.size, (*WHITE, 255))
+        image = Image.alpha_composite(ground, image)
+    return image.convert("RGB")
+
+
+def has_alpha(image: Image.Image) -> bool:
+    return image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+
+
+def picture_size(path: Path) -> Size:
+    """(width, height) after the EXIF rotation, from the header alone."""
+    try:
+        with Image.open(path) as image:
+            sideways = image.getexif().get(0x0112, 1) >= 5  # orientations 5 to 8 lie on their side
+            return image.size[::-1] if sideways else image.size
+    except Exception as error:
+        raise FileError(f"{path}: cannot be read as a picture ({error}); repair or remove it") from None
+
+
+def fit(image: Image.Image, bucket: Size, flip: bool, resample=Image.Resampling.LANCZOS) -> Image.Image:
+    """Resize to cover the bucket, crop the centre, mirror."""
+    resized, box = cover(image.size, bucket)
+    if image.size != resized:
+        image = image.resize(resized, resample)
+    image = image.crop(box)
+    return ImageOps.mirror(image) if flip else image
+
+
+def load_picture(path: Path, bucket: Size, flip: bool = False) -> Tensor:
+    """-> [3, H, W] fp32 in [-1, 1]."""
+    array = np.array(fit(open_picture(path), bucket, flip), dtype=np.float32)
+    return torch.from_numpy(array).permute(2, 0, 1).div_(127.5).sub_(1)
+
+
+def load_mask(path: Path, mask_path: Path | None, alpha: bool, bucket: Size, flip: bool = False) -> Tensor | None:
+    """Loss weights [1, H/8, W/8] in [0, 1]: a grey picture, or the picture's own alpha channel; None when it has neither."""
+    grey = grey_mask(path, mask_path, alpha)
+    if grey is None:
+        return None
+    grey = fit(grey, bucket, flip, Image.Resampling.BILINEAR)
+    array = np.array(grey, dtype=np.float32) / 255
+    return torch.nn.functional.avg_pool2d(torch.from_numpy(array)[None, None], 8)[0]
+
+
+def grey_mask(path: Path, mask_path: Path | None, alpha: bool) -> Image.Image | None:
+    source = mask_path or (path if alpha else None)
+    if source is None:
+        return None
+    try:
+        with Image.open(source) as image:
+            image = ImageOps.exif_transpose(image)
+            if mask_path is not None:
+                return image.convert("L")
+            return image.convert("RGBA").getchannel("A") if has_alpha(image) else None
+    except Exception as error:
+        raise FileError(f"{source}: cannot be read as a mask ({error}); repair or remove it") from None

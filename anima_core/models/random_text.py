@@ -1,0 +1,105 @@
+"""Tiny random Qwen3 models and tokenizers, written as real files: for the demo and tests."""
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+QWEN_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def qwen_state(
+    vocabulary: int, hidden: int, generator: torch.Generator, layers: int = 2, head_dim: int = 16
+) -> dict[str, Tensor]:
+    """A Qwen3's tensors in ComfyUI's single-file names, fp32: heads of `head_dim`, half as many key heads."""
+    inner, keys, middle = hidden, hidden // 2, 2 * hidden
+    shapes = {"model.embed_tokens.weight": (vocabulary, hidden), "model.norm.weight": (hidden,)}
+    for i in range(layers):
+        layer = {
+            "self_attn.q_proj.weight": (inner, hidden),
+            "self_attn.k_proj.weight": (keys, hidden),
+            "self_attn.v_proj.weight": (keys, hidden),
+            "self_attn.o_proj.weight": (hidden, inner),
+            "self_attn.q_norm.weight": (head_dim,),
+            "self_attn.k_norm.weight": (head_dim,),
+            "mlp.gate_proj.weight": (middle, hidden),
+            "mlp.up_proj.weight": (middle, hidden),
+            "mlp.down_proj.weight": (hidden, middle),
+            "input_layernorm.weight": (hidden,),
+            "post_attention_layernorm.weight": (hidden,),
+        }
+        shapes |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
+    return {name: _random(shape, generator) for name, shape in shapes.items()}
+
+
+def _random(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    noise = torch.randn(shape, generator=generator)
+    return 1 + 0.05 * noise if len(shape) == 1 else noise / math.sqrt(shape[1])
+
+
+def write_tiny_qwen(folder: Path, corpus: list[str], hidden: int = 64, seed: int = 0) -> Path:
+    """`qwen.safetensors` with its tokenizer files beside it; returns the model file."""
+    vocabulary = write_qwen_tokenizer(folder, corpus)
+    path = folder / "qwen.safetensors"
+    save_file(qwen_state(vocabulary, hidden, torch.Generator().manual_seed(seed)), path)
+    return path
+
+
+def write_qwen_tokenizer(folder: Path, corpus: list[str], size: int = 600) -> int:
+    """A byte-level BPE with Qwen's file names; returns the number of embeddings that it needs."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(QWEN_SPLIT), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False))
+    tokenizer.model.save(str(folder))
+    end = tokenizer.get_vocab_size()
+    special = {"content": "<|endoftext|>", "lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
+    config = {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "added_tokens_decoder": {str(end): special | {"special": True}},
+        "eos_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+        "model_max_length": 131072,
+        "errors": "replace",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return end + 1
+
+
+def write_t5_tokenizer(folder: Path, corpus: list[str], size: int = 400) -> Path:
+    """A folder as sd-scripts wants it: tokenizer.json (the one that is read), config.json, spiece.model."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+
+    folder.mkdir(parents=True, exist_ok=True)
+    special = ["<pad>", "</s>", "<unk>"]
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(vocab_size=size, special_tokens=special, unk_token="<unk>", show_progress=False)
+    tokenizer.train_from_iterator(corpus, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "config.json").write_text(json.dumps({"model_type": "t5", "vocab_size": size}), encoding="utf-8")
+    write_sentencepiece(folder / "spiece.model", tokenizer.get_vocab())
+    return folder
+
+
+def write_sentencepiece(path: Path, vocabulary: dict[str, int]) -> None:
+    """The same pieces as a sentencepiece ModelProto: field 1, repeated {1: piece, 2: score}. Nothing here reads it."""
+    proto = b""
+    for piece in sorted(vocabulary, key=vocabulary.__getitem__):
+        text = piece.encode("utf-8")
+        body = b"\x0a" + bytes([len(text) % 128]) + text[: len(text) % 128]
+        proto += b"\x0a" + bytes([len(body)]) + body if len(body) < 128 else b""
+    path.write_bytes(proto)

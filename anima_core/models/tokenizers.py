@@ -1,0 +1,114 @@
+"""The two tokenizers: Qwen's and T5's. Ids only; nothing is cut and nothing padded.
+
+Captions are text, not prompts: weights are not parsed, but `\\(` and `\\)` become plain parentheses, as in a prompt, so
+that ids equal ComfyUI's for the prompt that asks for the caption.
+"""
+
+import os
+from pathlib import Path
+
+from ..errors import FileError, SettingError
+
+T5_FILES = ("config.json", "spiece.model", "tokenizer.json")  # what sd-scripts asks a T5 folder to hold
+BUNDLED_T5_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")  # what ComfyUI brings along
+QWEN_FILES = ("vocab.json", "merges.txt")
+T5_PAD, T5_EOS = 0, 1
+
+
+def plain_parentheses(caption: str) -> str:
+    return caption.replace("\\)", ")").replace("\\(", "(")
+
+
+class T5Tokenizer:
+    """encode(captions) -> ids of each, EOS (1) last; an empty caption is [1]."""
+
+    def __init__(self, directory: Path) -> None:
+        from tokenizers import Tokenizer
+
+        try:
+            self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        except Exception as error:
+            raise FileError(f"T5 tokenizer strict validation failed: {directory}: {error}; download it again") from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        if self.encode([""]) != [[T5_EOS]] or self._tokenizer.token_to_id("<pad>") != T5_PAD:
+            text = f"{directory}: an empty caption must be [1] and <pad> 0; use google/t5-v1_1-base's tokenizer"
+            raise FileError(f"T5 tokenizer strict validation failed: {text}")
+
+    def encode(self, captions: list[str]) -> list[list[int]]:
+        return [e.ids for e in self._tokenizer.encode_batch([plain_parentheses(c) for c in captions])]
+
+
+class QwenTokenizer:
+    """encode(captions) -> ids of each, no special tokens; an empty caption is one pad token (<|endoftext|>)."""
+
+    def __init__(self, directory: Path) -> None:
+        from transformers import Qwen2Tokenizer
+
+        try:
+            self._tokenizer = Qwen2Tokenizer.from_pretrained(str(directory), local_files_only=True)
+        except Exception as error:
+            raise FileError(f"{directory}: its Qwen tokenizer cannot be read ({error}); download it again") from None
+        self.pad_id = self._tokenizer.convert_tokens_to_ids("<|endoftext|>")
+        if self.pad_id is None:
+            raise FileError(f"{directory}: the Qwen tokenizer has no <|endoftext|>; use Qwen3-0.6B's")
+
+    def encode(self, captions: list[str]) -> list[list[int]]:
+        texts = [plain_parentheses(c) for c in captions]
+        return [self._tokenizer(t, truncation=False)["input_ids"] if t else [self.pad_id] for t in texts]
+
+
+def load_t5_tokenizer(directory: str | Path) -> T5Tokenizer:
+    """From a folder with config.json, spiece.model and tokenizer.json, or ComfyUI's bundled one. Raises FileError."""
+    return T5Tokenizer(t5_tokenizer_dir(directory))
+
+
+def load_qwen_tokenizer(directory: str | Path) -> QwenTokenizer:
+    return QwenTokenizer(Path(directory))
+
+
+def t5_tokenizer_dir(directory: str | Path) -> Path:
+    """Check that a folder holds a T5 tokenizer, in sd-scripts' words when it does not."""
+    path = Path(directory)
+    if not path.exists():
+        raise FileError(f"T5 tokenizer directory not found: {path}. Set --t5_tokenizer_dir.")
+    if not path.is_dir():
+        raise FileError(f"T5 tokenizer path is not a directory: {path}. Name the folder that holds {', '.join(T5_FILES)}.")
+    if all((path / name).is_file() for name in BUNDLED_T5_FILES) and path.name == "t5_tokenizer":
+        return path
+    missing = [name for name in T5_FILES if not (path / name).is_file()]
+    if missing:
+        raise FileError(f"T5 tokenizer directory missing required files: {missing} in {path}. Download the whole folder.")
+    return path
+
+
+def comfyui_tokenizers() -> tuple[Path, Path] | None:
+    """The (Qwen, T5) tokenizer folders of the ComfyUI around this pack, or of the usual places; nothing is imported."""
+    places = [os.environ.get("COMFYUI_PATH", ""), str(Path(__file__).resolve().parents[4]), "~/comfy/ComfyUI"]
+    for place in places:
+        if place:
+            folder = Path(place).expanduser() / "comfy" / "text_encoders"
+            qwen, t5 = folder / "qwen25_tokenizer", folder / "t5_tokenizer"
+            if qwen.is_dir() and t5.is_dir():
+                return qwen, t5
+    return None
+
+
+def qwen_tokenizer_dir(weights: str | Path, given: str = "") -> Path:
+    """Where Qwen's tokenizer is: as given, in the model's folder, beside its file, or ComfyUI's."""
+    if given:
+        if not _holds_qwen(Path(given)):
+            raise SettingError(f"qwen_tokenizer_dir={given}: holds no vocab.json and merges.txt; name Qwen3-0.6B's folder")
+        return Path(given)
+    weights = Path(weights)
+    bundled = comfyui_tokenizers()
+    for folder in (weights if weights.is_dir() else weights.parent, bundled[0] if bundled else None):
+        if folder is not None and _holds_qwen(folder):
+            return folder
+    raise FileError(
+        f"{weights}: no Qwen tokenizer (vocab.json, merges.txt) beside it; set --qwen_tokenizer_dir or COMFYUI_PATH"
+    )
+
+
+def _holds_qwen(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in QWEN_FILES)

@@ -1,0 +1,87 @@
+"""Rectified flow: how t is drawn, what the model sees, what it should answer, what a miss costs.
+
+Everything is fp32. Generators live on the CPU, so that the draws are the same on every device.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..config import FlowConfig
+
+
+def sample_timesteps(n: int, flow: FlowConfig, generator: torch.Generator, tokens: int = 4096) -> Tensor:
+    """t [n] in (0, 1), fp32, on the generator's device. tokens: image tokens of a picture, (H/16) (W/16).
+
+    logit_normal: sigmoid(scale N(0, 1)), the model author's recipe. shift: s t / (1 + (s - 1) t) on top.
+    resolution_shift: e^mu / (e^mu + 1/t - 1) on top, mu linear in tokens, 0.5 at 256 and 1.15 at 4096 (FLUX's rule).
+    """
+    if flow.timestep_sampling == "uniform":
+        return torch.rand(n, generator=generator).clamp(1e-5, 1 - 1e-5)
+    t = torch.sigmoid(flow.sigmoid_scale * torch.randn(n, generator=generator))
+    if flow.timestep_sampling == "shift":
+        return flow.shift * t / (1 + (flow.shift - 1) * t)
+    if flow.timestep_sampling == "resolution_shift":
+        mu = 0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256)
+        return math.exp(mu) / (math.exp(mu) + (1 / t - 1))
+    return t
+
+
+def noise_like(latents: Tensor, generator: torch.Generator, offset: float = 0.0) -> Tensor:
+    """eps ~ N(0, 1) of the latents' shape [B, C, h, w]; offset adds a shared draw to each sample's channel."""
+    noise = torch.randn(latents.shape, generator=generator)
+    if offset > 0:
+        noise += offset * torch.randn(*latents.shape[:2], 1, 1, generator=generator)
+    return noise
+
+
+def interpolate(x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    """x_t = (1 - t) x0 + t eps. x0, eps [B, C, h, w]; t [B]."""
+    t = t.view(-1, 1, 1, 1)
+    return (1 - t) * x0 + t * eps
+
+
+def velocity_target(x0: Tensor, eps: Tensor) -> Tensor:
+    """dx_t / dt = eps - x0."""
+    return eps - x0
+
+
+def flow_loss(
+    prediction: Tensor,
+    target: Tensor,
+    t: Tensor,
+    flow: FlowConfig,
+    mask: Tensor | None = None,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """Loss of each sample, [B] fp32. prediction, target [B, C, h, w]; mask [B, 1, h, w] in [0, 1]; weight [B].
+
+    A mask takes a weighted mean: a small masked area counts as much as a whole picture; an empty mask counts nothing.
+    """
+    error = prediction.float() - target.float()
+    if flow.loss == "mse":
+        loss = error.square()
+    elif flow.loss == "l1":
+        loss = error.abs()
+    else:  # Huber, scaled like the mean squared error near zero
+        delta = flow.huber_delta
+        loss = torch.where(error.abs() < delta, error.square(), 2 * delta * error.abs() - delta**2)
+    loss = masked_mean(loss, mask) * loss_weight(t, flow.weighting)
+    return loss if weight is None else loss * weight
+
+
+def masked_mean(loss: Tensor, mask: Tensor | None) -> Tensor:
+    per_pixel = loss.mean(dim=1, keepdim=True)
+    if mask is None:
+        return per_pixel.flatten(1).mean(dim=1)
+    return (per_pixel * mask).flatten(1).sum(dim=1) / mask.flatten(1).sum(dim=1).clamp_min(1e-6)
+
+
+def loss_weight(t: Tensor, weighting: str) -> Tensor:
+    """sd-scripts' weightings: none 1, sigma_sqrt t^-2, cosmap 2 / (pi (1 - 2 t + 2 t^2))."""
+    if weighting == "sigma_sqrt":
+        return t.clamp_min(1e-3) ** -2
+    if weighting == "cosmap":
+        return 2 / (math.pi * (1 - 2 * t + 2 * t.square()))
+    return torch.ones_like(t)

@@ -1,0 +1,149 @@
+"""The loop's small parts: the flat gradient, the loss reader, the watchdogs, drawing, optimizer state on disk."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from anima_core.errors import RunError
+from anima_core.training.events import Events
+from anima_core.training.gradient import FlatGradient
+from anima_core.training.losses import LossReader, StepRecord, Watchdog
+from anima_core.training.state import draw_generator, flatten_optimizer, unflatten_optimizer
+
+
+def small_model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
+
+
+def test_clipping_equals_torchs():
+    ours, theirs = small_model(), small_model()
+    x = torch.randn(4, 5)
+    gradient = FlatGradient(list(ours.parameters()), fp16=False)
+    gradient.backward(ours(x).square().sum())
+    norm = gradient.finish(max_norm=0.1)
+    theirs(x).square().sum().backward()
+    expected = torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.1)
+    assert torch.allclose(norm, expected)
+    for a, b in zip(ours.parameters(), theirs.parameters()):
+        assert torch.allclose(a.grad, b.grad, rtol=1e-5)
+    gradient.zero()
+    assert all(p.grad.abs().max() == 0 for p in ours.parameters())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_non_finite_gradient_becomes_zero(bad):
+    model = small_model()
+    gradient = FlatGradient(list(model.parameters()), fp16=False)
+    gradient.backward(model(torch.ones(1, 5)).sum() * bad)
+    norm = gradient.finish(max_norm=1.0)
+    assert not norm.isfinite()
+    assert all(p.grad.abs().max() == 0 for p in model.parameters())
+
+
+def test_fp16_scale_halves_on_overflow_and_cancels_out():
+    model, plain = small_model(), small_model()
+    gradient, reference = FlatGradient(list(model.parameters()), fp16=True), FlatGradient(list(plain.parameters()), fp16=False)
+    x = torch.randn(4, 5)
+    gradient.backward(model(x).square().mean())
+    reference.backward(plain(x).square().mean())
+    assert torch.allclose(gradient.finish(0), reference.finish(0), rtol=1e-5)
+    before = gradient.scale.item()
+    gradient.backward(model(x).sum() * math.inf)
+    gradient.finish(0)
+    assert gradient.scale.item() == before / 2
+
+
+def test_losses_come_in_order():
+    reader = LossReader()
+    for step in (1, 2):
+        reader.push(StepRecord(step, 1e-4, ["a.png"]), torch.tensor(float(step)), torch.tensor(0.5))
+    records = reader.ready()
+    assert [(r.step, r.loss, r.grad_norm) for r in records] == [(1, 1.0, 0.5), (2, 2.0, 0.5)]
+    assert reader.ready() == []
+
+
+class FakeNetwork(nn.Module):
+    def __init__(self, value: float = 0.0) -> None:
+        super().__init__()
+        self.up = nn.Parameter(torch.full((2, 2), value))
+
+    def zero_init_parameters(self):
+        return [("up", self.up)]
+
+
+def record(step: int, loss: float) -> StepRecord:
+    return StepRecord(step, 1e-4, ["broken.png"], loss)
+
+
+def test_a_non_finite_loss_names_its_pictures_and_stops_after_three():
+    dog = Watchdog(FakeNetwork(1.0))
+    assert "broken.png" in dog.check(record(1, math.nan))
+    assert dog.check(record(2, 0.5)) is None
+    dog.check(record(3, math.inf))
+    dog.check(record(4, math.nan))
+    with pytest.raises(RunError, match=r"step 5: .*3 times in a row.*broken\.png"):
+        dog.check(record(5, math.nan))
+
+
+def test_the_last_good_adapter_comes_back():
+    network = FakeNetwork(1.0)
+    dog = Watchdog(network)
+    network.up.data.fill_(2.0)
+    dog.keep(100)
+    network.up.data.fill_(math.nan)
+    dog.keep(200)
+    assert dog.restore_if_broken() == 100
+    assert torch.equal(network.up.data, torch.full((2, 2), 2.0))
+    assert dog.restore_if_broken() is None
+
+
+def test_an_adapter_that_does_not_move_is_an_error():
+    with pytest.raises(RunError, match="still zero"):
+        Watchdog(FakeNetwork(0.0)).check_moving()
+    Watchdog(FakeNetwork(0.1)).check_moving()
+
+
+def test_draws_depend_on_their_position_only():
+    a = torch.randn(4, generator=draw_generator(1, "noise", 5))
+    assert torch.equal(a, torch.randn(4, generator=draw_generator(1, "noise", 5)))
+    for other in (draw_generator(2, "noise", 5), draw_generator(1, "noise", 6), draw_generator(1, "t", 5)):
+        assert not torch.equal(a, torch.randn(4, generator=other))
+
+
+def test_optimizer_state_survives_plain_files():
+    import json
+
+    model = small_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(4, 5)).square().mean().backward()
+        optimizer.step()
+    tensors, scalars = flatten_optimizer(optimizer.state_dict())
+    stripped = {name.removeprefix("optimizer."): tensor for name, tensor in tensors.items()}
+    restored = unflatten_optimizer(stripped, json.loads(json.dumps(scalars)))
+    other = torch.optim.AdamW(small_model().parameters(), lr=0.5)
+    other.load_state_dict(restored)
+    assert other.param_groups[0]["lr"] == 0.01 and other.param_groups[0]["betas"] == (0.9, 0.999)
+    for index, entries in optimizer.state_dict()["state"].items():
+        assert all(torch.equal(other.state_dict()["state"][index][k], v) for k, v in entries.items())
+
+
+def test_events_reach_the_log_and_the_listener(tmp_path):
+    seen = []
+
+    def listener(event):
+        seen.append(event["event"])
+        return "stop" if event["event"] == "step" else None
+
+    events = Events(tmp_path / "run" / "log.jsonl", listener)
+    events.emit("note", text="日本語")
+    assert events.command is None
+    events.emit("step", step=1, loss=None)
+    assert events.command == "stop"
+    events.close()
+    lines = (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 2 and "日本語" in lines[0] and seen == ["note", "step"]
