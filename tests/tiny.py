@@ -1,0 +1,52 @@
+"""Tiny models and settings that tests share: real files, random weights, seconds to train."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from anima_core import demo
+from anima_core.config import (
+    DatasetConfig,
+    ModelConfig,
+    NetworkConfig,
+    OptimizerConfig,
+    OutputConfig,
+    SubsetConfig,
+    TrainConfig,
+)
+from anima_core.demo_pictures import COLOURS, GROUNDS, SHAPES, caption_of
+
+CORPUS = [caption_of(c, s, g) for c in COLOURS for s in SHAPES for g in GROUNDS]
+
+
+def model_config(folder: Path) -> ModelConfig:
+    paths = demo.write_models(folder, CORPUS)
+    return ModelConfig(
+        transformer=str(paths["anima_transformer"]),
+        vae=str(paths["vae"]),
+        qwen=str(paths["qwen"]),
+        t5_tokenizer_dir=str(paths["t5_tokenizer_dir"]),
+    )
+
+
+def train_config(model: ModelConfig, pictures: Path, folder: Path, **changes) -> TrainConfig:
+    """A short CPU run; `changes` replace fields of TrainConfig, `subset` and `dataset` those of the data's."""
+    subset = SubsetConfig(image_dir=str(pictures), **changes.pop("subset", {}))
+    dataset = dict(resolutions=((64, 64),), batch_size=2, min_bucket_reso=32, bucket_reso_steps=16) | changes.pop("dataset", {})
+    base = TrainConfig(
+        model=model,
+        datasets=(DatasetConfig((subset,), **dataset),),
+        network=NetworkConfig(rank=4, alpha=4),
+        optimizer=OptimizerConfig(learning_rate=2e-3),
+        output=OutputConfig(dir=str(folder), name="test", save_dtype="fp32"),
+        max_train_steps=6,
+        gradient_checkpointing=False,
+        device="cpu",
+        cache_dir=str(folder / "cache"),
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
