@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3Model
 
 from ..errors import FileError
-from .checkpoint import TensorInfo, kind_of, load_strict, read_header, shards, strip_prefix
+from .checkpoint import TensorInfo, check_not_quantised, kind_of, load_strict, read_header, shards, strip_prefix
 from .tokenizers import QwenTokenizer, load_qwen_tokenizer, qwen_tokenizer_dir
 
 PREFIXES = ("text_encoders.", "qwen3_06b.", "transformer.", "model.")
@@ -67,10 +67,12 @@ def load_qwen(
 
 
 def qwen_config(path: str | Path) -> Qwen3Config:
-    """Sizes from the header. Raises FileError when it is not a Qwen3."""
+    """Sizes from the header. Raises FileError when it is quantised or not a Qwen3."""
     header: dict[str, TensorInfo] = {}
     for shard in shards(path):
-        header |= read_header(shard)
+        part = read_header(shard)
+        check_not_quantised(shard, part)
+        header |= part
     shapes = {_rename(name): info.shape for name, info in header.items()}
     try:
         vocabulary, hidden = shapes["embed_tokens.weight"]

@@ -2,12 +2,15 @@
 
 import json
 import math
+import struct
+from collections import Counter
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+T5_SPECIAL = ("<pad>", "</s>", "<unk>")  # ids 0, 1, 2, as in the released tokenizer
 QWEN_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
@@ -78,28 +81,48 @@ def write_qwen_tokenizer(folder: Path, corpus: list[str], size: int = 600) -> in
 
 def write_t5_tokenizer(folder: Path, corpus: list[str], size: int = 400) -> Path:
     """A folder as sd-scripts wants it: tokenizer.json (the one that is read), config.json, spiece.model."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     folder.mkdir(parents=True, exist_ok=True)
-    special = ["<pad>", "</s>", "<unk>"]
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    trainer = trainers.UnigramTrainer(vocab_size=size, special_tokens=special, unk_token="<unk>", show_progress=False)
-    tokenizer.train_from_iterator(corpus, trainer)
+    pieces = [(token, 0.0) for token in T5_SPECIAL] + t5_pieces(corpus, size - len(T5_SPECIAL))
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
+    tokenizer.add_special_tokens(list(T5_SPECIAL))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
     )
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "config.json").write_text(json.dumps({"model_type": "t5", "vocab_size": size}), encoding="utf-8")
-    write_sentencepiece(folder / "spiece.model", tokenizer.get_vocab())
+    (folder / "config.json").write_text(json.dumps({"model_type": "t5", "vocab_size": len(pieces)}), encoding="utf-8")
+    write_sentencepiece(folder / "spiece.model", pieces)
     return folder
 
 
-def write_sentencepiece(path: Path, vocabulary: dict[str, int]) -> None:
-    """The same pieces as a sentencepiece ModelProto: field 1, repeated {1: piece, 2: score}. Nothing here reads it."""
+def t5_pieces(corpus: list[str], most: int) -> list[tuple[str, float]]:
+    """Every letter, then the commonest words, with log-frequencies: counted, as a trained unigram differs from run to run."""
+    words = Counter("▁" + word for text in corpus for word in text.replace(",", " , ").split())
+    letters = Counter(letter for word, count in words.items() for letter in word * count)
+    common = [item for item in sorted(words.items(), key=lambda item: (-item[1], item[0])) if item[0] not in letters]
+    counts = sorted(letters.items()) + common[: max(0, most - len(letters))]
+    total = sum(count for _, count in counts)
+    return [(piece, math.log(count / total)) for piece, count in counts]
+
+
+def write_sentencepiece(path: Path, pieces: list[tuple[str, float]]) -> None:
+    """The same pieces as a sentencepiece ModelProto (sentencepiece_model.proto), which needs no library to write."""
     proto = b""
-    for piece in sorted(vocabulary, key=vocabulary.__getitem__):
+    for piece, score in pieces:
         text = piece.encode("utf-8")
-        body = b"\x0a" + bytes([len(text) % 128]) + text[: len(text) % 128]
-        proto += b"\x0a" + bytes([len(body)]) + body if len(body) < 128 else b""
-    path.write_bytes(proto)
+        kind = {"<pad>": 3, "</s>": 3, "<unk>": 2}.get(piece, 1)  # CONTROL, UNKNOWN, NORMAL
+        body = b"\x0a" + _varint(len(text)) + text + b"\x15" + struct.pack("<f", score) + b"\x18" + _varint(kind)
+        proto += b"\x0a" + _varint(len(body)) + body
+    ids = {40: 2, 41: -1, 42: 1, 43: 0}  # trainer_spec: unk_id, bos_id (none), eos_id, pad_id
+    spec = b"".join(_varint(field << 3) + _varint(value) for field, value in ids.items())
+    path.write_bytes(proto + b"\x12" + _varint(len(spec)) + spec)
+
+
+def _varint(value: int) -> bytes:
+    """Protobuf's integers: seven bits a byte, lowest first, negative ones as 64-bit two's complement."""
+    value, out = value % 2**64, b""
+    while value > 127:
+        value, out = value >> 7, out + bytes([value & 127 | 128])
+    return out + bytes([value])

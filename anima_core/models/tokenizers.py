@@ -5,6 +5,7 @@ that ids equal ComfyUI's for the prompt that asks for the caption.
 """
 
 import os
+import sys
 from pathlib import Path
 
 from ..errors import FileError, SettingError
@@ -13,6 +14,9 @@ T5_FILES = ("config.json", "spiece.model", "tokenizer.json")  # what sd-scripts 
 BUNDLED_T5_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")  # what ComfyUI brings along
 QWEN_FILES = ("vocab.json", "merges.txt")
 T5_PAD, T5_EOS = 0, 1
+T5_VOCABULARY = 32100
+T5_PROBE = ("masterpiece, 1girl, solo", [20975, 6, 209, 18722, 6, 6729, 1])  # ids by ComfyUI 0.29.0
+TOY_VOCABULARY = 4096  # below it: a tokenizer of the demo or the tests, which no real model was made with
 
 
 def plain_parentheses(caption: str) -> str:
@@ -28,12 +32,23 @@ class T5Tokenizer:
         try:
             self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
         except Exception as error:
-            raise FileError(f"T5 tokenizer strict validation failed: {directory}: {error}; download it again") from None
+            text = f"{directory}: {_one_line(error)}; download it again"
+            raise FileError(f"T5 tokenizer strict validation failed: {text}") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        if self.encode([""]) != [[T5_EOS]] or self._tokenizer.token_to_id("<pad>") != T5_PAD:
-            text = f"{directory}: an empty caption must be [1] and <pad> 0; use google/t5-v1_1-base's tokenizer"
+        if problem := self._problem():
+            text = f"{directory}: {problem}; use google/t5-v1_1-base's tokenizer"
             raise FileError(f"T5 tokenizer strict validation failed: {text}")
+
+    def _problem(self) -> str:
+        """Why these are not the ids that Anima's LLM adapter knows; a look-up past its rows would crash the GPU."""
+        if self.encode([""]) != [[T5_EOS]] or self._tokenizer.token_to_id("<pad>") != T5_PAD:
+            return "an empty caption must be [1] and <pad> 0"
+        size = self._tokenizer.get_vocab_size()
+        text, expected = T5_PROBE
+        if size >= TOY_VOCABULARY and (size != T5_VOCABULARY or self.encode([text]) != [expected]):
+            return f"not Anima's vocabulary ({size} tokens, expected {T5_VOCABULARY}; {text!r} must be {expected})"
+        return ""
 
     def encode(self, captions: list[str]) -> list[list[int]]:
         return [e.ids for e in self._tokenizer.encode_batch([plain_parentheses(c) for c in captions])]
@@ -43,12 +58,12 @@ class QwenTokenizer:
     """encode(captions) -> ids of each, no special tokens; an empty caption is one pad token (<|endoftext|>)."""
 
     def __init__(self, directory: Path) -> None:
-        from transformers import Qwen2Tokenizer
+        from transformers import Qwen2TokenizerFast  # in transformers 4 the plain name is a slow one that accepts damaged files
 
         try:
-            self._tokenizer = Qwen2Tokenizer.from_pretrained(str(directory), local_files_only=True)
+            self._tokenizer = Qwen2TokenizerFast.from_pretrained(str(directory), local_files_only=True)
         except Exception as error:
-            raise FileError(f"{directory}: its Qwen tokenizer cannot be read ({error}); download it again") from None
+            raise FileError(f"{directory}: its Qwen tokenizer cannot be read ({_one_line(error)}); download it again") from None
         self.pad_id = self._tokenizer.convert_tokens_to_ids("<|endoftext|>")
         if self.pad_id is None:
             raise FileError(f"{directory}: the Qwen tokenizer has no <|endoftext|>; use Qwen3-0.6B's")
@@ -69,12 +84,14 @@ def load_qwen_tokenizer(directory: str | Path) -> QwenTokenizer:
 
 def t5_tokenizer_dir(directory: str | Path) -> Path:
     """Check that a folder holds a T5 tokenizer, in sd-scripts' words when it does not."""
+    if not str(directory):
+        raise SettingError("T5 tokenizer directory is required. Set --t5_tokenizer_dir.")
     path = Path(directory)
     if not path.exists():
         raise FileError(f"T5 tokenizer directory not found: {path}. Set --t5_tokenizer_dir.")
     if not path.is_dir():
         raise FileError(f"T5 tokenizer path is not a directory: {path}. Name the folder that holds {', '.join(T5_FILES)}.")
-    if all((path / name).is_file() for name in BUNDLED_T5_FILES) and path.name == "t5_tokenizer":
+    if all((path / name).is_file() for name in BUNDLED_T5_FILES):
         return path
     missing = [name for name in T5_FILES if not (path / name).is_file()]
     if missing:
@@ -83,13 +100,16 @@ def t5_tokenizer_dir(directory: str | Path) -> Path:
 
 
 def comfyui_tokenizers() -> tuple[Path, Path] | None:
-    """The (Qwen, T5) tokenizer folders of the ComfyUI around this pack, or of the usual places; nothing is imported."""
-    places = [os.environ.get("COMFYUI_PATH", ""), str(Path(__file__).resolve().parents[4]), "~/comfy/ComfyUI"]
+    """The (Qwen, T5) tokenizer folders of `$COMFYUI_PATH`, the running ComfyUI (on `sys.path`), the one around this pack,
+    or comfy-cli's usual place; nothing is imported.
+    """
+    around = [str(place) for place in Path(__file__).absolute().parents[4:5]]  # none, where the pack lies near the root
+    places = [os.environ.get("COMFYUI_PATH", ""), *sys.path, *around, "~/comfy/ComfyUI"]
     for place in places:
         if place:
             folder = Path(place).expanduser() / "comfy" / "text_encoders"
             qwen, t5 = folder / "qwen25_tokenizer", folder / "t5_tokenizer"
-            if qwen.is_dir() and t5.is_dir():
+            if _holds_qwen(qwen) and all((t5 / name).is_file() for name in BUNDLED_T5_FILES):
                 return qwen, t5
     return None
 
@@ -112,3 +132,7 @@ def qwen_tokenizer_dir(weights: str | Path, given: str = "") -> Path:
 
 def _holds_qwen(folder: Path) -> bool:
     return all((folder / name).is_file() for name in QWEN_FILES)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
