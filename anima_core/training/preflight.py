@@ -17,7 +17,7 @@ from ..data.folder import Picture, ScanIndex, ScanReport, scan
 from ..errors import FileError, SettingError
 from ..models.checkpoint import check_not_quantised, read_header
 from ..models.qwen import qwen_config, qwen_tokenizer_dir
-from ..models.tokenizers import t5_tokenizer_dir
+from ..models.tokenizers import load_t5_tokenizer
 from ..models.transformer import AnimaTransformer, TransformerConfig, transformer_config
 from ..models.vae import vae_config
 from . import optimizers
@@ -83,7 +83,7 @@ def check_models(config: TrainConfig) -> TransformerConfig:
         wanted = sizes.adapter.source_dim
         raise FileError(f"{paths.qwen}: hidden size {hidden}, the transformer was made for {wanted}; use Qwen3-0.6B")
     qwen_tokenizer_dir(paths.qwen, paths.qwen_tokenizer_dir)
-    t5_tokenizer_dir(paths.t5_tokenizer_dir)
+    load_t5_tokenizer(paths.t5_tokenizer_dir)
     if config.network.weights:
         read_header(config.network.weights)
     return sizes

@@ -110,8 +110,10 @@ def cache_text(plan: Plan, items: list[Item], events: Events) -> Conditioner:
     )
 
     def qwen() -> AnimaQwen:
+        # ComfyUI computes Qwen in fp32; where it stays beside the transformer it takes half the room instead
+        dtype = plan.dtype if encodes_on_the_fly(config) else torch.float32
         tokenizer = config.model.qwen_tokenizer_dir
-        return load_qwen(config.model.qwen, tokenizer_dir=tokenizer, dtype=plan.dtype, device=plan.device)
+        return load_qwen(config.model.qwen, tokenizer_dir=tokenizer, dtype=dtype, device=plan.device)
 
     captions = ["", config.samples.negative, *config.samples.prompts]
     if encodes_on_the_fly(config):
