@@ -15,7 +15,7 @@ from .models.random_text import write_t5_tokenizer, write_tiny_qwen
 from .models.random_transformer import TINY, write_random_transformer
 from .models.random_vae import linear_vae_state
 
-STEPS = 600
+STEPS = 1200
 PICTURES = 36
 PROMPTS = (
     caption_of("red", "circle", "white"),
@@ -117,10 +117,11 @@ def draw_loss_curve(losses: list[float], path: Path, size: tuple[int, int] = (64
 
 
 def running_mean(values: list[float], memory: float) -> list[float]:
-    means, mean = [], values[0]
-    for value in values:
-        mean = memory * mean + (1 - memory) * value
-        means.append(mean)
+    """Exponential, without a start-up bias."""
+    means, total = [], 0.0
+    for n, value in enumerate(values, start=1):
+        total = memory * total + (1 - memory) * value
+        means.append(total / (1 - memory**n))
     return means
 
 
