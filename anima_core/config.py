@@ -286,6 +286,7 @@ class OutputConfig:
 
     dir: str = "output"
     name: str = "anima"
+    adapter_dir: str = ""  # where the adapter goes instead; empty: dir
     save_dtype: str = "bf16"
     key_format: str = "diffusion_model"
     save_every_n_steps: int = 0  # also write the adapter as it then is

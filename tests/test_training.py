@@ -331,7 +331,7 @@ def test_an_adapter_without_gradient_is_an_error(model, pictures, tmp_path, monk
 
 def test_starting_from_an_adapter_of_either_family(model, pictures, tmp_path):
     first = train(
-        train_config(model, pictures, tmp_path / "a", output=OutputConfig(str(tmp_path / "a"), "x", "fp32", "lora_unet"))
+        train_config(model, pictures, tmp_path / "a", output=OutputConfig(str(tmp_path / "a"), "x", save_dtype="fp32", key_format="lora_unet"))
     )
     network = NetworkConfig(rank=4, alpha=4, weights=str(first.adapter_path))
     config = train_config(model, pictures, tmp_path / "b", network=network)

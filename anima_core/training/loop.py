@@ -236,9 +236,9 @@ class Run:
 
     def save_intermediate(self) -> None:
         output, step = self.config.output, self.state.step
-        path = Path(output.dir) / f"{output.name}-step{step:08d}.safetensors"
-        self.save_adapter(path)
-        prune(sorted(Path(output.dir).glob(f"{output.name}-step*.safetensors")), output.save_last_n)
+        folder = self.plan.adapter_path.parent
+        self.save_adapter(folder / f"{output.name}-step{step:08d}.safetensors")
+        prune(sorted(folder.glob(f"{output.name}-step*.safetensors")), output.save_last_n)
         if output.save_state:
             self.save_checkpoint()
 

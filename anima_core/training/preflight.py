@@ -42,7 +42,8 @@ class Plan:
 
     @property
     def adapter_path(self) -> Path:
-        return Path(self.config.output.dir) / f"{self.config.output.name}.safetensors"
+        output = self.config.output
+        return Path(output.adapter_dir or output.dir) / f"{output.name}.safetensors"
 
 
 def preflight(config: TrainConfig) -> Plan:
@@ -54,6 +55,8 @@ def preflight(config: TrainConfig) -> Plan:
     run_dir = Path(config.output.dir) / f"{config.output.name}-run"
     resume_from = find_checkpoint(config.output.resume, run_dir) if config.output.resume else None
     check_writable(Path(config.output.dir))
+    if config.output.adapter_dir:
+        check_writable(Path(config.output.adapter_dir))
     cache_dir = cache_folder(config)
     check_writable(cache_dir)
     scans = [scan_dataset(dataset, cache_dir) for dataset in config.datasets]

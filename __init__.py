@@ -1,0 +1,13 @@
+"""Anima Trainer: ComfyUI nodes that train LoRA and LoKr adapters for Anima. Only the entry point is here."""
+
+WEB_DIRECTORY = "./web"
+
+
+async def comfy_entrypoint():
+    try:
+        from comfy_api.latest import ComfyExtension  # noqa: F401
+    except ImportError as error:
+        raise RuntimeError(f"Anima Trainer needs ComfyUI 0.25.0 or newer ({error}); update ComfyUI") from None
+    from .nodes import AnimaTrainerExtension
+
+    return AnimaTrainerExtension()

@@ -1,0 +1,123 @@
+"""Adapters as ComfyUI sees them: a LORA_MODEL state dict, a file of `loras`, a patched MODEL."""
+
+import hashlib
+from pathlib import Path
+
+import comfy.sd
+import folder_paths
+from comfy_api.latest import io
+from safetensors.torch import load_file
+
+from ..anima_core.adapters.formats import convert_keys, save_adapter
+from ..anima_core.config import KEY_FORMATS
+from ..anima_core.errors import FileError, SettingError
+from ..anima_core.models.checkpoint import read_header
+from . import types
+from .names import loras_folder, safe_name, unused_path
+from .runs import store_folder
+
+
+def stored_adapter(lora: dict) -> Path:
+    """A LORA_MODEL as a file, named by its content, so that settings can point at it."""
+    digest = hashlib.sha256()
+    for name in sorted(lora):
+        digest.update(name.encode())
+        digest.update(lora[name].detach().cpu().float().contiguous().numpy())
+    path = store_folder() / "adapters" / f"{digest.hexdigest()[:32]}.safetensors"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_adapter(path, lora, {})
+    return path
+
+
+def apply_adapter(model, lora: dict, strength: float):
+    """Patch a MODEL as stock Load LoRA does, but refuse an adapter of which nothing fits."""
+    if strength == 0:
+        return model
+    patched, _ = comfy.sd.load_lora_for_models(model, None, lora, strength, 0)
+    if len(patched.patches) == len(model.patches) and not set(patched.patches) - set(model.patches):
+        if not any(len(patched.patches[k]) > len(model.patches.get(k, [])) for k in patched.patches):
+            raise SettingError("lora: none of its keys fits this model; is it an Anima adapter, and the model Anima?")
+    return patched
+
+
+class AnimaApplyAdapter(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AnimaApplyAdapter",
+            display_name="Apply Anima Adapter",
+            category=types.CATEGORY,
+            description="Applies an adapter to a model for sampling. An adapter that does not fit is an error, not a shrug.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model to patch."),
+                types.LoraModel.Input("lora", tooltip="The trained or loaded adapter."),
+                io.Float.Input(
+                    "strength", default=1.0, min=-10.0, max=10.0, step=0.05, tooltip="0 is the base model, 1 as trained."
+                ),
+            ],
+            outputs=[io.Model.Output(display_name="model")],
+        )
+
+    @classmethod
+    def execute(cls, model, lora, strength: float) -> io.NodeOutput:
+        return io.NodeOutput(apply_adapter(model, lora, strength))
+
+
+class AnimaSaveAdapter(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AnimaSaveAdapter",
+            display_name="Save Anima Adapter",
+            category=types.CATEGORY,
+            description="Writes an adapter into models/loras under a name of your choice. Never overwrites another file.",
+            is_output_node=True,
+            inputs=[
+                types.LoraModel.Input("lora", tooltip="The adapter to save."),
+                io.String.Input(
+                    "name", default="my_adapter", tooltip="File name without extension; -2, -3 … is added if taken."
+                ),
+                io.Combo.Input(
+                    "format",
+                    options=list(KEY_FORMATS),
+                    default="diffusion_model",
+                    tooltip="Key names. ComfyUI reads both; lora_unet is what kohya's tools expect.",
+                ),
+            ],
+            outputs=[io.String.Output(display_name="path")],
+        )
+
+    @classmethod
+    def execute(cls, lora, name: str, format: str) -> io.NodeOutput:
+        path = unused_path(loras_folder(), safe_name(name))
+        save_adapter(path, convert_keys(lora, format), {})
+        return io.NodeOutput(str(path), ui={"text": [str(path)]})
+
+
+class AnimaLoadAdapter(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AnimaLoadAdapter",
+            display_name="Load Anima Adapter",
+            category=types.CATEGORY,
+            description="Reads an adapter file of models/loras, to apply it or to train on from it.",
+            inputs=[
+                io.Combo.Input("adapter", options=folder_paths.get_filename_list("loras"), tooltip="A file of models/loras.")
+            ],
+            outputs=[types.LoraModel.Output(display_name="lora")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, adapter: str) -> str:
+        path = folder_paths.get_full_path("loras", adapter)
+        stat = Path(path).stat() if path else None
+        return f"{adapter}:{stat.st_size}:{stat.st_mtime_ns}" if stat else adapter
+
+    @classmethod
+    def execute(cls, adapter: str) -> io.NodeOutput:
+        path = folder_paths.get_full_path_or_raise("loras", adapter)
+        if not read_header(path):
+            raise FileError(f"{path}: holds no tensors; choose another adapter")
+        return io.NodeOutput(load_file(path))

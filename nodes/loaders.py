@@ -1,0 +1,156 @@
+"""The four model loaders: they check a file's header and hand on its path."""
+
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..anima_core.config import DTYPES
+from ..anima_core.errors import FileError
+from ..anima_core.models.checkpoint import check_not_quantised, read_header
+from ..anima_core.models.qwen import qwen_config
+from ..anima_core.models.tokenizers import comfyui_tokenizers, t5_tokenizer_dir
+from ..anima_core.models.transformer import transformer_config
+from ..anima_core.models.vae import vae_config
+from . import types
+
+BUILT_IN = "ComfyUI built-in"
+
+
+def full_path(folder: str, name: str) -> str:
+    return folder_paths.get_full_path_or_raise(folder, name)
+
+
+def model_folders(kind: str, marker: str) -> list[str]:
+    """Sub-folders of a model folder that hold `marker`: Hugging Face directories beside single files."""
+    found = []
+    for root in map(Path, folder_paths.get_folder_paths(kind)):
+        if root.is_dir():
+            found += [f"{p.name}/" for p in sorted(root.iterdir()) if (p / marker).is_file()]
+    return found
+
+
+def resolve(kind: str, name: str) -> str:
+    """A dropdown entry of files and folders -> path."""
+    if not name.endswith("/"):
+        return full_path(kind, name)
+    roots = map(Path, folder_paths.get_folder_paths(kind))
+    return str(next(root / name for root in roots if (root / name).is_dir()))
+
+
+def built_in_t5() -> str:
+    """The tokenizer that ComfyUI brings along for Anima."""
+    found = comfyui_tokenizers()
+    if found is None:
+        raise FileError("t5_tokenizer: this ComfyUI brings none along; update ComfyUI, or choose a folder of text_encoders")
+    return str(found[1])
+
+
+class AnimaTransformerLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AnimaTransformerLoader",
+            display_name="Load Anima Transformer (training)",
+            category=types.CATEGORY,
+            description="Picks the Anima model to train on. Only its path travels on; it is loaded when training starts.",
+            inputs=[
+                io.Combo.Input(
+                    "transformer",
+                    options=folder_paths.get_filename_list("diffusion_models"),
+                    tooltip="An Anima checkpoint in models/diffusion_models, bf16, fp16 or fp32; quantised files cannot train.",
+                ),
+                io.Combo.Input(
+                    "dtype",
+                    options=list(DTYPES),
+                    default="auto",
+                    advanced=True,
+                    tooltip="Precision of the frozen model. auto: bf16 where the card has it. The adapter is always fp32.",
+                ),
+            ],
+            outputs=[types.Transformer.Output(display_name="transformer")],
+        )
+
+    @classmethod
+    def execute(cls, transformer: str, dtype: str) -> io.NodeOutput:
+        path = full_path("diffusion_models", transformer)
+        header = read_header(path)
+        check_not_quantised(path, header)
+        transformer_config(path, header)
+        return io.NodeOutput(types.ModelFile(path, dtype))
+
+
+class AnimaVAELoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AnimaVAELoader",
+            display_name="Load Anima VAE (training)",
+            category=types.CATEGORY,
+            description="Picks the Qwen-Image VAE that turns pictures into latents.",
+            inputs=[
+                io.Combo.Input(
+                    "vae", options=folder_paths.get_filename_list("vae"), tooltip="qwen_image_vae.safetensors in models/vae."
+                )
+            ],
+            outputs=[types.VAE.Output(display_name="vae")],
+        )
+
+    @classmethod
+    def execute(cls, vae: str) -> io.NodeOutput:
+        path = full_path("vae", vae)
+        vae_config(path, read_header(path))
+        return io.NodeOutput(types.ModelFile(path))
+
+
+class AnimaQwenLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        names = folder_paths.get_filename_list("text_encoders") + model_folders("text_encoders", "config.json")
+        return io.Schema(
+            node_id="AnimaQwenLoader",
+            display_name="Load Anima Qwen (training)",
+            category=types.CATEGORY,
+            description="Picks the Qwen3-0.6B text encoder that reads the captions.",
+            inputs=[
+                io.Combo.Input(
+                    "qwen",
+                    options=names,
+                    tooltip="qwen_3_06b_base.safetensors in models/text_encoders, or a Hugging Face folder there.",
+                )
+            ],
+            outputs=[types.Qwen.Output(display_name="qwen")],
+        )
+
+    @classmethod
+    def execute(cls, qwen: str) -> io.NodeOutput:
+        path = resolve("text_encoders", qwen)
+        qwen_config(path)
+        return io.NodeOutput(types.ModelFile(path))
+
+
+class AnimaT5TokenizerLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        names = [BUILT_IN] + model_folders("text_encoders", "spiece.model")
+        return io.Schema(
+            node_id="AnimaT5TokenizerLoader",
+            display_name="Load Anima T5 Tokenizer (training)",
+            category=types.CATEGORY,
+            description="Picks the T5 tokenizer. ComfyUI brings the right one along; no T5 weights are needed.",
+            inputs=[
+                io.Combo.Input(
+                    "tokenizer",
+                    options=names,
+                    default=BUILT_IN,
+                    tooltip="Leave it at the built-in one unless your model was made with another.",
+                )
+            ],
+            outputs=[types.T5Tokenizer.Output(display_name="t5_tokenizer")],
+        )
+
+    @classmethod
+    def execute(cls, tokenizer: str) -> io.NodeOutput:
+        path = built_in_t5() if tokenizer == BUILT_IN else resolve("text_encoders", tokenizer)
+        t5_tokenizer_dir(path)
+        return io.NodeOutput(types.ModelFile(path))

@@ -1,0 +1,95 @@
+"""Finished runs on disk, keyed by everything that shapes the result: the same inputs never train twice."""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import folder_paths
+import toml
+
+from .. import anima_core
+from ..anima_core.config import TrainConfig, from_dict, to_dict
+from ..anima_core.errors import FileError
+from ..anima_core.models.checkpoint import file_identity
+from ..anima_core.training.loop import TrainResult
+from ..anima_core.training.preflight import Plan
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    adapter: str
+    adapter_sha256: str
+    run_dir: str
+    losses: list[float]
+    steps: int
+    samples: list[str]
+
+
+def store_folder() -> Path:
+    return Path(folder_paths.get_output_directory()) / "anima_trainer"
+
+
+def run_key(plan: Plan) -> str:
+    """SHA-256 over dataset content, captions, every setting, the model files' content and the code version."""
+    config = to_dict(plan.config)
+    config["model"] = {name: content(path) for name, path in config["model"].items()}
+    config["network"]["weights"] = content(config["network"]["weights"])
+    for volatile in ("device", "cache_dir"):
+        del config[volatile]
+    for volatile in ("dir", "adapter_dir", "resume"):
+        del config["output"][volatile]
+    for dataset in config["datasets"]:
+        for subset in dataset["subsets"]:
+            del subset["image_dir"], subset["mask_dir"]
+    pictures = [
+        [p.digest, p.caption, p.repeats, content(str(p.mask_path or "")), list(p.size)]
+        for group in plan.pictures
+        for p in group
+    ]
+    text = json.dumps({"version": anima_core.__version__, "config": config, "pictures": pictures}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def content(path: str) -> str:
+    """A file's or folder's content hash; a word such as a dtype stays itself."""
+    return file_identity(path) if path and Path(path).exists() else path
+
+
+def find(key: str) -> FinishedRun | None:
+    """The finished run of this key, if its adapter is still there and unchanged."""
+    try:
+        run = FinishedRun(**json.loads(_path(key).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+    intact = Path(run.adapter).is_file() and file_identity(run.adapter) == run.adapter_sha256
+    return run if intact else None
+
+
+def describe(result: TrainResult) -> FinishedRun:
+    samples = sorted(str(p) for p in (result.run_dir / "samples").glob(f"step-{result.steps:08d}-*.png"))
+    adapter, run_dir = str(result.adapter_path), str(result.run_dir)
+    return FinishedRun(adapter, file_identity(adapter), run_dir, result.losses, result.steps, samples)
+
+
+def remember(key: str, run: FinishedRun) -> None:
+    path = _path(key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(asdict(run)), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_config(path: Path) -> TrainConfig:
+    """A run's frozen config.toml."""
+    try:
+        return from_dict(TrainConfig, toml.loads(path.read_text(encoding="utf-8-sig")), path.name)
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    except (toml.TomlDecodeError, UnicodeDecodeError) as error:
+        raise FileError(f"{path}: not valid TOML ({error})") from None
+
+
+def _path(key: str) -> Path:
+    return store_folder() / "finished" / f"{key}.json"

@@ -1,0 +1,26 @@
+"""The socket types of this pack, and the light handles that travel through them."""
+
+from dataclasses import dataclass
+
+from comfy_api.latest import io
+
+CATEGORY = "Anima Trainer"
+
+Transformer = io.Custom("ANIMA_TRANSFORMER")
+VAE = io.Custom("ANIMA_VAE")
+Qwen = io.Custom("ANIMA_QWEN")
+T5Tokenizer = io.Custom("ANIMA_T5_TOKENIZER")
+Dataset = io.Custom("ANIMA_DATASET")  # tuple[DatasetConfig, ...]
+Network = io.Custom("ANIMA_NETWORK")  # NetworkConfig
+Optimizer = io.Custom("ANIMA_OPTIMIZER")  # OptimizerConfig
+Samples = io.Custom("ANIMA_SAMPLES")  # SampleConfig
+LoraModel = io.Custom("LORA_MODEL")  # ComfyUI's own
+LossMap = io.Custom("LOSS_MAP")  # ComfyUI's own
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model's path, its header checked; never its weights, so that ComfyUI's cache holds nothing large."""
+
+    path: str
+    dtype: str = "auto"
