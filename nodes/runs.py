@@ -1,5 +1,6 @@
 """Finished runs on disk, keyed by everything that shapes the result: the same inputs never train twice."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -10,7 +11,7 @@ import folder_paths
 import toml
 
 from .. import anima_core
-from ..anima_core.config import TrainConfig, from_dict, to_dict
+from ..anima_core.config import OutputConfig, TrainConfig, from_dict, to_dict
 from ..anima_core.errors import FileError
 from ..anima_core.models.checkpoint import file_identity
 from ..anima_core.training.loop import TrainResult
@@ -38,8 +39,7 @@ def run_key(plan: Plan) -> str:
     config["network"]["weights"] = content(config["network"]["weights"])
     for volatile in ("device", "cache_dir"):
         del config[volatile]
-    for volatile in ("dir", "adapter_dir", "resume"):
-        del config["output"][volatile]
+    config["output"] = {name: config["output"][name] for name in ("name", "save_dtype", "key_format")}
     for dataset in config["datasets"]:
         for subset in dataset["subsets"]:
             del subset["image_dir"], subset["mask_dir"]
@@ -67,6 +67,37 @@ def find(key: str) -> FinishedRun | None:
     return run if intact else None
 
 
+def claim(config: TrainConfig, key: str, go_on: bool) -> TrainConfig:
+    """Give a run its file name, and its checkpoint when an unfinished run of the same key has one.
+
+    A name that another run's file or folder has gets -2, -3, …; an unfinished run keeps its own.
+    """
+    record = store_folder() / "unfinished" / f"{key}.json"
+    name = read_name(record) if go_on else None
+    has_checkpoint = name is not None and any((store_folder() / f"{name}-run" / "checkpoints").glob("step-*"))
+    if not has_checkpoint:
+        name = unused_name(config.output)
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps({"name": name}), encoding="utf-8")
+    output = dataclasses.replace(config.output, name=name, resume="latest" if has_checkpoint else "")
+    return dataclasses.replace(config, output=output)
+
+
+def read_name(record: Path) -> str | None:
+    try:
+        return str(json.loads(record.read_text(encoding="utf-8"))["name"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def unused_name(output: OutputConfig) -> str:
+    name, number = output.name, 1
+    while (Path(output.adapter_dir) / f"{name}.safetensors").exists() or (Path(output.dir) / f"{name}-run").exists():
+        number += 1
+        name = f"{output.name}-{number}"
+    return name
+
+
 def describe(result: TrainResult) -> FinishedRun:
     samples = sorted(str(p) for p in (result.run_dir / "samples").glob(f"step-{result.steps:08d}-*.png"))
     adapter, run_dir = str(result.adapter_path), str(result.run_dir)
@@ -79,6 +110,7 @@ def remember(key: str, run: FinishedRun) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(asdict(run)), encoding="utf-8")
     os.replace(temporary, path)
+    (store_folder() / "unfinished" / f"{key}.json").unlink(missing_ok=True)
 
 
 def read_config(path: Path) -> TrainConfig:

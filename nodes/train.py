@@ -25,8 +25,9 @@ from ..anima_core.training.loop import train
 from ..anima_core.training.preflight import preflight
 from . import bridge, runs, types
 from .adapters import apply_adapter
-from .names import loras_folder, safe_name, unused_path
+from .names import loras_folder, safe_name
 
+UNFINISHED = ("continue", "start over")
 MEMORY = ["auto", "recompute (least memory)", "keep activations (fastest)"]
 
 
@@ -119,6 +120,13 @@ class AnimaTrain(io.ComfyNode):
                     tooltip="Steps between checkpoints; 0: only on cancel.",
                 ),
                 io.Combo.Input(
+                    "unfinished",
+                    options=list(UNFINISHED),
+                    default=UNFINISHED[0],
+                    advanced=True,
+                    tooltip="A run of these inputs that was cancelled, stopped or cut off: go on from its last checkpoint?",
+                ),
+                io.Combo.Input(
                     "save_precision",
                     options=["bf16", "fp16", "fp32"],
                     default="bf16",
@@ -152,6 +160,7 @@ class AnimaTrain(io.ComfyNode):
         loss: str,
         ema_decay: float,
         checkpoint_every: int,
+        unfinished: str,
         save_precision: str,
         model=None,
         samples: SampleConfig | None = None,
@@ -168,6 +177,7 @@ class AnimaTrain(io.ComfyNode):
                 name=safe_name(output_name),
                 adapter_dir=str(loras_folder()),
                 save_dtype=save_precision,
+                checkpoint_every_n_steps=checkpoint_every,
             ),
             max_train_steps=steps,
             gradient_accumulation_steps=accumulation,
@@ -177,7 +187,7 @@ class AnimaTrain(io.ComfyNode):
             device=str(mm.get_torch_device()),
             cache_dir=str(runs.store_folder() / "cache"),
         )
-        return run_in_graph(config, model, cls.hidden.unique_id)
+        return run_in_graph(config, model, cls.hidden.unique_id, unfinished)
 
 
 class AnimaTrainFromTOML(io.ComfyNode):
@@ -231,13 +241,12 @@ def recompute(memory: str) -> bool:
     return memory == MEMORY[1]
 
 
-def run_in_graph(config: TrainConfig, model, node: str) -> io.NodeOutput:
+def run_in_graph(config: TrainConfig, model, node: str, unfinished: str = UNFINISHED[0]) -> io.NodeOutput:
     """Return the finished run of these inputs, or train; then build the node's outputs."""
-    plan = preflight(config)
-    key = runs.run_key(plan)
+    key = runs.run_key(preflight(config))
     done = runs.find(key)
     if done is None:
-        done = train_now(config, key, node)
+        done = train_now(runs.claim(config, key, go_on=unfinished == UNFINISHED[0]), key, node)
     else:
         bridge.say(node, f"already trained: {Path(done.adapter).name}")
     lora = load_file(done.adapter)
@@ -252,8 +261,6 @@ def run_in_graph(config: TrainConfig, model, node: str) -> io.NodeOutput:
 
 
 def train_now(config: TrainConfig, key: str, node: str) -> runs.FinishedRun:
-    name = unused_path(Path(config.output.adapter_dir), config.output.name).stem
-    config = dataclasses.replace(config, output=dataclasses.replace(config.output, name=name))
     try:
         with bridge.NodeListener(node) as listener, bridge.gpu_for_training():
             result = train(config, listener)
@@ -261,7 +268,7 @@ def train_now(config: TrainConfig, key: str, node: str) -> runs.FinishedRun:
         mm.throw_exception_if_processing_interrupted()
         raise
     finished = runs.describe(result)
-    if result.stop_reason == "finished":  # one that was stopped early is not what its settings ask for
+    if result.stop_reason == "finished":  # one that was stopped early is not yet what its settings ask for
         runs.remember(key, finished)
     return finished
 

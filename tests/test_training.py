@@ -303,7 +303,7 @@ def test_poisoned_picture_is_named_and_the_run_stops(model, pictures, tmp_path, 
     monkeypatch.setattr(LatentStore, "latents", lambda self, draw: good(self, draw) * math.nan)
     with pytest.raises(RunError, match=r"not finite 3 times in a row \(pictures: .*\.png"):
         train(train_config(model, pictures, tmp_path))
-    kept = load_file(next(tmp_path.glob("test-step*.safetensors")))
+    kept = load_file(next(tmp_path.glob("test-run/test-step*.safetensors")))
     assert all(t.isfinite().all() for t in kept.values())
 
 
@@ -331,7 +331,12 @@ def test_an_adapter_without_gradient_is_an_error(model, pictures, tmp_path, monk
 
 def test_starting_from_an_adapter_of_either_family(model, pictures, tmp_path):
     first = train(
-        train_config(model, pictures, tmp_path / "a", output=OutputConfig(str(tmp_path / "a"), "x", save_dtype="fp32", key_format="lora_unet"))
+        train_config(
+            model,
+            pictures,
+            tmp_path / "a",
+            output=OutputConfig(str(tmp_path / "a"), "x", save_dtype="fp32", key_format="lora_unet"),
+        )
     )
     network = NetworkConfig(rank=4, alpha=4, weights=str(first.adapter_path))
     config = train_config(model, pictures, tmp_path / "b", network=network)

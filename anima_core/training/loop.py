@@ -32,6 +32,7 @@ from .previews import Previews
 from .rundir import freeze_config, open_run_dir, prune
 from .state import TrainState
 
+KEEP_CHECKPOINTS = 2  # when they are not asked for by save_state
 KEEP_GOOD_EVERY = 100  # steps between copies of the adapter that a broken run falls back to
 
 
@@ -219,6 +220,8 @@ class Run:
         by_epoch = output.save_every_n_epochs > 0 and step % (output.save_every_n_epochs * epoch_steps) == 0
         if (by_step or by_epoch) and step < self.total:
             self.save_intermediate()
+        if output.checkpoint_every_n_steps > 0 and step % output.checkpoint_every_n_steps == 0 and step < self.total:
+            self.save_checkpoint()
 
     def preview(self) -> None:
         with self.saved_weights():
@@ -247,7 +250,9 @@ class Run:
         folder = self.plan.run_dir / "checkpoints" / f"step-{self.state.step:08d}"
         self.state.save(folder, self.config_text)
         self.events.emit("checkpoint", step=self.state.step, path=str(folder))
-        prune(sorted(folder.parent.glob("step-*")), self.config.output.save_last_n)
+        output = self.config.output
+        keep = output.save_last_n if output.save_state else KEEP_CHECKPOINTS
+        prune(sorted(folder.parent.glob("step-*")), keep)
 
     def save_adapter(self, path: Path) -> None:
         output = self.config.output
@@ -267,7 +272,7 @@ class Run:
             raise RunError(f"the adapter is not finite any more (it was at step {good_step}); lower the learning rate")
         path = self.plan.adapter_path
         self.save_adapter(path)
-        if self.config.output.save_state:
+        if self.config.output.save_state or reason == "stopped":
             self.save_checkpoint()
         self.events.emit("finish", step=self.state.step, reason=reason, path=str(path))
         return path
@@ -279,7 +284,7 @@ class Run:
             self.events.emit("warning", text=f"the adapter was not finite any more: the one of step {broken} is kept")
         if self.state.step == 0:
             return
-        path = self.plan.adapter_path.with_name(f"{self.config.output.name}-step{self.state.step:08d}.safetensors")
+        path = self.plan.run_dir / f"{self.config.output.name}-step{self.state.step:08d}.safetensors"
         self.save_adapter(path)
         if broken is None:
             self.save_checkpoint()
