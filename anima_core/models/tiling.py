@@ -1,5 +1,6 @@
 """Run a function that keeps or scales height and width over overlapping tiles, and blend the seams."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -9,35 +10,45 @@ from torch import Tensor
 def tiled(function: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: int, scale: float) -> Tensor:
     """x [B, C, H, W] -> [B, C', H * scale, W * scale], fp32, from tiles of at most `tile` px that share `overlap` px.
 
-    Tiles are weighted by a linear ramp over the shared part, so that seams vanish; borders of the picture keep weight 1.
+    H, W, tile and overlap must be multiples of 1 / scale where it shrinks. Tiles are weighted by a linear ramp over the
+    shared part, so that seams vanish; borders of the picture keep weight 1.
     """
     height, width = x.shape[-2:]
+    unit = max(1, round(1 / scale))
+    tall, tops = spans(height, tile, overlap, unit)
+    wide, lefts = spans(width, tile, overlap, unit)
+    fade = round(overlap * scale)
     total, weights = None, None
-    for top in starts(height, tile, overlap):
-        for left in starts(width, tile, overlap):
-            piece = x[..., top : top + tile, left : left + tile]
-            out = function(piece)
+    for top in tops:
+        for left in lefts:
+            out = function(x[..., top : top + tall, left : left + wide]).float()
             if total is None:
-                total = out.new_zeros(out.shape[0], out.shape[1], round(height * scale), round(width * scale))
-                weights = out.new_zeros(1, 1, *total.shape[-2:])
-            h, w = out.shape[-2:]
-            y0, x0 = round(top * scale), round(left * scale)
-            rows = ramp(h, round(overlap * scale), y0 > 0, y0 + h < total.shape[-2], out)
-            columns = ramp(w, round(overlap * scale), x0 > 0, x0 + w < total.shape[-1], out)
-            weight = rows[:, None] * columns[None, :]
-            total[..., y0 : y0 + h, x0 : x0 + w] += out * weight
-            weights[..., y0 : y0 + h, x0 : x0 + w] += weight
-    return total / weights
+                total = out.new_zeros(*out.shape[:2], round(height * scale), round(width * scale))
+                weights = torch.zeros_like(total[:1, :1])
+            rows = ramp(out.shape[-2], fade, top > 0, top + tall < height, out)
+            columns = ramp(out.shape[-1], fade, left > 0, left + wide < width, out)
+            weight = rows[:, None] * columns
+            y, x0 = round(top * scale), round(left * scale)
+            place = (..., slice(y, y + len(rows)), slice(x0, x0 + len(columns)))
+            total[place] += out * weight
+            weights[place] += weight
+    return total.div_(weights)
 
 
-def starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin: evenly `tile - overlap` apart, the last flush with the end (both multiples of 8 stay so)."""
+def spans(length: int, tile: int, overlap: int, unit: int) -> tuple[int, list[int]]:
+    """(size, starts) of the fewest equal tiles of at most `tile` that cover `length`; neighbours share at least `overlap`.
+
+    All are multiples of `unit` when the arguments are.
+    """
     if length <= tile:
-        return [0]
-    return [*range(0, length - tile, tile - overlap), length - tile]
+        return length, [0]
+    count = math.ceil((length - overlap) / (tile - overlap))
+    size = math.ceil((length + (count - 1) * overlap) / count / unit) * unit
+    return size, [round(i * (length - size) / (count - 1) / unit) * unit for i in range(count)]
 
 
 def ramp(length: int, overlap: int, fade_in: bool, fade_out: bool, like: Tensor) -> Tensor:
+    """Weights [length] of one side of a tile: 1, but for a linear slope over `overlap` where a neighbour takes over."""
     weight = torch.ones(length, device=like.device, dtype=like.dtype)
     slope = torch.arange(1, overlap + 1, device=like.device, dtype=like.dtype) / (overlap + 1)
     if fade_in:

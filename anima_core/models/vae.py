@@ -7,6 +7,7 @@ kernel meets it with its last temporal slice alone, and a 2-D convolution with t
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import FileError, SettingError
+from ..errors import FileError, RunError, SettingError
 from .checkpoint import TensorInfo, kind_of, load_strict, read_header, strip_prefix
 from .tiling import tiled
 
@@ -22,7 +23,8 @@ log = logging.getLogger(__name__)
 
 SCALE = 8  # picture pixels per latent pixel
 PREFIXES = ("first_stage_model.", "vae.")
-MIN_TILE = 256
+MIN_TILE = 256  # px
+MAX_OVERLAP = 256  # px
 
 # Per-channel statistics of the latents (ComfyUI's Wan21 latent format, reference/seed_family.md §1.5).
 LATENT_MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
@@ -174,22 +176,22 @@ class AnimaVAE(nn.Module):
     def encode(self, images: Tensor, tile: int = 1536) -> Tensor:
         """[B, 3, H, W] in [-1, 1] -> normalised latents [B, 16, H/8, W/8], fp32: the posterior's mean.
 
-        tile: pictures with a longer side (px) are encoded in overlapping tiles; 0 never. Out of memory halves it.
-        Raises SettingError for sides that are not multiples of 8.
+        tile: pictures with a longer side (px) are encoded in overlapping tiles, others whole; 0 never.
+        Out of memory halves the batch, which changes no number, then the tile, and logs a warning.
+        Raises SettingError for sides that are not multiples of 8, RunError when tiles of 256 px do not fit either.
         """
         h, w = images.shape[-2:]
         if h % SCALE or w % SCALE:
             raise SettingError(f"picture of {w}x{h}: sides must be multiples of {SCALE}")
         mean, std = self._statistics()
-        z = self._run(self._encode, images, tile, 1 / SCALE)
-        return (z - mean) / std
+        return (self._run(self._encode, images, tile, 1 / SCALE) - mean) / std
 
     @torch.no_grad()
     def decode(self, latents: Tensor, tile: int = 1536) -> Tensor:
         """Normalised latents [B, 16, h, w] -> [B, 3, 8 h, 8 w] in [-1, 1], fp32. tile as in `encode`, in picture px."""
         mean, std = self._statistics()
         z = latents.to(self.device, torch.float32) * std + mean
-        return self._run(self._decode, z, tile // SCALE, SCALE).clamp_(-1, 1)
+        return self._run(self._decode, z, tile, SCALE).clamp_(-1, 1)
 
     def _encode(self, images: Tensor) -> Tensor:
         return self.conv1(self.encoder(self._place(images)))[:, : self.conv2.in_channels].float()
@@ -201,24 +203,34 @@ class AnimaVAE(nn.Module):
         return x.to(self.device, self.dtype, memory_format=torch.channels_last)
 
     def _statistics(self) -> tuple[Tensor, Tensor]:
-        shape = (1, -1, 1, 1)
-        return (torch.tensor(v, device=self.device).view(shape) for v in (LATENT_MEAN, LATENT_STD))
+        mean, std = (torch.tensor(v, device=self.device).view(1, -1, 1, 1) for v in (LATENT_MEAN, LATENT_STD))
+        return mean, std
 
-    def _run(self, function, x: Tensor, tile: int, scale: float) -> Tensor:
-        """Whole when it is small enough, else in tiles; on out-of-memory in tiles of half the size."""
-        least = MIN_TILE if scale < 1 else MIN_TILE // SCALE
+    def _run(self, function: Callable[[Tensor], Tensor], x: Tensor, tile: int, scale: float) -> Tensor:
+        """`function` on x, whole or in tiles of `tile` picture px, and on ever less at once while memory runs out."""
+        if tile and tile < MIN_TILE:
+            raise SettingError(f"vae_tile {tile}: must be at least {MIN_TILE} px, or 0 for never")
+        unit = SCALE if scale > 1 else 1  # picture px per px of x
+        longest = max(x.shape[-2:]) * unit
+        tile, count = min(tile or longest, longest), len(x)
         while True:
             try:
-                whole = not tile or max(x.shape[-2:]) <= tile
-                return function(x) if whole else tiled(function, x, tile, overlap=tile // 4, scale=scale)
+                parts = [self._fit(function, part, tile, scale, unit) for part in x.split(count)]
+                return parts[0] if len(parts) == 1 else torch.cat(parts)
             except torch.OutOfMemoryError:
-                smaller = min(tile or max(x.shape[-2:]), max(x.shape[-2:])) // 2 // SCALE * SCALE
-                if smaller < least:
-                    raise
-                log.warning("VAE: out of memory at tiles of %d, trying %d", tile, smaller)
-                tile = smaller
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
+                if count == 1 and tile <= MIN_TILE:
+                    raise RunError(f"VAE: out of memory on {self.device} even at {tile} px; free memory there") from None
+            if count > 1:
+                count //= 2
+            else:
+                tile = max(MIN_TILE, tile // 2)
+            log.warning("VAE: out of memory; going on with %d at once, in tiles of %d px", count, tile)
+
+    def _fit(self, function: Callable[[Tensor], Tensor], x: Tensor, tile: int, scale: float, unit: int) -> Tensor:
+        if max(x.shape[-2:]) * unit <= tile:
+            return function(x)
+        size, overlap = (px // SCALE * SCALE // unit for px in (tile, min(MAX_OVERLAP, tile // 4)))
+        return tiled(function, x, size, overlap, scale)
 
 
 def vae_config(path: str | Path, header: dict[str, TensorInfo]) -> VAEConfig:

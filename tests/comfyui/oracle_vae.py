@@ -1,5 +1,6 @@
-"""ComfyUI's WanVAE on a given file's tensors."""
+"""ComfyUI's WanVAE and latent format on a given file's tensors."""
 
+from comfy.latent_formats import Wan21
 from comfy.ldm.wan.vae import WanVAE
 
 
@@ -8,8 +9,9 @@ def run(tensors, params):
     vae = WanVAE(dim=params["dim"], z_dim=16, temperal_downsample=[False, True, True])
     vae.load_state_dict(weights, strict=True)
     vae.eval()
-    answer = {}
+    answer, normal = {}, Wan21()
     for index in range(params["count"]):
-        answer[f"z.{index}"] = vae.encode(tensors[f"image.{index}"].unsqueeze(2)).squeeze(2)
-        answer[f"image.{index}"] = vae.decode(tensors[f"latent.{index}"].unsqueeze(2)).squeeze(2)
+        image, latent = (tensors[f"{name}.{index}"].unsqueeze(2) for name in ("image", "latent"))
+        answer[f"latent.{index}"] = normal.process_in(vae.encode(image)).squeeze(2)
+        answer[f"image.{index}"] = vae.decode(normal.process_out(latent)).squeeze(2)
     return answer
