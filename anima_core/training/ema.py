@@ -19,7 +19,7 @@ class EMA:
     @torch.no_grad()
     def update(self) -> None:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(self.shadow, [p.detach() for p in self.parameters], 1 - decay)
+        torch._foreach_lerp_(self.shadow, [p.detach().float() for p in self.parameters], 1 - decay)
         self.updates += 1
 
     @contextmanager

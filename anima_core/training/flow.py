@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ..config import FlowConfig
 
+T_EDGE = 1e-5  # keeps t off 0 and 1, where sigmoid and rand can land in fp32
+
 
 def sample_timesteps(n: int, flow: FlowConfig, generator: torch.Generator, tokens: int = 4096) -> Tensor:
     """t [n] in (0, 1), fp32, on the generator's device. tokens: image tokens of a picture, (H/16) (W/16).
@@ -17,22 +19,28 @@ def sample_timesteps(n: int, flow: FlowConfig, generator: torch.Generator, token
     logit_normal: sigmoid(scale N(0, 1)), the model author's recipe. shift: s t / (1 + (s - 1) t) on top.
     resolution_shift: e^mu / (e^mu + 1/t - 1) on top, mu linear in tokens, 0.5 at 256 and 1.15 at 4096 (FLUX's rule).
     """
+    where = {"generator": generator, "device": generator.device, "dtype": torch.float32}
     if flow.timestep_sampling == "uniform":
-        return torch.rand(n, generator=generator).clamp(1e-5, 1 - 1e-5)
-    t = torch.sigmoid(flow.sigmoid_scale * torch.randn(n, generator=generator))
+        t = torch.rand(n, **where)
+    else:
+        t = torch.sigmoid(flow.sigmoid_scale * torch.randn(n, **where))
     if flow.timestep_sampling == "shift":
-        return flow.shift * t / (1 + (flow.shift - 1) * t)
-    if flow.timestep_sampling == "resolution_shift":
+        t = flow.shift * t / (1 + (flow.shift - 1) * t)
+    elif flow.timestep_sampling == "resolution_shift":
         mu = 0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256)
-        return math.exp(mu) / (math.exp(mu) + (1 / t - 1))
-    return t
+        t = math.exp(mu) / (math.exp(mu) + (1 / t - 1))
+    return t.clamp(T_EDGE, 1 - T_EDGE)
 
 
 def noise_like(latents: Tensor, generator: torch.Generator, offset: float = 0.0) -> Tensor:
-    """eps ~ N(0, 1) of the latents' shape [B, C, h, w]; offset adds a shared draw to each sample's channel."""
-    noise = torch.randn(latents.shape, generator=generator)
+    """eps ~ N(0, 1) of the latents' shape [B, C, h, w], fp32, on the generator's device.
+
+    offset adds offset N(0, 1), one draw per sample and channel.
+    """
+    where = {"generator": generator, "device": generator.device, "dtype": torch.float32}
+    noise = torch.randn(latents.shape, **where)
     if offset > 0:
-        noise += offset * torch.randn(*latents.shape[:2], 1, 1, generator=generator)
+        noise += offset * torch.randn(*latents.shape[:2], 1, 1, **where)
     return noise
 
 
@@ -64,14 +72,15 @@ def flow_loss(
         loss = error.square()
     elif flow.loss == "l1":
         loss = error.abs()
-    else:  # Huber, scaled like the mean squared error near zero
+    else:  # sd-scripts' pseudo-Huber: error^2 near zero, 2 delta |error| far from it
         delta = flow.huber_delta
-        loss = torch.where(error.abs() < delta, error.square(), 2 * delta * error.abs() - delta**2)
+        loss = 2 * delta * error.square() / ((error.square() + delta**2).sqrt() + delta)
     loss = masked_mean(loss, mask) * loss_weight(t, flow.weighting)
     return loss if weight is None else loss * weight
 
 
 def masked_mean(loss: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean of each sample, [B]. loss [B, C, h, w], mask [B, 1, h, w]."""
     per_pixel = loss.mean(dim=1, keepdim=True)
     if mask is None:
         return per_pixel.flatten(1).mean(dim=1)
@@ -79,7 +88,7 @@ def masked_mean(loss: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def loss_weight(t: Tensor, weighting: str) -> Tensor:
-    """sd-scripts' weightings: none 1, sigma_sqrt t^-2, cosmap 2 / (pi (1 - 2 t + 2 t^2))."""
+    """sd-scripts' weightings: none 1, sigma_sqrt t^-2 (at most 1e6), cosmap 2 / (pi (1 - 2 t + 2 t^2))."""
     if weighting == "sigma_sqrt":
         return t.clamp_min(1e-3) ** -2
     if weighting == "cosmap":

@@ -34,30 +34,34 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
 
 
 def preflight(config: OptimizerConfig) -> list[str]:
-    """Check package and arguments before anything is loaded. Returns warnings."""
-    optimizer_arguments(config, optimizer_class(config.type))
+    """Check package and arguments, on one number, before anything is loaded. Returns warnings; raises SettingError."""
+    build_optimizer([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": config.learning_rate}], config)
     if config.type == "Prodigy" and config.learning_rate <= 0.1:
         return [f"optimizer=Prodigy finds its own step size: learning_rate={config.learning_rate} scales it, 1.0 is usual"]
     return []
 
 
 def optimizer_arguments(config: OptimizerConfig, cls: type) -> dict[str, Any]:
-    """Our settings and the user's own `name=value`, as far as the class takes them."""
+    """Our settings and the user's own `name=value`. Raises SettingError for a name that the class does not take."""
     known = inspect.signature(cls).parameters
     arguments: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
     if config.type == "Adafactor":
-        pass  # torch's Adafactor keeps no first moment and takes eps as a pair: its own defaults serve
+        # torch's scales lr by max(eps[1], rms of the parameter): 0.001 would hardly move a factor that starts at zero.
+        # 1 makes lr absolute, which others call relative_step=False scale_parameter=False. It has no betas.
+        arguments["eps"] = (None, 1.0)
     elif config.type == "SGDScheduleFree":
         arguments["momentum"] = config.betas[0]
     else:
         arguments["betas"] = tuple(config.betas)
         if "eps" in known:
             arguments["eps"] = config.eps
+    free = [name for name in known if name not in ("params", "lr", "weight_decay")]  # those stand in every group
     for item in config.args:
-        name, equals, text = item.partition("=")
-        if name not in known or not equals:
-            names = ", ".join(n for n in known if n not in ("params", "self"))
-            raise SettingError(f"optimizer_args {item!r}: {config.type} takes name=value with {names}")
+        name, equals, text = (part.strip() for part in item.partition("="))
+        if name in ("lr", "weight_decay"):
+            raise SettingError(f"optimizer_args {item!r}: use the setting {name.replace('lr', 'learning_rate')} instead")
+        if name not in free or not equals:
+            raise SettingError(f"optimizer_args {item!r}: {config.type} takes name=value with {', '.join(free)}")
         arguments[name] = literal(text)
     return arguments
 
@@ -71,14 +75,24 @@ def literal(text: str) -> Any:
 
 
 def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """groups: {"params", "lr", …} of the network. AdamW is fused: one kernel for all parameters."""
+    """groups: {"params", "lr", …} of the network. AdamW is fused: one kernel for all parameters.
+
+    Raises SettingError for a package that is missing and for arguments that the optimizer refuses.
+    """
+    if config.type == "Prodigy" and len({group["lr"] for group in groups}) > 1:
+        raise SettingError(
+            "optimizer=Prodigy takes one learning rate: leave network learning_rates and loraplus_lr_ratio unset"
+        )
     cls = optimizer_class(config.type)
     arguments = optimizer_arguments(config, cls)
     if config.type == "AdamW":
         device = groups[0]["params"][0].device.type
         arguments.setdefault("fused", device in ("cpu", "cuda", "xpu", "mps"))
     groups = [{k: v for k, v in group.items() if k != "name"} for group in groups]
-    optimizer = cls(groups, **arguments)
+    try:
+        optimizer = cls(groups, **arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise SettingError(f"optimizer={config.type}: {error}; check optimizer_args and betas") from None
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     if config.type in SCHEDULE_FREE:
@@ -88,8 +102,11 @@ def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> to
 
 @contextmanager
 def evaluating(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Around saving and sampling: ScheduleFree's parameters become their averages. The exact training values return."""
-    if not hasattr(optimizer, "eval"):
+    """Around saving and sampling: ScheduleFree's parameters become their averages. The exact training values return.
+
+    Others have no such mode and are left alone; so is one that is in evaluation already.
+    """
+    if not optimizer.param_groups[0].get("train_mode"):
         yield
         return
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
