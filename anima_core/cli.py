@@ -5,16 +5,18 @@ Exit status: 0 success, 1 a failure in the run, 2 a refused setting or file, 130
 
 import argparse
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .compat.arguments import Parser, add_arguments, config_from
-from .errors import AnimaError, Interrupted
+from .compat.arguments import Parser, add_arguments, parse, request_from, write_config
+from .errors import AnimaError, Interrupted, SettingError
 
 
 def main(argv: list[str] | None = None) -> int:
     try:
-        args = build_parser().parse_args(argv)
+        args = parse(build_parser(), argv)
         args.run(args)
         return 0
     except AnimaError as error:
@@ -47,12 +49,43 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run_train(args: argparse.Namespace) -> None:
-    config = config_from(args)
+    request = request_from(args)
+    for note in request.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if request.output_config:
+        path = Path(request.config.output.dir) / f"{request.config.output.name}.toml"
+        write_config(request.config, path)
+        print(f"settings written: {path}")
+        return
     from .training.loop import train  # after the settings are known to be good: importing torch takes seconds
 
-    with ProgressBar() as bar:
-        result = train(config, bar.on_event)
+    with ProgressBar() as bar, tensorboard(request.tensorboard) as board:
+        result = train(request.config, lambda event: bar.on_event(event) or board(event))
     print(f"{result.stop_reason} after {result.steps} steps: {result.adapter_path}")
+
+
+@contextmanager
+def tensorboard(folder: str) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A listener that writes each step's numbers as TensorBoard files; without a folder it does nothing."""
+    if not folder:
+        yield lambda event: None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise SettingError("log_with=tensorboard needs the package tensorboard: pip install tensorboard") from None
+    writer = SummaryWriter(folder)
+
+    def listener(event: dict[str, Any]) -> None:
+        if event["event"] == "step":
+            for name in ("loss", "lr", "grad_norm", "seconds", "peak_gb"):
+                if event[name] is not None:
+                    writer.add_scalar(name, event[name], event["step"])
+
+    try:
+        yield listener
+    finally:
+        writer.close()
 
 
 def run_demo(args: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ An empty string, an empty tuple or 0 means "not set" (TOML, which freezes a run,
 """
 
 import math
+import re
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -267,6 +268,7 @@ class SampleConfig:
     shift: float = 3.0  # ComfyUI's sampling shift for this model
     seed: int = 42
     every_n_steps: int = 0
+    every_n_epochs: int = 0
     at_first: bool = False
     at_end: bool = False
 
@@ -278,6 +280,56 @@ class SampleConfig:
         require_at_least("sample cfg", self.cfg, 0)
         require_positive("sample shift", self.shift)
         require_at_least("sample_every_n_steps", self.every_n_steps, 0)
+        require_at_least("sample_every_n_epochs", self.every_n_epochs, 0)
+        self.requests()
+
+    def requests(self) -> tuple["PreviewRequest", ...]:
+        return tuple(preview_request(line, self) for line in self.prompts)
+
+
+@dataclass(frozen=True)
+class PreviewRequest:
+    """One preview, its own flags applied."""
+
+    prompt: str
+    negative: str
+    width: int
+    height: int
+    steps: int
+    cfg: float
+    shift: float
+    seed: int
+
+
+# sd-scripts' flags within a prompt line -> (name, type)
+PREVIEW_FLAGS = {
+    "n": ("negative", str),
+    "w": ("width", int),
+    "h": ("height", int),
+    "d": ("seed", int),
+    "s": ("steps", int),
+    "l": ("cfg", float),
+    "fs": ("shift", float),
+}
+
+
+def preview_request(line: str, defaults: SampleConfig) -> PreviewRequest:
+    """ "a cat --w 768 --n blurry" -> that prompt with these settings, the rest from `defaults`."""
+    prompt, *flags = re.split(r"\s--(?=[a-z]{1,2}\s)", " " + line)
+    settings = {f.name: getattr(defaults, f.name) for f in fields(PreviewRequest) if f.name != "prompt"}
+    for flag in flags:
+        key, _, text = flag.partition(" ")
+        if key not in PREVIEW_FLAGS:
+            raise SettingError(f"sample prompt {line!r}: unknown flag --{key}; known are --{' --'.join(PREVIEW_FLAGS)}")
+        name, kind = PREVIEW_FLAGS[key]
+        try:
+            settings[name] = kind(text.strip())
+        except ValueError:
+            raise SettingError(f"sample prompt {line!r}: --{key} needs a number") from None
+    for side in ("width", "height"):
+        settings[side] = settings[side] // 16 * 16 or 16  # sd-scripts rounds down as well
+    require_at_least(f"sample prompt {line!r}: steps", settings["steps"], 1)
+    return PreviewRequest(prompt=prompt.strip(), **settings)
 
 
 @dataclass(frozen=True)
@@ -295,6 +347,7 @@ class OutputConfig:
     save_state: bool = False  # with them, a checkpoint to resume from
     checkpoint_every_n_steps: int = 0  # checkpoints alone; the last two are kept
     resume: str = ""  # a checkpoint directory, or "latest"
+    comment: str = ""  # written into the adapter's metadata
 
     def __post_init__(self) -> None:
         require_one_of("save_precision", self.save_dtype, DTYPES[1:])

@@ -253,14 +253,14 @@ class AnimaDatasetTOML(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, path: str = "") -> str:
         try:
-            datasets = read_dataset_config(user_folder(path), {})
+            datasets, _notes = read_dataset_config(user_folder(path), {})
         except Exception:
             return path
         return repr(datasets) + "".join(folder_state(s.image_dir) for d in datasets for s in d.subsets)
 
     @classmethod
     def execute(cls, path: str) -> io.NodeOutput:
-        return io.NodeOutput(read_dataset_config(user_folder(path), {}))
+        return io.NodeOutput(read_dataset_config(user_folder(path), {})[0])
 
 
 class AnimaDatasetCombine(io.ComfyNode):

@@ -68,10 +68,8 @@ def test_the_factor_has_left_zero_when_the_watchdog_looks(name):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_state_goes_on_through_plain_files(name, request):
+def test_state_goes_on_through_plain_files(name):
     """Seven steps equal three, a trip through JSON and tensors, and four, to the last bit."""
-    if name == "AdamW8bit":
-        request.applymarker(pytest.mark.xfail(strict=True, reason="bitsandbytes nests its state; flatten_optimizer does not"))
     whole, half = factor(), factor()
     straight, first = built(name, whole), built(name, half)
     train(straight, whole, 7)

@@ -3,13 +3,13 @@
 Key names and defaults: `reference/seed_family.md` §4.4. A key that has no meaning here is an error or a note, never dropped.
 """
 
+import difflib
 from pathlib import Path
 from typing import Any
 
-import toml
-
 from ..config import DatasetConfig, SubsetConfig
-from ..errors import FileError, SettingError
+from ..errors import SettingError
+from .toml_file import line_of, read_toml
 
 SUBSET_KEYS = {  # kohya's name -> ours
     "num_repeats": "num_repeats",
@@ -34,56 +34,99 @@ DATASET_KEYS = {
     "bucket_reso_steps": "bucket_reso_steps",
     "bucket_no_upscale": "bucket_no_upscale",
 }
-OWN_SUBSET_KEYS = {"image_dir", "is_reg", "mask_dir"}
+WITHOUT_EFFECT = {
+    "caption_dropout_every_n_epochs": "use caption_dropout_rate",
+    "secondary_separator": "write the captions with the separator itself",
+    "enable_wildcard": "captions are read as they stand",
+    "color_aug": "colours are trained as they are",
+    "random_crop": "the centre is cropped",
+    "face_crop_aug_range": "the centre is cropped",
+    "token_warmup_min": "all tags train from the start",
+    "token_warmup_step": "all tags train from the start",
+    "custom_attributes": "nothing reads them",
+    "resize_interpolation": "Lanczos is used",
+    "cache_info": "the index of the cache folder does this",
+    "network_multiplier": "the adapter trains at full strength",
+    "validation_seed": "validation runs are not available yet",
+    "validation_split": "validation runs are not available yet",
+}
+OWN_SUBSET_KEYS = {"image_dir", "is_reg", "mask_dir", "conditioning_data_dir"}
 OWN_DATASET_KEYS = {"resolution", "prior_loss_weight", "subsets"}
 KOHYA_DEFAULTS = {"enable_bucket": False, "caption_extension": ".txt"}
 
 
-def read_dataset_config(path: str | Path, fallback: dict[str, Any]) -> tuple[DatasetConfig, ...]:
-    """Read a dataset_config file. `fallback`: command-line values, which the file's own settings override."""
-    try:
-        data = toml.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise FileError(f"{path}: no such dataset_config; check the path") from None
-    except (toml.TomlDecodeError, UnicodeDecodeError) as error:
-        raise FileError(f"{path}: not valid TOML ({error})") from None
-    return datasets_from(data, fallback, str(path))
+Datasets = tuple[tuple[DatasetConfig, ...], list[str]]
 
 
-def datasets_from(data: dict[str, Any], fallback: dict[str, Any], where: str) -> tuple[DatasetConfig, ...]:
-    known = set(SUBSET_KEYS) | set(DATASET_KEYS) | {"resolution", "prior_loss_weight"}
-    _refuse_unknown(data, {"general", "datasets"}, where)
+def read_dataset_config(path: str | Path, fallback: dict[str, Any]) -> Datasets:
+    """Read a dataset_config file -> datasets, and notes on keys without effect.
+
+    fallback: command-line values, which the file's own settings override.
+    """
+    return datasets_from(read_toml(path), fallback, str(path))
+
+
+def datasets_from(data: dict[str, Any], fallback: dict[str, Any], where: str) -> Datasets:
+    notes: list[str] = []
+    known = {*SUBSET_KEYS, *DATASET_KEYS, "resolution", "prior_loss_weight"}
+    check_keys(data, {"general", "datasets"}, where, "", notes)
     general = data.get("general", {})
-    _refuse_unknown(general, known, f"{where} [general]")
+    check_keys(general, known, where, "general", notes)
     entries = data.get("datasets", [])
     if not entries:
         raise SettingError(f"{where}: no [[datasets]]; add one with [[datasets.subsets]] and image_dir")
     outer = KOHYA_DEFAULTS | fallback | general
-    return tuple(_dataset(entry, outer, f"{where} [[datasets]] {n}") for n, entry in enumerate(entries, start=1))
+    return tuple(_dataset(entry, outer, where, notes) for entry in entries), notes
 
 
-def _dataset(entry: dict[str, Any], outer: dict[str, Any], where: str) -> DatasetConfig:
-    _refuse_unknown(entry, set(SUBSET_KEYS) | set(DATASET_KEYS) | OWN_DATASET_KEYS, where)
+def _dataset(entry: dict[str, Any], outer: dict[str, Any], where: str, notes: list[str]) -> DatasetConfig:
+    check_keys(entry, {*SUBSET_KEYS, *DATASET_KEYS, *OWN_DATASET_KEYS}, where, "datasets", notes)
     values = outer | entry
     subsets = entry.get("subsets", [])
     if not subsets:
-        raise SettingError(f"{where}: no [[datasets.subsets]]; add one with image_dir")
-    settings = {ours: values[key] for key, ours in DATASET_KEYS.items() if key in values}
+        raise SettingError(f"{where}: [[datasets]] without [[datasets.subsets]]; add one with image_dir")
+    settings = {
+        ours: typed(DatasetConfig, ours, values[key], key, where) for key, ours in DATASET_KEYS.items() if key in values
+    }
     return DatasetConfig(
-        subsets=tuple(_subset(s, values, f"{where} subset {n}") for n, s in enumerate(subsets, start=1)),
+        subsets=tuple(_subset(subset, values, where, notes) for subset in subsets),
         resolutions=(resolution(values.get("resolution", 1024), where),),
         **settings,
     )
 
 
-def _subset(entry: dict[str, Any], outer: dict[str, Any], where: str) -> SubsetConfig:
-    _refuse_unknown(entry, set(SUBSET_KEYS) | OWN_SUBSET_KEYS, where)
+def _subset(entry: dict[str, Any], outer: dict[str, Any], where: str, notes: list[str]) -> SubsetConfig:
+    check_keys(entry, {*SUBSET_KEYS, *OWN_SUBSET_KEYS}, where, "datasets.subsets", notes)
     values = outer | entry
     if not values.get("image_dir"):
-        raise SettingError(f"{where}: image_dir is missing; name a folder of pictures")
-    settings = {ours: values[key] for key, ours in SUBSET_KEYS.items() if values.get(key) is not None}
+        raise SettingError(f"{where}: [[datasets.subsets]] without image_dir; name a folder of pictures")
+    given = {key: values[key] for key in SUBSET_KEYS if values.get(key) is not None}
+    settings = {SUBSET_KEYS[key]: typed(SubsetConfig, SUBSET_KEYS[key], value, key, where) for key, value in given.items()}
     weight = float(values.get("prior_loss_weight", 1.0)) if entry.get("is_reg") else 1.0
-    return SubsetConfig(image_dir=entry["image_dir"], mask_dir=entry.get("mask_dir", ""), loss_weight=weight, **settings)
+    masks = entry.get("conditioning_data_dir", entry.get("mask_dir", ""))
+    return SubsetConfig(image_dir=str(entry["image_dir"]), mask_dir=str(masks), loss_weight=weight, **settings)
+
+
+def typed(cls: type, name: str, value: Any, key: str, where: str) -> Any:
+    """A value as the setting's own type; a whole number serves as a float."""
+    kind = cls.__dataclass_fields__[name].type
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise SettingError(f"{where}: {key}={value!r}: must be {kind.__name__}")
+    return value
+
+
+def check_keys(table: dict[str, Any], known: set[str], where: str, name: str, notes: list[str]) -> None:
+    """Note keys without effect; refuse unknown ones with their line."""
+    for key in table:
+        line = f", line {line_of(where, name, key)}" if Path(where).is_file() else ""
+        if key in WITHOUT_EFFECT:
+            if table[key] not in (False, 0, None, ""):
+                notes.append(f"{where}{line}: {key} has no effect: {WITHOUT_EFFECT[key]}")
+        elif key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            raise SettingError(f"{where}{line}: unknown key {key}{f'; did you mean {near[0]}?' if near else ''}")
 
 
 def resolution(value: Any, where: str) -> tuple[int, int]:
@@ -96,9 +139,3 @@ def resolution(value: Any, where: str) -> tuple[int, int]:
     if len(sides) not in (1, 2):
         raise SettingError(f"{where}: resolution={value!r}: write 1024 or [1024, 768]")
     return sides[0], sides[-1]
-
-
-def _refuse_unknown(table: dict[str, Any], known: set[str], where: str) -> None:
-    unknown = sorted(set(table) - known)
-    if unknown:
-        raise SettingError(f"{where}: unknown key {', '.join(unknown)}; known are {', '.join(sorted(known))}")

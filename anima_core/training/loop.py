@@ -81,6 +81,7 @@ class Run:
         self.report_start()
         self.data = prepare_data(self.plan, self.events)
         self.total = total_steps(self.config, self.data)
+        self.epoch_steps = max(1, self.data.batches_per_epoch // self.config.gradient_accumulation_steps)
         self.model = self.load_model()
         self.network = AdapterNetwork.inject(self.model, self.config.network, self.config.seed)
         self.data.embed_text(self.model, self.events)
@@ -140,7 +141,7 @@ class Run:
         """The loop. Returns why it ended."""
         config, state = self.config, self.state
         self.network.train()
-        if state.step == 0 and self.previews.due(0, self.total):
+        if state.step == 0 and self.previews.due(0, self.total, self.epoch_steps):
             self.preview()
         self.clock = time.perf_counter()
         with Feed(self.data, self.model, config, state.batch) as feed:
@@ -212,12 +213,11 @@ class Run:
             self.watchdog.check_moving()
         if step % KEEP_GOOD_EVERY == 0:
             self.watchdog.keep(step)
-        if self.previews.due(step, self.total):
+        if self.previews.due(step, self.total, self.epoch_steps):
             self.preview()
             self.clock = time.perf_counter()
-        epoch_steps = max(1, self.data.batches_per_epoch // self.config.gradient_accumulation_steps)
         by_step = output.save_every_n_steps > 0 and step % output.save_every_n_steps == 0
-        by_epoch = output.save_every_n_epochs > 0 and step % (output.save_every_n_epochs * epoch_steps) == 0
+        by_epoch = output.save_every_n_epochs > 0 and step % (output.save_every_n_epochs * self.epoch_steps) == 0
         if (by_step or by_epoch) and step < self.total:
             self.save_intermediate()
         if output.checkpoint_every_n_steps > 0 and step % output.checkpoint_every_n_steps == 0 and step < self.total:

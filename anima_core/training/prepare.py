@@ -18,6 +18,7 @@ from ..models.vae import load_vae
 from .events import Events
 from .memory import free_memory
 from .preflight import Plan, tensor_cache
+from .previews import preview_texts
 from .state import draw_generator
 
 
@@ -51,8 +52,7 @@ class Data:
         """Run the LLM adapter over every caption once, unless it is trained or captions are new in every epoch."""
         if self.conditioner.qwen is not None or any(p.requires_grad for p in model.llm_adapter.parameters()):
             return
-        samples = self.config.samples
-        captions = [samples.negative, *samples.prompts, *all_captions(self.items, self.config, self.epochs())]
+        captions = [*preview_texts(self.config.samples), *all_captions(self.items, self.config, self.epochs())]
         self.conditioner.embed(captions, model, events.progress("text embeddings"))
 
     def epochs(self) -> int:
@@ -115,7 +115,7 @@ def cache_text(plan: Plan, items: list[Item], events: Events) -> Conditioner:
         tokenizer = config.model.qwen_tokenizer_dir
         return load_qwen(config.model.qwen, tokenizer_dir=tokenizer, dtype=dtype, device=plan.device)
 
-    captions = ["", config.samples.negative, *config.samples.prompts]
+    captions = ["", *preview_texts(config.samples)]
     if encodes_on_the_fly(config):
         conditioner.qwen = qwen()
     else:

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..adapters.network import AdapterNetwork
 from ..conditioning import Conditioner
-from ..config import SampleConfig
+from ..config import PreviewRequest, SampleConfig
 from ..models.transformer import AnimaTransformer
 from ..models.vae import AnimaVAE, load_vae
 from ..sampling import noise_for, preview_image, sample, simple_sigmas
@@ -22,14 +23,15 @@ class Previews:
         self.folder = folder
         self.conditioner = conditioner
 
-    def due(self, step: int, total: int) -> bool:
+    def due(self, step: int, total: int, epoch_steps: int) -> bool:
         config = self.config
         if not config.prompts:
             return False
         if step == 0:
             return config.at_first
-        regular = config.every_n_steps > 0 and step % config.every_n_steps == 0
-        return regular or (config.at_end and step == total)
+        by_step = config.every_n_steps > 0 and step % config.every_n_steps == 0
+        by_epoch = config.every_n_epochs > 0 and step % (config.every_n_epochs * epoch_steps) == 0
+        return by_step or by_epoch or (config.at_end and step == total)
 
     def make(self, model: AnimaTransformer, network: AdapterNetwork, step: int, events: Events) -> None:
         """Draw every prompt with the adapter as it is now. A failure is a warning."""
@@ -38,10 +40,10 @@ class Previews:
         network.eval()
         try:
             vae = load_vae(self.vae_path, device=model.device)
-            for index in range(len(self.config.prompts)):
+            for index, request in enumerate(self.config.requests()):
                 path = self.folder / f"step-{step:08d}-{index}.png"
-                self._one(model, vae, index, path)
-                events.emit("sample", step=step, path=str(path), prompt=self.config.prompts[index])
+                self._one(model, vae, request, path)
+                events.emit("sample", step=step, path=str(path), prompt=request.prompt)
         except Exception as error:
             events.emit("warning", text=f"step {step}: the preview failed and was left out ({error})")
         finally:
@@ -50,16 +52,20 @@ class Previews:
             free_memory()
 
     @torch.no_grad()
-    def _one(self, model: AnimaTransformer, vae: AnimaVAE, index: int, path: Path) -> None:
-        config = self.config
-        positive = self._embeds(config.prompts[index], model)
-        negative = self._embeds(config.negative, model) if config.cfg != 1 else None
-        noise = noise_for(config.seed, config.width, config.height).to(model.device)
-        sigmas = simple_sigmas(config.steps, shift=config.shift)
-        latents = sample(model, positive, noise, sigmas, negative=negative, cfg=config.cfg)
+    def _one(self, model: AnimaTransformer, vae: AnimaVAE, request: PreviewRequest, path: Path) -> None:
+        positive = self._embeds(request.prompt, model)
+        negative = self._embeds(request.negative, model) if request.cfg != 1 else None
+        noise = noise_for(request.seed, request.width, request.height).to(model.device)
+        sigmas = simple_sigmas(request.steps, shift=request.shift)
+        latents = sample(model, positive, noise, sigmas, negative=negative, cfg=request.cfg)
         temporary = path.with_suffix(".tmp")
         preview_image(latents, vae, tile=self.tile).save(temporary, format="PNG")
         temporary.replace(path)
 
-    def _embeds(self, prompt: str, model: AnimaTransformer):
+    def _embeds(self, prompt: str, model: AnimaTransformer) -> Tensor:
         return self.conditioner.place(self.conditioner.fetch([prompt], model), model)[0]
+
+
+def preview_texts(config: SampleConfig) -> list[str]:
+    """Every text that previews will ask for."""
+    return [text for request in config.requests() for text in (request.prompt, request.negative)]

@@ -103,7 +103,8 @@ def flatten_optimizer(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[st
     tensors, scalars = {}, {}
     for index, entries in state["state"].items():
         scalars[str(index)] = {}
-        for name, value in entries.items():
+        nested = [value for value in entries.values() if isinstance(value, dict)]  # bitsandbytes keeps its state in one
+        for name, value in {k: v for part in (entries, *nested) for k, v in part.items() if not isinstance(v, dict)}.items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{index}.{name}"] = value
             else:

@@ -1,0 +1,234 @@
+"""The sectioned TOML of sd-scripts-anima: [model] [dataset] [training] [lora] [optimizer] [output] -> flag values.
+
+Keys, targets and quirks: `reference/seed_family.md` §4.1. Every key is mapped, noted as having no effect, or an error
+that names its table and line.
+"""
+
+import difflib
+from typing import Any
+
+from ..errors import SettingError
+from .flags import mapped_flags
+from .toml_file import line_of, typed_value
+
+Values = dict[str, Any]
+
+SAME_NAME = {
+    "training": (
+        "learning_rate",
+        "mixed_precision",
+        "seed",
+        "resume",
+        "lr_scheduler",
+        "lr_warmup_steps",
+        "lr_warmup_ratio",
+        "lr_scheduler_num_cycles",
+        "noise_offset",
+    ),
+    "output": ("output_dir", "output_name", "save_state"),
+}
+RENAMED = {
+    ("model", "transformer_path"): "anima_transformer",
+    ("model", "vae_path"): "vae",
+    ("model", "text_encoder_path"): "qwen",
+    ("model", "t5_tokenizer_dir"): "t5_tokenizer_dir",
+    ("model", "t5_tokenizer_path"): "t5_tokenizer_dir",
+    ("dataset", "cache_dir"): "cache_dir",
+    ("dataset", "cache_latents"): "cache_latents",
+    ("training", "max_steps"): "max_train_steps",
+    ("training", "epochs"): "max_train_epochs",
+    ("training", "batch_size"): "train_batch_size",
+    ("training", "grad_accum"): "gradient_accumulation_steps",
+    ("training", "grad_checkpoint"): "gradient_checkpointing",
+    ("training", "grad_clip"): "max_grad_norm",
+    ("training", "lr_min_ratio"): "lr_scheduler_min_lr_ratio",
+    ("lora", "lora_rank"): "network_dim",
+    ("lora", "lora_alpha"): "network_alpha",
+    ("lora", "lora_dropout"): "network_dropout",
+    ("optimizer", "type"): "optimizer_type",
+    ("output", "save_every"): "save_every_n_steps",
+    ("output", "save_state_every"): "checkpoint_every_n_steps",
+}
+DATASET_KEYS = {  # -> kohya's dataset keys
+    "resolution": "resolution",
+    "min_reso": "min_bucket_reso",
+    "max_reso": "max_bucket_reso",
+    "reso_step": "bucket_reso_steps",
+    "shuffle_caption": "shuffle_caption",
+    "keep_tokens": "keep_tokens",
+    "keep_tokens_separator": "keep_tokens_separator",
+    "caption_extension": "caption_extension",
+    "flip_augment": "flip_aug",
+}
+NETWORK_ARGS = (
+    "lokr_factor",
+    "lokr_full_matrix",
+    "lokr_decompose_both",
+    "lokr_rank_dropout",
+    "lokr_module_dropout",
+    "train_norm",
+)
+PRESETS = {"v101": "+llm_adapter", "anima_block": "+adaln", "anima_block_llm": "+adaln+llm_adapter"}
+PRODIGY = {
+    "prodigy_d0": "d0",
+    "prodigy_d_coef": "d_coef",
+    "prodigy_decouple": "decouple",
+    "prodigy_use_bias_correction": "use_bias_correction",
+    "prodigy_safeguard_warmup": "safeguard_warmup",
+}
+WITHOUT_EFFECT = {
+    ("dataset", "max_ar"): "every aspect ratio within min_reso and max_reso has its bucket",
+    ("dataset", "shuffle_caption_per_epoch"): "captions are shuffled anew in every epoch",
+    ("training", "seq_len"): "captions are never cut, and padded to 512 as in ComfyUI",
+    ("training", "num_workers"): "one thread reads ahead; no workers are needed",
+    ("training", "persistent_data_loader_workers"): "one thread reads ahead; no workers are needed",
+    ("training", "xformers"): "attention is chosen by itself",
+    ("training", "auto_install"): "nothing is installed",
+    ("training", "train_parts"): "lora.lora_targets and train_llm_adapter choose what is trained",
+    ("training", "text_cache_size"): "text is cached on disk",
+    ("training", "max_token_length"): "captions are never cut",
+    ("training", "log_every"): "log.jsonl has every step",
+    ("training", "interactive"): "nothing is asked",
+    ("lora", "lokr_use_tucker"): "only linear layers are trained",
+    ("lora", "lokr_constraint"): "norms are not limited; such limits were missing from exported files",
+    ("lora", "lokr_normalize"): "norms are not limited; such limits were missing from exported files",
+    ("output", "comfyui_format"): "files always load in ComfyUI",
+}
+TABLES_WITHOUT_EFFECT = {
+    "monitor": "the log has every number",
+    "wandb": "wandb is not written",
+    "progress": "the bar is always shown",
+}
+TABLES = ("model", "dataset", "training", "lora", "optimizer", "output")
+
+
+def is_root_style(data: dict[str, Any]) -> bool:
+    return isinstance(data.get("model"), dict) and isinstance(data.get("training"), dict)
+
+
+def read_root(data: dict[str, Any], path: str, typed: Values) -> tuple[Values, list[str]]:
+    """-> flag values and notes. typed: what stands on the command line, which may supply what the file lacks."""
+    refuse_unknown(data, path)
+    notes = [f"{path}: [{t}] has no effect: {why}" for t, why in TABLES_WITHOUT_EFFECT.items() if t in data]
+    for (table, key), why in WITHOUT_EFFECT.items():
+        if key in data.get(table, {}):
+            notes.append(f"{path}, line {line_of(path, table, key)}: {table}.{key} has no effect: {why}")
+    values = plain_values(data, path)
+    for part in (model_values, length_values, schedule_values, network_values, optimizer_values, output_values):
+        part(data, values, path)
+    if not values.get("t5_tokenizer_dir") and not typed.get("t5_tokenizer_dir"):
+        raise SettingError(
+            "Input config is missing model.t5_tokenizer_dir/model.t5_tokenizer_path. LLMAdapter training requires T5 tokenizer."
+        )
+    if data.get("dataset", {}).get("data_dir"):
+        values["inline_datasets"] = inline_datasets(data)
+    return values, notes
+
+
+def known_keys(table: str) -> set[str]:
+    keys = {key for (t, key) in (*RENAMED, *WITHOUT_EFFECT) if t == table} | set(SAME_NAME.get(table, ()))
+    own = {
+        "dataset": {"data_dir", "repeats", "caption_tag_dropout_rate", *DATASET_KEYS},
+        "training": {"caption_tag_dropout_rate"},
+        "lora": {"network_type", "lora_targets", "lora_name", "train_llm_adapter", "anima_target_preset", *NETWORK_ARGS},
+        "optimizer": {"weight_decay", "eps", "beta1", "beta2", *PRODIGY},
+    }
+    return keys | own.get(table, set())
+
+
+def refuse_unknown(data: dict[str, Any], path: str) -> None:
+    for table, entries in data.items():
+        if table in TABLES_WITHOUT_EFFECT:
+            continue
+        if table not in TABLES or not isinstance(entries, dict):
+            raise SettingError(f"{path}: unknown table [{table}]; the tables are {', '.join(TABLES)}")
+        for key in entries:
+            if key not in known_keys(table):
+                near = difflib.get_close_matches(key, known_keys(table), 1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise SettingError(f"{path}, line {line_of(path, table, key)}: unknown key {table}.{key}{hint}")
+
+
+def plain_values(data: dict[str, Any], path: str) -> Values:
+    """Keys that are a flag under another name, checked against the flag's kind."""
+    flags = {flag.name: flag for flag in mapped_flags()}
+    names = RENAMED | {(table, key): key for table, keys in SAME_NAME.items() for key in keys}
+    values = {}
+    for (table, key), flag in names.items():
+        if key in data.get(table, {}):
+            where = f"{path}, line {line_of(path, table, key)}: {table}.{key}"
+            values[flag] = typed_value(flags[flag], data[table][key], where)
+    return values
+
+
+def model_values(data: dict[str, Any], values: Values, path: str) -> None:
+    """t5_tokenizer_dir wins over t5_tokenizer_path."""
+    if data["model"].get("t5_tokenizer_dir"):
+        values["t5_tokenizer_dir"] = str(data["model"]["t5_tokenizer_dir"])
+
+
+def length_values(data: dict[str, Any], values: Values, path: str) -> None:
+    """max_steps above 0 wins over epochs; the other is left out."""
+    if values.get("max_train_steps", 0) > 0:
+        values["max_train_epochs"] = 0
+    else:
+        values.pop("max_train_steps", None)
+
+
+def schedule_values(data: dict[str, Any], values: Values, path: str) -> None:
+    """cosine with lr_min_ratio is cosine_with_min_lr."""
+    if values.get("lr_scheduler") == "cosine" and values.get("lr_scheduler_min_lr_ratio", 0) > 0:
+        values["lr_scheduler"] = "cosine_with_min_lr"
+
+
+def network_values(data: dict[str, Any], values: Values, path: str) -> None:
+    lora = data.get("lora", {})
+    kind = str(lora.get("network_type", "lora")).lower()
+    modules = {"lora": "networks.lora_anima", "lokr": "networks.lokr_anima"}
+    if kind not in modules:
+        line = line_of(path, "lora", "network_type")
+        raise SettingError(f"{path}, line {line}: lora.network_type={kind!r}: must be lora or lokr")
+    values["network_module"] = modules[kind]
+    arguments = [f"{key}={lora[key]}" for key in NETWORK_ARGS if key in lora and (kind == "lokr" or not key.startswith("lokr"))]
+    targets = lora.get("lora_targets")
+    if targets:
+        arguments.append(f"target_modules={targets if isinstance(targets, str) else ','.join(targets)}")
+    elif lora.get("anima_target_preset"):
+        preset = PRESETS.get(str(lora["anima_target_preset"]))
+        if preset is None:
+            line = line_of(path, "lora", "anima_target_preset")
+            raise SettingError(f"{path}, line {line}: lora.anima_target_preset: must be one of {', '.join(PRESETS)}")
+        arguments.append(f"targets={preset}")
+    if lora.get("train_llm_adapter"):
+        arguments.append("train_llm_adapter=true")
+    values["network_args"] = arguments
+
+
+def optimizer_values(data: dict[str, Any], values: Values, path: str) -> None:
+    optimizer = data.get("optimizer", {})
+    arguments = [f"{key}={optimizer[key]}" for key in ("weight_decay", "eps") if key in optimizer]
+    if "beta1" in optimizer or "beta2" in optimizer:
+        arguments.append(f"betas={optimizer.get('beta1', 0.9)},{optimizer.get('beta2', 0.999)}")
+    if str(values.get("optimizer_type", "")).lower() == "prodigy":
+        arguments += [f"{name}={optimizer[key]}" for key, name in PRODIGY.items() if key in optimizer]
+    values["optimizer_args"] = arguments
+
+
+def output_values(data: dict[str, Any], values: Values, path: str) -> None:
+    """lora_name names the output when output_name does not."""
+    if not values.get("output_name") and data.get("lora", {}).get("lora_name"):
+        values["output_name"] = str(data["lora"]["lora_name"])
+
+
+def inline_datasets(data: dict[str, Any]) -> dict[str, Any]:
+    """[dataset] as kohya's dataset_config."""
+    source = data["dataset"]
+    general = {DATASET_KEYS[key]: source[key] for key in DATASET_KEYS if key in source}
+    buckets = ("min_reso", "max_reso", "reso_step", "max_ar")
+    general["enable_bucket"] = any(key in source for key in buckets)
+    rate = source.get("caption_tag_dropout_rate", data["training"].get("caption_tag_dropout_rate"))
+    if rate is not None:
+        general["caption_tag_dropout_rate"] = rate
+    subset = {"image_dir": source["data_dir"], "num_repeats": source.get("repeats", 1)}
+    batch = data["training"].get("batch_size", 1)
+    return {"general": general, "datasets": [{"batch_size": batch, "subsets": [subset]}]}
