@@ -8,12 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import folder_paths
-import toml
 
 from .. import anima_core
 from ..anima_core.config import OutputConfig, TrainConfig, from_dict, to_dict
-from ..anima_core.errors import FileError
 from ..anima_core.models.checkpoint import file_identity
+from ..anima_core.toml_file import read_toml
 from ..anima_core.training.loop import TrainResult
 from ..anima_core.training.preflight import Plan
 
@@ -115,12 +114,7 @@ def remember(key: str, run: FinishedRun) -> None:
 
 def read_config(path: Path) -> TrainConfig:
     """A run's frozen config.toml."""
-    try:
-        return from_dict(TrainConfig, toml.loads(path.read_text(encoding="utf-8-sig")), path.name)
-    except OSError as error:
-        raise FileError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    except (toml.TomlDecodeError, UnicodeDecodeError) as error:
-        raise FileError(f"{path}: not valid TOML ({error})") from None
+    return from_dict(TrainConfig, read_toml(path), path.name)
 
 
 def _path(key: str) -> Path:

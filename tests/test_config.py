@@ -18,6 +18,7 @@ from anima_core.config import (
     to_dict,
 )
 from anima_core.errors import SettingError
+from anima_core.toml_file import dump_toml
 
 
 def config(**changes) -> TrainConfig:
@@ -76,7 +77,7 @@ def test_aliases():
 
 def test_a_config_survives_toml():
     original = config()
-    assert from_dict(TrainConfig, toml.loads(toml.dumps(to_dict(original)))) == original
+    assert from_dict(TrainConfig, toml.loads(dump_toml(to_dict(original)))) == original
 
 
 def test_wrong_keys_and_types_name_their_place():

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import toml
-
 from ..config import TrainConfig, from_dict, to_dict
 from ..errors import FileError, SettingError
+from ..toml_file import dump_toml, line_of, read_toml
 from .flags import IGNORED, MAPPED, REFUSED, Flag, known_names, mapped_flags
 from .root_toml import is_root_style, read_root
 from .settings import train_config
-from .toml_file import TYPES, line_of, read_toml, typed_value
+from .typed import TYPES, typed_value
 
 
 class Parser(argparse.ArgumentParser):
@@ -163,6 +162,6 @@ def write_config(config: TrainConfig, path: Path) -> None:
     """The canonical TOML: every setting, spelt out. `--config` reads it back as exactly this run."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(toml.dumps(to_dict(config)), encoding="utf-8")
+        path.write_text(dump_toml(to_dict(config)), encoding="utf-8")
     except OSError as error:
         raise FileError(f"{path}: cannot be written ({error.strerror}); choose another output_dir") from None

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..config import DatasetConfig, SubsetConfig
 from ..errors import SettingError
-from .toml_file import line_of, read_toml
+from ..toml_file import line_of, read_toml
 
 SUBSET_KEYS = {  # kohya's name -> ours
     "num_repeats": "num_repeats",

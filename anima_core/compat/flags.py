@@ -223,7 +223,8 @@ IGNORED = {  # name -> (number of values, reason)
 
 REFUSED = {  # name -> (number of values, why, and the way out)
     **dict.fromkeys(("fp8_base", "fp8_base_unet", "fp8_scaled"), (0, "8-bit base weights are not available; leave it out")),
-    **dict.fromkeys(("deepspeed",), (0, "DeepSpeed is not supported; use accelerate's plain data parallelism")),
+    **dict.fromkeys(("offload_optimizer_device", "offload_optimizer_nvme_path", "offload_param_device", "offload_param_nvme_path", "zero_stage"), (1, "DeepSpeed is not supported; use accelerate's plain data parallelism")),
+    **dict.fromkeys(("zero3_init_flag", "zero3_save_16bit_model", "deepspeed"), (0, "DeepSpeed is not supported; use accelerate's plain data parallelism")),
     **dict.fromkeys(("network_train_text_encoder_only",), (0, "the text encoder cannot be trained; leave it out")),
     **dict.fromkeys(("scale_weight_norms",), (1, "weight norms are not limited here; leave it out and lower the learning rate")),
     **dict.fromkeys(("base_weights", "base_weights_multiplier"), ("*", "merging adapters into the base is not done here; merge first")),

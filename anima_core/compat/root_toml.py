@@ -8,8 +8,9 @@ import difflib
 from typing import Any
 
 from ..errors import SettingError
+from ..toml_file import line_of
 from .flags import mapped_flags
-from .toml_file import line_of, typed_value
+from .typed import typed_value
 
 Values = dict[str, Any]
 

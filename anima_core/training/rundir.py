@@ -4,9 +4,8 @@ import os
 import shutil
 from pathlib import Path
 
-import toml
-
 from ..config import to_dict
+from ..toml_file import dump_toml
 from .preflight import Plan
 
 
@@ -23,7 +22,7 @@ def open_run_dir(plan: Plan) -> None:
 
 def freeze_config(plan: Plan) -> str:
     """Write `config.toml`, every setting of the run spelt out; returns its text."""
-    text = toml.dumps(to_dict(plan.config))
+    text = dump_toml(to_dict(plan.config))
     path = plan.run_dir / "config.toml"
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text, encoding="utf-8")

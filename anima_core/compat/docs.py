@@ -1,0 +1,84 @@
+"""Writes docs/flags.md from the tables that the code itself uses: `python -m anima_core.compat.docs docs/flags.md`."""
+
+# ruff: noqa: E501 (tables)
+
+import sys
+from pathlib import Path
+
+from . import dataset_config, root_toml
+from .flags import IGNORED, MAPPED, NETWORK_ARGS, REFUSED
+
+HEAD = """# sd-scripts flags and TOML keys
+
+Written from the code by `python -m anima_core.compat.docs docs/flags.md`; a test keeps it in step.
+
+What stands on the command line wins over a file, also when it equals the default. A flag or key that is in none of these
+tables is an error that names the nearest one.
+
+## What differs from sd-scripts-anima, and why
+
+| there | here | reason |
+|---|---|---|
+| padding of T5 and Qwen is attended to | masked, pad rows zero | the model was trained so; unmasked padding moves valid embeddings by 60 % |
+| `--anima_seq_len` cuts and pads | always padded to 512, never cut | zero rows are attention sinks: 256 of them are another model |
+| adapter in the base model's bf16 | always fp32 | in bf16 a LoKr's updates mostly round away |
+| LLM adapter and norms trained by default | frozen; `train_llm_adapter=true`, `--train_norm` | the LLM adapter holds the model's names and degrades easily |
+| t always shifted by 3.0 | no shift; `--anima_flow_shift 3` | the model author's recipe |
+| latents cached by name | by content | a changed picture, size or VAE is noticed |
+| `--resume` restores no adapter weights | everything, exactly | |
+| `network_alpha` 100000 is stored | alpha = rank | fp16 cannot hold it |
+| `max_bucket_reso` 1024 | 4096 | 1024 would cap both sides of a 1024 px run |
+| gradient checkpointing forced | on by default, `--no-gradient_checkpointing` | |
+| ScheduleFree checks for RAdam only | for all three | the same schedules are wrong for all |
+"""
+
+
+def document() -> str:
+    parts = [HEAD]
+    for group, flags in MAPPED.items():
+        parts.append(f"\n## Mapped: {group}\n\n| flag | default | sets |\n|---|---|---|")
+        for flag in flags:
+            names = ", ".join(f"`--{name}`" for name in (flag.name, *flag.aliases))
+            default = "" if flag.default in ("", ()) else f"`{flag.default}`"
+            parts.append(f"| {names} | {default} | {flag.sets} |")
+    parts.append("\n## `--network_args`\n\n| name | sets |\n|---|---|")
+    parts += [f"| `{name}` | {what} |" for name, what in NETWORK_ARGS.items()]
+    for title, table in (("Accepted without effect", IGNORED), ("Refused", REFUSED)):
+        parts.append(f"\n## {title}\n\n| flag | reason |\n|---|---|")
+        parts += [f"| `--{name}` | {reason} |" for name, (_, reason) in table.items()]
+    return "\n".join(parts + toml_tables()) + "\n"
+
+
+def toml_tables() -> list[str]:
+    parts = ["\n## Sectioned TOML (`--config`, `--config_file`)\n\n| key | becomes |\n|---|---|"]
+    parts += [f"| `{table}.{key}` | `--{flag}` |" for (table, key), flag in root_toml.RENAMED.items()]
+    parts += [f"| `{table}.{key}` | `--{key}` |" for table, keys in root_toml.SAME_NAME.items() for key in keys]
+    parts += [f"| `dataset.{key}` | dataset_config `{name}` |" for key, name in root_toml.DATASET_KEYS.items()]
+    parts += ["| `dataset.data_dir`, `dataset.repeats` | dataset_config `image_dir`, `num_repeats` |"]
+    parts += ["| `dataset.caption_tag_dropout_rate`, `training.caption_tag_dropout_rate` | dataset_config, same name |"]
+    parts += [
+        "| `lora.network_type` | `--network_module`; lora or lokr |",
+        "| `lora.lora_name` | `--output_name`, when that is empty |",
+    ]
+    parts += [
+        "| `lora.lora_targets` | `--network_args target_modules=` |",
+        "| `lora.train_llm_adapter` | `--network_args`, same name |",
+    ]
+    parts += [f"| `lora.{key}` | `--network_args`, same name |" for key in root_toml.NETWORK_ARGS]
+    parts += [f"| `lora.anima_target_preset = {name}` | `targets={preset}` |" for name, preset in root_toml.PRESETS.items()]
+    parts += ["| `optimizer.weight_decay`, `.eps`, `.beta1`, `.beta2` | `--optimizer_args` |"]
+    parts += [f"| `optimizer.{key}` | `--optimizer_args {name}=` (Prodigy) |" for key, name in root_toml.PRODIGY.items()]
+    parts.append("\nWithout effect:\n\n| key | reason |\n|---|---|")
+    parts += [f"| `{table}.{key}` | {why} |" for (table, key), why in root_toml.WITHOUT_EFFECT.items()]
+    parts += [f"| `[{table}]` | {why} |" for table, why in root_toml.TABLES_WITHOUT_EFFECT.items()]
+    parts.append("\n## dataset_config\n\n| key | setting |\n|---|---|")
+    keys = {**dataset_config.SUBSET_KEYS, **dataset_config.DATASET_KEYS}
+    parts += [f"| `{key}` | {name} |" for key, name in keys.items()]
+    parts += [f"| `{key}` | |" for key in sorted(dataset_config.OWN_SUBSET_KEYS | dataset_config.OWN_DATASET_KEYS)]
+    parts.append("\nWithout effect:\n\n| key | reason |\n|---|---|")
+    parts += [f"| `{key}` | {why} |" for key, why in dataset_config.WITHOUT_EFFECT.items()]
+    return parts
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(document(), encoding="utf-8")

@@ -1,0 +1,442 @@
+"""sd-scripts' command line and files: precedence, mapping, words, and that no key is ever dropped."""
+
+# ruff: noqa: E501 (tables of cases)
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from anima_core.cli import build_parser, main
+from anima_core.compat import docs
+from anima_core.compat.arguments import parse, request_from, write_config
+from anima_core.compat.flags import IGNORED, MAPPED, REFUSED, known_names, mapped_flags
+from anima_core.config import (
+    DatasetConfig,
+    FlowConfig,
+    ModelConfig,
+    NetworkConfig,
+    OptimizerConfig,
+    OutputConfig,
+    SampleConfig,
+    SubsetConfig,
+    TrainConfig,
+    from_dict,
+    to_dict,
+)
+from anima_core.errors import SettingError
+from anima_core.toml_file import read_toml
+
+REQUIRED = ["--anima_transformer", "t.safetensors", "--vae", "v", "--qwen", "q", "--t5_tokenizer_dir", "t5"]
+FOLDER = ["--train_data_dir", "pics"]
+
+ROOT = """
+[model]
+transformer_path = "anima.safetensors"
+vae_path = "vae.safetensors"
+text_encoder_path = "qwen"
+t5_tokenizer_dir = "t5"
+
+[dataset]
+data_dir = "train/10_subject"
+repeats = 10
+resolution = 1024
+min_reso = 512
+max_reso = 2048
+reso_step = 64
+max_ar = 3.0
+shuffle_caption = true
+caption_extension = ".txt"
+keep_tokens = 1
+flip_augment = true
+cache_latents = true
+
+[training]
+epochs = 10
+batch_size = 4
+grad_accum = 2
+learning_rate = 0.0002
+mixed_precision = "bf16"
+grad_checkpoint = true
+num_workers = 2
+xformers = true
+seed = 7
+seq_len = 256
+lr_scheduler = "cosine"
+lr_min_ratio = 0.1
+lr_warmup_steps = 20
+
+[lora]
+network_type = "lokr"
+lora_rank = 100000
+lora_alpha = 100000
+lokr_factor = 4
+
+[optimizer]
+type = "adamw_schedulefree_no"
+weight_decay = 0.02
+beta1 = 0.9
+beta2 = 0.95
+
+[output]
+output_dir = "out"
+output_name = "mine"
+save_every = 200
+save_state = true
+""".replace("adamw_schedulefree_no", "AdamW")
+
+
+def request(*argv: str):
+    return request_from(parse(build_parser(), ["train", *argv]))
+
+
+def config(*argv: str) -> TrainConfig:
+    return request(*REQUIRED, *FOLDER, *argv).config
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    path = tmp_path / "root.toml"
+    path.write_text(ROOT, encoding="utf-8")
+    return path
+
+
+def test_defaults_are_sd_scripts_own():
+    c = config()
+    assert (c.network.rank, c.network.alpha, c.max_train_steps, c.optimizer.type) == (4, 1.0, 1600, "AdamW")
+    assert c.flow.timestep_sampling == "logit_normal" and c.network.targets == "attn+mlp"
+
+
+def test_a_sectioned_file_maps_whole(root):
+    for flag in ("--config", "--config_file"):
+        answer = request(flag, str(root))
+        c = answer.config
+        assert c.model == ModelConfig("anima.safetensors", "vae.safetensors", "qwen", "t5", dtype="bf16")
+        (dataset,) = c.datasets
+        assert dataset.batch_size == 4 and dataset.enable_bucket and dataset.max_bucket_reso == 2048
+        (subset,) = dataset.subsets
+        assert (subset.image_dir, subset.num_repeats, subset.flip_aug, subset.keep_tokens) == ("train/10_subject", 10, True, 1)
+        assert c.network == NetworkConfig(type="lokr", rank=100000, alpha=0.0, factor=4)
+        assert c.optimizer.scheduler == "cosine_with_min_lr" and c.optimizer.min_lr_ratio == 0.1
+        assert c.optimizer.betas == (0.9, 0.95) and c.optimizer.weight_decay == 0.02 and c.optimizer.warmup_steps == 20
+        assert c.max_train_epochs == 10 and c.gradient_accumulation_steps == 2 and c.seed == 7
+        assert (c.output.dir, c.output.name, c.output.save_every_n_steps, c.output.save_state) == ("out", "mine", 200, True)
+        told = " ".join(answer.notes)
+        assert all(key in told for key in ("dataset.max_ar", "training.seq_len", "training.xformers", "training.num_workers"))
+
+
+@pytest.mark.parametrize(
+    "flag, value, read",
+    [
+        ("--network_dim", "4", lambda c: c.network.rank == 4),  # the default, typed: still wins
+        ("--learning_rate", "0.0001", lambda c: c.optimizer.learning_rate == 1e-4),
+        ("--seed", "42", lambda c: c.seed == 42),
+        ("--gradient_accumulation_steps", "1", lambda c: c.gradient_accumulation_steps == 1),
+        ("--output_name", "other", lambda c: c.output.name == "other"),
+        ("--lr_scheduler", "constant", lambda c: c.optimizer.scheduler == "constant"),
+        ("--network_args", "lokr_factor=16", lambda c: c.network.factor == 16),
+    ],
+)
+def test_the_command_line_wins_even_with_a_default(root, flag, value, read):
+    assert read(request("--config", str(root), flag, value).config)
+
+
+def test_typed_dataset_config_wins_over_the_inline_one(root, tmp_path):
+    data = tmp_path / "data.toml"
+    data.write_text("[[datasets]]\nresolution = 512\n[[datasets.subsets]]\nimage_dir = 'elsewhere'\n", encoding="utf-8")
+    answer = request("--config", str(root), "--dataset_config", str(data))
+    assert answer.config.datasets[0].subsets[0].image_dir == "elsewhere"
+    assert any("--dataset_config wins" in note for note in answer.notes)
+
+
+def edited(root: Path, old: str, new: str) -> str:
+    assert old in ROOT
+    root.write_text(ROOT.replace(old, new), encoding="utf-8")
+    return str(root)
+
+
+@pytest.mark.parametrize(
+    "old, new, text",
+    [
+        ("lora_rank = 100000", "lora_rnak = 8", "line 39: unknown key lora.lora_rnak; did you mean lora_rank?"),
+        ("seed = 7", 'seed = "seven"', "line 31: training.seed='seven': must be int"),
+        ("grad_checkpoint = true", "grad_checkpoint = 1", "training.grad_checkpoint=1: must be switch"),
+        ('network_type = "lokr"', 'network_type = "loha"', "lora.network_type='loha': must be lora or lokr"),
+        ('t5_tokenizer_dir = "t5"', "", "Input config is missing model.t5_tokenizer_dir/model.t5_tokenizer_path."),
+        ("[output]", "[ouput]", "unknown table [ouput]"),
+        ("[model]", "[model", "not valid TOML"),
+    ],
+)
+def test_mistakes_in_a_file_name_their_place(root, old, new, text):
+    from anima_core.errors import AnimaError
+
+    with pytest.raises(AnimaError) as refused:
+        request("--config", edited(root, old, new))
+    assert text in str(refused.value)
+
+
+def test_a_file_that_is_not_sectioned_is_refused_as_config(tmp_path):
+    path = tmp_path / "flat.toml"
+    path.write_text("seed = 3\n", encoding="utf-8")
+    with pytest.raises(SettingError, match="Input config is not a valid root-style Anima TOML. Expected sections"):
+        request("--config", str(path))
+
+
+def test_flat_files(tmp_path):
+    path = tmp_path / "args.toml"
+    path.write_text(
+        """
+anima_transformer = "t"
+vae = "v"
+qwen = "q"
+t5_tokenizer_dir = "t5"
+train_data_dir = "pics"
+[network]
+network_module = "networks.lokr_anima"
+network_dim = 100000
+network_alpha = 100000
+[training]
+max_train_epochs = 3
+optimizer_type = "AdamW8bit"
+optimizer_args = ["weight_decay=0.1", "betas=0.9,0.95"]
+xformers = true
+save_model_as = "safetensors"
+resolution = [512, 768]
+""",
+        encoding="utf-8",
+    )
+    answer = request("--config_file", str(path))
+    assert answer.config.network.alpha == 0.0 and answer.config.optimizer.type == "AdamW8bit"
+    assert answer.config.optimizer.betas == (0.9, 0.95) and answer.config.datasets[0].resolutions == ((512, 768),)
+    assert any("line 16: xformers has no effect" in note or "xformers has no effect" in note for note in answer.notes)
+    path.write_text(path.read_text(encoding="utf-8") + "netwrok_dropout = 0.1\n", encoding="utf-8")
+    with pytest.raises(SettingError, match=r"line 18: netwrok_dropout: unknown key; did you mean network_dropout\?"):
+        request("--config_file", str(path))
+
+
+DATA = """
+[general]
+shuffle_caption = true
+caption_extension = ".caption"
+color_aug = true
+
+[[datasets]]
+resolution = [768, 512]
+batch_size = 2
+
+  [[datasets.subsets]]
+  image_dir = 'a'
+  num_repeats = 3
+  shuffle_caption = false
+
+  [[datasets.subsets]]
+  image_dir = 'reg'
+  is_reg = true
+  class_tokens = "a person"
+
+[[datasets]]
+enable_bucket = true
+prior_loss_weight = 0.5
+  [[datasets.subsets]]
+  image_dir = 'b'
+  is_reg = true
+"""
+
+
+def test_dataset_config_levels(tmp_path):
+    path = tmp_path / "data.toml"
+    path.write_text(DATA, encoding="utf-8")
+    answer = request(*REQUIRED, "--dataset_config", str(path), "--resolution", "1024", "--prior_loss_weight", "0.25")
+    first, second = answer.config.datasets
+    assert first.resolutions == ((768, 512),) and second.resolutions == ((1024, 1024),)
+    assert not first.enable_bucket and second.enable_bucket  # kohya's default is off
+    a, reg = first.subsets
+    assert not a.shuffle_caption and reg.shuffle_caption and a.caption_extension == ".caption" and a.num_repeats == 3
+    assert (a.loss_weight, reg.loss_weight, second.subsets[0].loss_weight) == (1.0, 0.25, 0.5)
+    assert any("line 5: color_aug has no effect" in note for note in answer.notes)
+
+
+@pytest.mark.parametrize(
+    "old, new, text",
+    [
+        ("num_repeats = 3", "num_repaets = 3", "line 13: unknown key num_repaets; did you mean num_repeats?"),
+        ("batch_size = 2", 'batch_size = "two"', "batch_size='two': must be int"),
+        ("image_dir = 'a'", "", "without image_dir"),
+        ("resolution = [768, 512]", "resolution = 'big'", "write 1024 or [1024, 768]"),
+    ],
+)
+def test_dataset_config_mistakes(tmp_path, old, new, text):
+    path = tmp_path / "data.toml"
+    path.write_text(DATA.replace(old, new), encoding="utf-8")
+    with pytest.raises(SettingError) as refused:
+        request(*REQUIRED, "--dataset_config", str(path))
+    assert text in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "argv, read",
+    [
+        (["--network_args", "exclude_patterns=['.*mlp.*']", "include_patterns=['.*mlp.layer1']"], lambda n: n.exclude == ("re:^(?:.*mlp.*)$",) and n.include == ("re:^(?:.*mlp.layer1)$",)),
+        (["--network_args", "network_reg_dims=.*self_attn.*=16,.*mlp.*=0"], lambda n: n.ranks == ("re:^(?:.*self_attn.*)$=16", "re:^(?:.*mlp.*)$=0")),
+        (["--network_args", "network_reg_lrs=.*mlp.*=1e-5"], lambda n: n.learning_rates == ("re:^(?:.*mlp.*)$=1e-5",)),
+        (["--network_args", "target_modules=re:self_attn,mlp.*"], lambda n: n.targets == "" and n.include == ("re:self_attn", "mlp.*")),
+        (["--network_args", "train_llm_adapter=true", "train_norm=True"], lambda n: n.targets == "attn+mlp+llm_adapter" and n.train_norm),
+        (["--network_args", "loraplus_lr_ratio=4", "rank_dropout=0.1", "module_dropout=0.2"], lambda n: (n.loraplus_lr_ratio, n.rank_dropout, n.module_dropout) == (4.0, 0.1, 0.2)),
+        (["--network_module", "networks.lokr_anima", "--network_args", "lokr_full_matrix=true", "lokr_decompose_both=1", "lokr_factor=-1"], lambda n: n.full_matrix and n.decompose_both and n.factor == -1),
+        (["--network_module", "networks.lokr_anima", "--network_dim", "100000", "--network_alpha", "100000"], lambda n: n.rank == 100000 and n.alpha == 0),
+    ],
+)  # fmt: skip
+def test_network_args(argv, read):
+    assert read(config(*argv).network)
+
+
+@pytest.mark.parametrize(
+    "argv, text",
+    [
+        (["--network_args", "conv_dim=4"], "network_args: unknown conv_dim; known are target_modules"),
+        (["--network_args", "train_norm=maybe"], "train_norm=maybe: must be true or false"),
+        (["--network_args", "exclude_patterns=.*mlp.*"], "write it as"),
+        (["--network_args", "lokr_factor=x"], "lokr_factor=x: must be int"),
+        (["--fp8_base"], "--fp8_base: 8-bit base weights are not available"),
+        (["--scale_weight_norms", "1"], "--scale_weight_norms: weight norms are not limited here"),
+        (["--deepspeed"], "--deepspeed"),
+        (
+            ["--optimizer_type", "RAdam_ScheduleFree", "--lr_warmup_steps", "5"],
+            "optimizer=RAdamScheduleFree requires lr_warmup_steps=0",
+        ),
+        (
+            ["--optimizer_type", "radam_schedulefree", "--lr_warmup_ratio", "0.1"],
+            "optimizer=RAdamScheduleFree requires lr_warmup_ratio=0",
+        ),
+        (
+            ["--optimizer_type", "radam_schedulefree", "--lr_scheduler", "cosine"],
+            "optimizer=RAdamScheduleFree requires lr_scheduler=constant",
+        ),
+        (
+            ["--optimizer_type", "AdamWScheduleFree", "--lr_scheduler", "linear"],
+            "optimizer=AdamWScheduleFree requires lr_scheduler=constant",
+        ),
+        (["--dim_from_weights"], "dim_from_weights: needs --network_weights"),
+        (["--network_dims", "4"], "unknown flag --network_dims; did you mean --network_dim?"),
+    ],
+)
+def test_refusals(argv, text):
+    with pytest.raises(SettingError) as refused:
+        config(*argv)
+    assert text in str(refused.value)
+
+
+def test_schedule_free_is_refused_before_any_file_is_opened(capsys):
+    argv = [
+        "train",
+        *REQUIRED,
+        "--dataset_config",
+        "missing.toml",
+        "--optimizer_type",
+        "radam_schedulefree",
+        "--lr_scheduler",
+        "cosine",
+    ]
+    assert main(argv) == 2
+    assert "requires lr_scheduler=constant" in capsys.readouterr().err
+
+
+def test_every_flag_of_sd_scripts_has_an_answer():
+    """The names that both trainers' parsers define; each is mapped, ignored with a reason, or refused with a way out."""
+    listed = (Path(__file__).parent / "sd_scripts_flags.txt").read_text(encoding="utf-8").split()
+    assert len(listed) > 250
+    assert sorted(set(listed) - set(known_names())) == []
+    assert all(reason for _, reason in (*IGNORED.values(), *REFUSED.values()))
+    names = known_names()
+    assert len(names) == len(set(names)), sorted(n for n in names if names.count(n) > 1)
+
+
+def test_ignored_flags_are_told_once_with_their_reason():
+    notes = request(*REQUIRED, *FOLDER, "--xformers", "--lowram", "--max_data_loader_n_workers", "4", "--clip_skip", "2").notes
+    assert len(notes) == 4 and any(n.startswith("--xformers has no effect: ") for n in notes)
+
+
+def test_the_docs_table_is_the_code():
+    written = (Path(__file__).parents[1] / "docs" / "flags.md").read_text(encoding="utf-8")
+    assert written == docs.document()
+    for flag in mapped_flags():
+        assert f"`--{flag.name}`" in written
+    assert set(MAPPED) == {"models", "data", "network", "optimizer", "training", "output"}
+
+
+def test_output_config_writes_a_file_that_is_the_same_run(root, tmp_path):
+    assert main(["train", "--config", str(root), "--output_dir", str(tmp_path), "--output_config"]) == 0
+    written = tmp_path / "mine.toml"
+    again = request("--config", str(written)).config
+    assert again == request("--config", str(root), "--output_dir", str(tmp_path)).config
+    with pytest.raises(SettingError, match="--seed: .* is a run's frozen config"):
+        request("--config", str(written), "--seed", "1")
+    assert request("--config", str(written), "--output_name", "new").config.output.name == "new"
+
+
+words = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), max_size=20)
+rates = st.floats(0, 0.9, allow_nan=False)
+subsets = st.builds(
+    SubsetConfig,
+    image_dir=words.filter(bool),
+    num_repeats=st.integers(1, 50),
+    caption_prefix=words,
+    class_tokens=words,
+    caption_dropout_rate=rates,
+    shuffle_caption=st.booleans(),
+    loss_weight=st.floats(0, 5),
+)
+sides = st.integers(4, 128).map(lambda n: 16 * n)
+datasets = st.builds(
+    DatasetConfig,
+    subsets=st.lists(subsets, min_size=1, max_size=3).map(tuple),
+    resolutions=st.lists(st.tuples(sides, sides), min_size=1, max_size=3).map(tuple),
+    batch_size=st.integers(1, 64),
+    bucket_no_upscale=st.booleans(),
+)
+configs = st.builds(
+    TrainConfig,
+    model=st.builds(ModelConfig, words, words, words, words),
+    datasets=st.lists(datasets, min_size=1, max_size=3).map(tuple),
+    network=st.builds(
+        NetworkConfig, rank=st.integers(1, 512), alpha=st.floats(0, 1e4), include=st.lists(words, max_size=3).map(tuple)
+    ),
+    optimizer=st.builds(OptimizerConfig, learning_rate=st.floats(1e-12, 10), eps=st.floats(1e-12, 1e-3)),
+    flow=st.builds(FlowConfig, shift=st.floats(0.01, 20), noise_offset=rates),
+    samples=st.builds(SampleConfig, cfg=st.floats(0, 20), negative=words),
+    output=st.builds(OutputConfig, comment=words),
+    seed=st.integers(0, 2**63 - 1),
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(configs)
+def test_any_config_survives_its_file(tmp_path_factory, config):
+    path = tmp_path_factory.mktemp("toml") / "c.toml"
+    write_config(config, path)
+    assert from_dict(TrainConfig, read_toml(path)) == config
+    assert to_dict(from_dict(TrainConfig, to_dict(config))) == to_dict(config)
+
+
+def test_prompts_take_their_own_flags(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text(
+        "# comment\na cat --n blurry, bad --w 777 --h 512 --d 5 --s 12 --l 3.5 --fs 2\n\na dog -- sitting\n", encoding="utf-8"
+    )
+    samples = config("--sample_prompts", str(path), "--sample_every_n_epochs", "2").samples
+    cat, dog = samples.requests()
+    assert (cat.prompt, cat.negative, cat.width, cat.height, cat.seed, cat.steps, cat.cfg, cat.shift) == (
+        "a cat",
+        "blurry, bad",
+        768,
+        512,
+        5,
+        12,
+        3.5,
+        2.0,
+    )
+    assert dog.prompt == "a dog -- sitting" and dog.width == 1024 and samples.every_n_epochs == 2
+    with pytest.raises(SettingError, match="--w needs a number"):
+        dataclasses.replace(samples, prompts=("x --w wide",))
