@@ -6,6 +6,7 @@ A listener may answer "stop" (end early, keep the adapter) or "cancel" (save the
 """
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,9 +21,10 @@ COMMANDS = ("stop", "cancel")
 class Events:
     """Writes each event as one line of `log.jsonl` and hands it to the listener, whose last command is kept in `command`."""
 
-    def __init__(self, log: Path, listener: Listener | None = None) -> None:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(log, "a", encoding="utf-8", buffering=1)
+    def __init__(self, log: Path | None, listener: Listener | None = None) -> None:
+        if log is not None:
+            log.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(log or os.devnull, "a", encoding="utf-8", buffering=1)  # None: one of several processes
         self._listener = listener
         self.command: str | None = None
 

@@ -16,6 +16,7 @@ from ..config import TrainConfig
 from ..models.transformer import PATCH, AnimaTransformer
 from . import flow
 from .prepare import Data
+from .ranks import Ranks
 from .state import draw_generator
 
 AHEAD = 2  # batches ready while one trains
@@ -25,6 +26,7 @@ AHEAD = 2  # batches ready while one trains
 class Batch:
     """One micro-batch of pictures of one size. All tensors fp32."""
 
+    number: int  # among all micro-batches of the run
     latents: Tensor  # [B, 16, h, w], normalised
     noise: Tensor  # [B, 16, h, w]
     t: Tensor  # [B]
@@ -32,7 +34,7 @@ class Batch:
     weight: Tensor  # [B]
     text: list[dict[str, Tensor]]
     names: list[str]
-    data: dict[str, int]  # where the data stands after this batch
+    data: dict[str, int]  # where the data stands after this round
 
     def to(self, device: torch.device) -> "Batch":
         moved = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
@@ -42,9 +44,9 @@ class Batch:
 class Feed:
     """Iterate for endless batches, starting with micro-batch `first`. A context manager: leaving it ends the thread."""
 
-    def __init__(self, data: Data, model: AnimaTransformer, config: TrainConfig, first: int) -> None:
-        self._data, self._model, self._config = data, model, config
-        self._number = first
+    def __init__(self, data: Data, model: AnimaTransformer, config: TrainConfig, first: int, ranks: Ranks) -> None:
+        self._data, self._model, self._config, self._ranks = data, model, config, ranks
+        self._number = first  # of the next round: each process takes one of its micro-batches
         self._queue: queue.Queue[Any] = queue.Queue(AHEAD)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._work, name="anima-feed", daemon=True)
@@ -82,15 +84,17 @@ class Feed:
 
     def _make(self) -> Batch:
         data, flow_config = self._data, self._config.flow
-        draws = next(data.batches)
+        draws = [next(data.batches) for _ in range(self._ranks.world)][self._ranks.rank]
+        number = self._number + self._ranks.rank
         latents = torch.stack([data.latents(draw) for draw in draws])
         masks = [data.mask(draw) for draw in draws]
-        generator = draw_generator(self._config.seed, "noise", self._number)
+        generator = draw_generator(self._config.seed, "noise", number)
         tokens = latents.shape[2] * latents.shape[3] // PATCH**2
         t = flow.sample_timesteps(len(draws), flow_config, generator, tokens=tokens)
         noise = flow.noise_like(latents, generator, flow_config.noise_offset)
-        self._number += 1
+        self._number += self._ranks.world
         batch = Batch(
+            number=number,
             latents=latents,
             noise=noise,
             t=t,

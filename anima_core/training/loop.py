@@ -27,8 +27,9 @@ from .gradient import FlatGradient
 from .losses import DEAD_AFTER_STEPS, LossReader, StepRecord, Watchdog
 from .memory import free_memory, peak_gb
 from .preflight import Plan, preflight
-from .prepare import Data, prepare_data
+from .prepare import prepare_data
 from .previews import Previews
+from .ranks import Ranks
 from .rundir import freeze_config, open_run_dir, prune
 from .state import TrainState
 
@@ -54,13 +55,16 @@ def train(config: TrainConfig, on_event: Listener | None = None) -> TrainResult:
     Raises SettingError or FileError before a model is loaded where that can be known, RunError for a failure in the run,
     Interrupted after a cancel; in the last two cases the state was saved first when checkpoints are on.
     """
-    plan = preflight(config)
-    open_run_dir(plan)
-    events = Events(plan.run_dir / "log.jsonl", on_event)
+    ranks = Ranks()
+    with ranks.first_first():
+        plan = preflight(config, ranks)
+        if ranks.first:
+            open_run_dir(plan)
+    events = Events(plan.run_dir / "log.jsonl", on_event) if ranks.first else Events(None)
     try:
         # ComfyUI runs nodes in inference mode and other packs switch gradients off: state what training needs.
         with torch.inference_mode(False), torch.enable_grad():
-            return Run(plan, events).go()
+            return Run(plan, events, ranks).go()
     finally:
         events.close()
         free_memory()
@@ -69,22 +73,26 @@ def train(config: TrainConfig, on_event: Listener | None = None) -> TrainResult:
 class Run:
     """What `train` holds while it runs."""
 
-    def __init__(self, plan: Plan, events: Events) -> None:
+    def __init__(self, plan: Plan, events: Events, ranks: Ranks) -> None:
         self.plan = plan
+        self.ranks = ranks
         self.config = plan.config
         self.events = events
-        self.config_text = freeze_config(plan)
+        self.config_text = freeze_config(plan) if ranks.first else ""
         self.started = time.time()
         self.reader = LossReader()
 
     def go(self) -> TrainResult:
         self.report_start()
-        self.data = prepare_data(self.plan, self.events)
-        self.total = total_steps(self.config, self.data)
-        self.epoch_steps = max(1, self.data.batches_per_epoch // self.config.gradient_accumulation_steps)
+        with self.ranks.first_first():
+            self.data = prepare_data(self.plan, self.events)
+        batches_per_step = self.config.gradient_accumulation_steps * self.ranks.world
+        self.total = total_steps(self.config, self.data.batches_per_epoch, batches_per_step)
+        self.epoch_steps = max(1, self.data.batches_per_epoch // batches_per_step)
         self.model = self.load_model()
         self.network = AdapterNetwork.inject(self.model, self.config.network, self.config.seed)
-        self.data.embed_text(self.model, self.events)
+        with self.ranks.first_first():
+            self.data.embed_text(self.model, self.events)
         self.state = self.build_state()
         self.previews = self.build_previews()
         self.watchdog = Watchdog(self.network)
@@ -144,19 +152,21 @@ class Run:
         if state.step == 0 and self.previews.due(0, self.total, self.epoch_steps):
             self.preview()
         self.clock = time.perf_counter()
-        with Feed(self.data, self.model, config, state.batch) as feed:
-            while state.step < self.total and self.events.command is None:
+        with Feed(self.data, self.model, config, state.batch, self.ranks) as feed:
+            while state.step < self.total and self.command() is None:
                 factor = schedules.lr_factor(config.optimizer, state.step, self.total)
                 schedules.apply_lr(state.optimizer, factor)
                 loss, pictures = torch.zeros((), device=self.model.device), []
                 for _ in range(config.gradient_accumulation_steps):
                     batch = next(feed)
-                    self.network.begin_step(state.batch)
+                    self.network.begin_step(batch.number)
                     micro_loss = self.forward(batch) / config.gradient_accumulation_steps
                     state.gradient.backward(micro_loss)
                     loss += micro_loss.detach()
                     pictures += batch.names
-                    state.batch, state.data = state.batch + 1, batch.data
+                    state.batch, state.data = state.batch + self.ranks.world, batch.data
+                self.ranks.mean_(state.gradient.buffer)
+                self.ranks.mean_(loss)
                 grad_norm = state.gradient.finish(config.optimizer.max_grad_norm)
                 state.optimizer.step()
                 state.gradient.zero()
@@ -172,6 +182,11 @@ class Run:
         if self.events.command == "cancel":
             raise Interrupted(f"cancelled at step {state.step} of {self.total}")
         return "stopped" if self.events.command == "stop" else "finished"
+
+    def command(self) -> str | None:
+        """What the listener asked for; all processes go by the first one's."""
+        self.events.command = self.ranks.agree(self.events.command, self.model.device)
+        return self.events.command
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """One micro-batch -> mean loss, fp32, on the device."""
@@ -224,6 +239,8 @@ class Run:
             self.save_checkpoint()
 
     def preview(self) -> None:
+        if not self.ranks.first:
+            return
         with self.saved_weights():
             self.previews.make(self.model, self.network, self.state.step, self.events)
 
@@ -238,6 +255,8 @@ class Run:
                     yield
 
     def save_intermediate(self) -> None:
+        if not self.ranks.first:
+            return
         output, step = self.config.output, self.state.step
         folder = self.plan.adapter_path.parent
         self.save_adapter(folder / f"{output.name}-step{step:08d}.safetensors")
@@ -246,6 +265,8 @@ class Run:
             self.save_checkpoint()
 
     def save_checkpoint(self) -> None:
+        if not self.ranks.first:
+            return
         self.report(self.reader.ready(wait=True))  # the loss history is part of the state
         folder = self.plan.run_dir / "checkpoints" / f"step-{self.state.step:08d}"
         self.state.save(folder, self.config_text)
@@ -255,6 +276,8 @@ class Run:
         prune(sorted(folder.parent.glob("step-*")), keep)
 
     def save_adapter(self, path: Path) -> None:
+        if not self.ranks.first:
+            return
         output = self.config.output
         extra = self.data.metadata() | {
             "ss_steps": str(self.state.step),
@@ -291,8 +314,8 @@ class Run:
         self.events.emit("finish", step=self.state.step, reason=type(error).__name__, path=str(path))
 
 
-def total_steps(config: TrainConfig, data: Data) -> int:
+def total_steps(config: TrainConfig, batches_per_epoch: int, batches_per_step: int) -> int:
     """Optimizer steps of the run: `max_train_epochs` when set, else `max_train_steps`."""
     if config.max_train_epochs == 0:
         return config.max_train_steps
-    return math.ceil(config.max_train_epochs * data.batches_per_epoch / config.gradient_accumulation_steps)
+    return math.ceil(config.max_train_epochs * batches_per_epoch / batches_per_step)

@@ -22,6 +22,7 @@ from ..models.transformer import AnimaTransformer, TransformerConfig, transforme
 from ..models.vae import vae_config
 from . import optimizers
 from .memory import pick_device, pick_dtype
+from .ranks import Ranks
 from .state import find_checkpoint
 
 
@@ -39,6 +40,7 @@ class Plan:
     run_dir: Path
     resume_from: Path | None
     warnings: tuple[str, ...]
+    world: int = 1  # processes that train together
 
     @property
     def adapter_path(self) -> Path:
@@ -46,9 +48,9 @@ class Plan:
         return Path(output.adapter_dir or output.dir) / f"{output.name}.safetensors"
 
 
-def preflight(config: TrainConfig) -> Plan:
+def preflight(config: TrainConfig, ranks: Ranks | None = None) -> Plan:
     """Check `config` against the machine and the disk. Raises SettingError or FileError with the way out."""
-    device = pick_device(config.device)
+    device = pick_device(config.device) if ranks is None else ranks.device(config.device)
     warnings = tuple(optimizers.preflight(config.optimizer))
     sizes = check_models(config)
     check_targets(config, sizes)
@@ -71,6 +73,7 @@ def preflight(config: TrainConfig) -> Plan:
         run_dir=run_dir,
         resume_from=resume_from,
         warnings=warnings,
+        world=ranks.world if ranks else 1,
     )
 
 

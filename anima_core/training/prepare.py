@@ -27,6 +27,7 @@ class Data:
 
     def __init__(self, plan: Plan, items: list[Item], latent_store: LatentStore, conditioner: Conditioner) -> None:
         self.config = plan.config
+        self.world = plan.world
         self.items = items
         self.latent_store = latent_store
         self.conditioner = conditioner
@@ -60,7 +61,8 @@ class Data:
         config = self.config
         if config.max_train_epochs:
             return config.max_train_epochs
-        return config.max_train_steps * config.gradient_accumulation_steps // max(1, self.batches_per_epoch) + 1
+        batches = config.max_train_steps * config.gradient_accumulation_steps * self.world
+        return batches // max(1, self.batches_per_epoch) + 1
 
     def metadata(self) -> dict[str, str]:
         pictures = {item.picture.path for item in self.items}
