@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterable
+from functools import lru_cache
 
 from ..config import DatasetConfig
 
@@ -10,7 +11,8 @@ Size = tuple[int, int]
 LATENT_STEP = 16  # VAE 8 x patch 2
 
 
-def bucket_sizes(resolution: Size, low: int, high: int, step: int) -> list[Size]:
+@lru_cache(maxsize=64)
+def bucket_sizes(resolution: Size, low: int, high: int, step: int) -> tuple[Size, ...]:
     """Every size with sides in multiples of `step` within [low, high] and an area of at most the resolution's.
 
     As in kohya's trainers: for each width the tallest height that fits, mirrored, and the square.
@@ -22,7 +24,7 @@ def bucket_sizes(resolution: Size, low: int, high: int, step: int) -> list[Size]
         height = min(high, area // width // step * step)
         if height >= low and height > 0:
             sizes |= {(width, height), (height, width)}
-    return sorted(sizes)
+    return tuple(sorted(sizes))
 
 
 def choose_bucket(size: Size, dataset: DatasetConfig, resolution: Size) -> Size:
@@ -35,7 +37,7 @@ def choose_bucket(size: Size, dataset: DatasetConfig, resolution: Size) -> Size:
     return closest(size, sizes) if sizes else resolution
 
 
-def closest(size: Size, sizes: list[Size]) -> Size:
+def closest(size: Size, sizes: tuple[Size, ...]) -> Size:
     """The nearest aspect ratio; of equal ones the largest. In logarithms: 2:1 and 1:2 are equally far from square."""
     ratio = math.log(size[0] / size[1])
     return min(sizes, key=lambda s: (round(abs(math.log(s[0] / s[1]) - ratio), 9), -s[0] * s[1]))

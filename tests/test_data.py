@@ -1,0 +1,403 @@
+"""From folders to batches: scanning, buckets, pictures, caches, order."""
+
+import dataclasses
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from anima_core.config import DatasetConfig, SubsetConfig
+from anima_core.data.batches import Batches, build_items
+from anima_core.data.buckets import bucket_sizes, bucket_table, choose_bucket, cover
+from anima_core.data.cache import TensorCache, cache_key
+from anima_core.data.folder import Picture, ScanIndex, scan
+from anima_core.data.latents import LatentStore
+from anima_core.data.pictures import load_mask, load_picture, picture_size
+from anima_core.errors import FileError, RunError
+
+
+def write(folder, name, size=(64, 48), colour="red", caption="a tag", **save):
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(folder / name, **save)
+    if caption is not None:
+        (folder / name).with_suffix(".txt").write_text(caption, encoding="utf-8")
+    return folder / name
+
+
+def dataset(folder, **changes) -> DatasetConfig:
+    subset = {k: changes.pop(k) for k in list(changes) if k in SubsetConfig.__dataclass_fields__}
+    return DatasetConfig((SubsetConfig(image_dir=str(folder), **subset),), **changes)
+
+
+# --- scanning
+
+
+def test_scan_finds_pictures_captions_repeats_and_counts_the_rest(tmp_path):
+    write(tmp_path, "b.png", caption="one")
+    write(tmp_path, "a.jpg", caption=None)
+    (tmp_path / "a.txt").write_bytes("\ufeffwith BOM, 日本".encode())
+    write(tmp_path / "5_people", "c.webp", caption="")
+    write(tmp_path / "5_people", "d.png", caption=None)
+    write(tmp_path / "unrelated", "x.png")
+    (tmp_path / "orphan.txt").write_text("nothing beside me", encoding="utf-8")
+    (tmp_path / "notes.md").write_text("", encoding="utf-8")
+    (tmp_path / "same.png").write_bytes((tmp_path / "b.png").read_bytes())
+    pictures, report = scan(dataset(tmp_path, num_repeats=2))
+    assert [p.path.name for p in pictures] == ["a.jpg", "b.png", "same.png", "c.webp", "d.png"]
+    assert [p.repeats for p in pictures] == [2, 2, 2, 5, 5]
+    assert [p.caption for p in pictures] == ["with BOM, 日本", "one", "", "", ""]
+    lines = "\n".join(report.lines())
+    assert "5 pictures, 16 with repeats" in lines
+    for part in (
+        "1 captions without a picture, e.g. orphan.txt",
+        "1 empty captions, e.g. c.txt",
+        "1 files that are neither picture nor caption, e.g. notes.md",
+        "1 pictures that are in the data more than once",
+        "2 pictures without a caption file",
+        "1 sub-folders not read (name them N_name, N repeats), e.g. unrelated",
+    ):
+        assert part in lines
+
+
+def test_a_folder_named_with_repeats_has_them(tmp_path):
+    write(tmp_path / "7_style", "a.png")
+    assert scan(dataset(tmp_path / "7_style"))[0][0].repeats == 7
+
+
+def test_class_tokens_stand_in(tmp_path):
+    write(tmp_path, "a.png", caption=None)
+    (picture,), report = scan(dataset(tmp_path, class_tokens="a person"))
+    assert picture.caption == "a person" and "class_tokens used" in report.lines()[1]
+
+
+@pytest.mark.parametrize("orientation, size", [(1, (64, 48)), (3, (64, 48)), (6, (48, 64)), (8, (48, 64))])
+def test_exif_rotation_counts_for_the_size_and_the_pixels(tmp_path, orientation, size):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "a.jpg"
+    image = Image.new("RGB", (64, 48), "black")
+    image.paste("white", (0, 0, 32, 48))
+    image.save(path, exif=exif, quality=95)
+    assert picture_size(path) == size
+    pixels = load_picture(path, size)
+    assert pixels.shape == (3, size[1], size[0])
+    bright = {1: pixels[:, :, :28], 3: pixels[:, :, 36:], 6: pixels[:, :28], 8: pixels[:, 36:]}[orientation]
+    assert bright.mean() > 0.9 and abs(pixels.mean()) < 0.1
+
+
+@pytest.mark.parametrize("text", ["folder", "empty", "captions", "picture"])
+def test_what_cannot_be_used_is_named(tmp_path, text):
+    write(tmp_path / "captions", "a.png", caption=None)
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "picture", "a.png")
+    (tmp_path / "picture" / "broken.jpg").write_bytes(b"\xff\xd8\xff no")
+    messages = {
+        "folder": "no such folder of pictures; check image_dir",
+        "empty": "no pictures",
+        "captions": "no captions; put .txt files beside the pictures, or set class_tokens",
+        "picture": "broken.jpg: cannot be read as a picture",
+    }
+    with pytest.raises(FileError, match=messages[text]):
+        scan(dataset(tmp_path / text))
+
+
+def test_the_index_spares_reading_and_notices_change(tmp_path, monkeypatch):
+    path = write(tmp_path / "p", "a.png")
+    index = tmp_path / "index.json"
+    (first,), _ = scan(dataset(tmp_path / "p"), ScanIndex(index))
+    from anima_core.data import folder
+
+    reads, real = [], folder.file_digest
+    monkeypatch.setattr(folder, "file_digest", lambda p: reads.append(p) or real(p))
+    (again,), _ = scan(dataset(tmp_path / "p"), ScanIndex(index))
+    assert again == first and reads == []
+    Image.new("RGB", (32, 32), "blue").save(path)
+    (changed,), _ = scan(dataset(tmp_path / "p"), ScanIndex(index))
+    assert reads == [path] and changed.digest != first.digest and changed.size == (32, 32)
+
+
+# --- buckets
+
+
+@pytest.mark.parametrize("step", [16, 32, 64])
+@pytest.mark.parametrize("resolution", [(512, 512), (1024, 1024), (768, 1344)])
+def test_buckets_keep_area_sides_and_step(resolution, step):
+    sizes = bucket_sizes(resolution, 256, 2048, step)
+    area = resolution[0] * resolution[1]
+    assert all(256 <= side <= 2048 and side % step == 0 for size in sizes for side in size)
+    assert all(w * h <= area for w, h in sizes) and {(h, w) for w, h in sizes} == set(sizes)
+    best = max(sizes, key=lambda s: s[0] * s[1])
+    assert best[0] * best[1] > 0.9 * area
+    ratios = sorted(w / h for w, h in sizes)
+    assert ratios[0] < 0.3 and ratios[-1] > 3
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(16, 5000), st.integers(16, 5000), st.sampled_from([16, 32, 48, 64]), st.booleans(), st.booleans())
+def test_every_picture_has_a_bucket_that_it_covers(width, height, step, enabled, no_upscale):
+    config = DatasetConfig((SubsetConfig("x"),), bucket_reso_steps=step, bucket_no_upscale=no_upscale, enable_bucket=enabled)
+    bucket = choose_bucket((width, height), config, (1024, 768))
+    assert bucket[0] % 16 == 0 and bucket[1] % 16 == 0 and bucket[0] * bucket[1] <= 1024 * 1024
+    if not enabled:
+        assert bucket == (1024, 768)
+    elif no_upscale:
+        assert bucket[0] <= width and bucket[1] <= height
+    resized, box = cover((width, height), bucket)
+    assert (box[2] - box[0], box[3] - box[1]) == bucket
+    assert min(box) >= 0 and box[2] <= resized[0] and box[3] <= resized[1]
+    if enabled and not no_upscale and 0.3 < width / height < 3:
+        assert abs(math.log(width / height) - math.log(bucket[0] / bucket[1])) < 0.2
+
+
+def test_portrait_and_landscape_are_treated_alike():
+    config = DatasetConfig((SubsetConfig("x"),))
+    for size in [(700, 1000), (512, 2000), (999, 1000)]:
+        assert choose_bucket(size, config, (1024, 1024)) == choose_bucket(size[::-1], config, (1024, 1024))[::-1]
+
+
+def test_bucket_table_tells_short_batches():
+    assert bucket_table([(64, 64)] * 5 + [(32, 64)] * 4, 4) == [
+        "32x64: 4 pictures, 1 batches",
+        "64x64: 5 pictures, 2 batches, the last of 1",
+    ]
+
+
+# --- pictures
+
+
+MODES = {
+    "RGB": (200, 100, 50),
+    "L": 100,
+    "P": None,
+    "CMYK": (0, 128, 200, 55),
+    "1": 1,
+    "I;16": 32768,
+    "LA": (100, 255),
+    "RGBA": (200, 100, 50, 255),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_becomes_rgb(tmp_path, mode):
+    if mode == "P":
+        image = Image.new("RGB", (32, 32), (200, 100, 50)).quantize(4)
+    else:
+        image = Image.new(mode, (32, 32), MODES[mode])
+    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    image.save(path)
+    pixels = load_picture(path, (32, 32))
+    assert pixels.shape == (3, 32, 32) and pixels.dtype == torch.float32 and -1 <= pixels.min() and pixels.max() <= 1
+    expected = {"I;16": 0.0, "1": 1.0, "L": 100 / 127.5 - 1, "LA": 100 / 127.5 - 1}.get(mode)
+    if expected is not None:
+        assert abs(pixels.mean().item() - expected) < 0.01
+    elif mode != "CMYK":
+        assert torch.allclose(pixels[:, 0, 0], torch.tensor([200, 100, 50]) / 127.5 - 1, atol=0.02)
+
+
+def test_transparency_is_white_and_may_weigh(tmp_path):
+    image = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+    image.paste((0, 0, 0, 255), (0, 0, 32, 64))
+    image.save(tmp_path / "a.png")
+    pixels = load_picture(tmp_path / "a.png", (64, 64))
+    assert pixels[:, :, :32].max() == -1 and pixels[:, :, 32:].min() == 1
+    mask = load_mask(tmp_path / "a.png", None, alpha=True, bucket=(64, 64))
+    assert mask.shape == (1, 8, 8) and mask[..., :4].min() == 1 and mask[..., 4:].max() == 0
+    flipped = load_mask(tmp_path / "a.png", None, alpha=True, bucket=(64, 64), flip=True)
+    assert torch.equal(flipped, mask.flip(-1))
+    write(tmp_path, "opaque.png")
+    assert load_mask(tmp_path / "opaque.png", None, alpha=True, bucket=(64, 64)) is None
+
+
+def test_flips_mirror_and_crops_are_central(tmp_path):
+    array = np.zeros((64, 128, 3), np.uint8)
+    array[:, :64, 0] = 255
+    Image.fromarray(array).save(tmp_path / "a.png")
+    assert torch.equal(
+        load_picture(tmp_path / "a.png", (128, 64), flip=True), load_picture(tmp_path / "a.png", (128, 64)).flip(-1)
+    )
+    middle = load_picture(tmp_path / "a.png", (64, 64))
+    assert abs(middle[0].mean()) < 0.05
+
+
+# --- cache
+
+
+def test_cache_returns_what_was_put_and_notices_damage(tmp_path):
+    for cache in (TensorCache(tmp_path), TensorCache(None)):
+        key = cache_key(a=1)
+        assert not cache.has(key) and cache.get(key) is None
+        cache.put(key, {"x": torch.randn(3, 4).to(torch.bfloat16), "ids": torch.arange(5)})
+        assert cache.has(key) and cache.get(key)["ids"].tolist() == [0, 1, 2, 3, 4]
+    disk = TensorCache(tmp_path)
+    path = disk.path(key)
+    whole = path.read_bytes()
+    for damaged in (whole[:-3], whole[:-1] + bytes([whole[-1] ^ 1]), b"", b"junk" * 20):
+        path.write_bytes(damaged)
+        assert disk.get(key) is None and not path.exists()
+    assert disk.damaged == 4
+    assert not [p for p in tmp_path.rglob("*") if p.suffix == ".tmp"]
+
+
+def test_a_file_under_a_wrong_name_is_not_believed(tmp_path):
+    cache = TensorCache(tmp_path)
+    cache.put(cache_key(a=1), {"x": torch.zeros(1)})
+    other = cache.path(cache_key(a=2))
+    other.parent.mkdir(parents=True, exist_ok=True)
+    cache.path(cache_key(a=1)).rename(other)
+    assert cache.get(cache_key(a=2)) is None
+
+
+def test_keys_depend_on_every_part_and_no_order():
+    assert cache_key(a=1, b=2) == cache_key(b=2, a=1)
+    assert len({cache_key(a=1, b=2), cache_key(a=2, b=1), cache_key(a=1), cache_key(a=1, b="2")}) == 4
+
+
+class FakeVAE:
+    """Counts; its latents tell pictures apart."""
+
+    def __init__(self):
+        self.encoded = 0
+
+    def encode(self, images, tile):
+        self.encoded += len(images)
+        small = torch.nn.functional.avg_pool2d(images, 8)
+        return small.mean(1, keepdim=True).repeat(1, 16, 1, 1)
+
+
+def fill(folder, cache, identity="vae", **changes):
+    config = dataset(folder, min_bucket_reso=32, bucket_reso_steps=16, **{"resolutions": ((64, 64),)} | changes)
+    pictures, _ = scan(config)
+    items = build_items((config,), (pictures,))
+    vae, store = FakeVAE(), LatentStore(TensorCache(cache), identity)
+    store.fill(items, lambda: vae, batch_size=2, tile=0, progress=lambda done, total: None)
+    return vae.encoded, store, items, config
+
+
+def test_only_what_changed_is_encoded_again(tmp_path):
+    folder, cache = tmp_path / "p", tmp_path / "c"
+    for i, size in enumerate([(64, 64), (96, 48), (48, 96)]):
+        write(folder, f"{i}.png", size, (80 * i, 10, 10), caption=f"tag {i}")
+    assert fill(folder, cache)[0] == 3
+    assert fill(folder, cache)[0] == 0
+    (folder / "0.txt").write_text("another caption", encoding="utf-8")
+    assert fill(folder, cache)[0] == 0
+    write(folder, "0.png", (64, 64), "white", caption="tag 0")
+    assert fill(folder, cache)[0] == 1
+    assert fill(folder, cache, flip_aug=True)[0] == 3
+    assert fill(folder, cache, resolutions=((96, 96),))[0] == 3
+    assert fill(folder, cache, resolutions=((64, 64), (96, 96)))[0] == 0
+    assert fill(folder, cache, identity="another vae")[0] == 3
+    write(folder, "3.png", (64, 64), "green")
+    assert fill(folder, cache)[0] == 1
+    (folder / "3.png").rename(folder / "renamed.png")
+    (folder / "3.txt").rename(folder / "renamed.txt")
+    assert fill(folder, cache)[0] == 0  # the same bytes under another name
+
+
+def test_latents_of_flipped_draws_are_mirrored(tmp_path):
+    image = Image.new("RGB", (64, 64), "black")
+    image.paste("white", (0, 0, 32, 64))
+    (tmp_path / "p").mkdir()
+    image.save(tmp_path / "p" / "a.png")
+    (tmp_path / "p" / "a.txt").write_text("x", encoding="utf-8")
+    _, store, items, config = fill(tmp_path / "p", tmp_path / "c", flip_aug=True)
+    batches = Batches(items, (config,), seed=0)
+    seen = {}
+    for _ in range(20):
+        (draw,) = next(batches)
+        seen[draw.flip] = store.latents(draw)
+    assert torch.equal(seen[True], seen[False].flip(-1)) and not torch.equal(seen[True], seen[False])
+
+
+def test_a_vanished_cache_file_is_an_error_that_says_so(tmp_path):
+    write(tmp_path / "p", "a.png")
+    _, store, items, config = fill(tmp_path / "p", tmp_path / "c")
+    for file in (tmp_path / "c").rglob("*.safetensors"):
+        file.unlink()
+    with pytest.raises(RunError, match="have vanished or are damaged; start again"):
+        store.latents(next(Batches(items, (config,), 0))[0])
+
+
+def test_latents_that_are_not_finite_are_refused(tmp_path):
+    write(tmp_path / "p", "a.png")
+    config = dataset(tmp_path / "p")
+    items = build_items((config,), (scan(config)[0],))
+    vae = FakeVAE()
+    vae.encode = lambda images, tile: torch.full((len(images), 16, 8, 8), math.nan)
+    with pytest.raises(RunError, match="a.png: its latents are not finite"):
+        LatentStore(TensorCache(None), "v").fill(items, lambda: vae, 1, 0, lambda a, b: None)
+
+
+# --- batches
+
+
+def fake_pictures(count, repeats=1, subset=None):
+    sizes = [(64, 64), (96, 48), (48, 96), (200, 100)]
+    subset = subset or SubsetConfig("x", flip_aug=True)
+    from pathlib import Path
+
+    return [Picture(Path(f"{i}.png"), subset, repeats, sizes[i % 4], f"{i:064x}", f"tag {i}") for i in range(count)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 30), st.integers(1, 3), st.integers(1, 7), st.integers(0, 5))
+def test_each_epoch_holds_every_item_once(count, repeats, batch_size, seed):
+    config = DatasetConfig(
+        (SubsetConfig("x"),),
+        resolutions=((64, 64), (128, 128)),
+        batch_size=batch_size,
+        min_bucket_reso=32,
+        bucket_reso_steps=16,
+    )
+    items = build_items((config,), (fake_pictures(count, repeats),))
+    assert len(items) == count * repeats * 2
+    batches = Batches(items, (config,), seed)
+    orders = []
+    for epoch in range(2):
+        drawn = []
+        for _ in range(batches.len_epoch()):
+            batch = next(batches)
+            assert 1 <= len(batch) <= batch_size and len({d.item.bucket for d in batch}) == 1
+            assert all(d.epoch == epoch for d in batch)
+            drawn += [d.item.number for d in batch]
+        assert Counter(drawn) == Counter(range(len(items)))
+        orders.append(drawn)
+    groups = Counter(item.bucket for item in items)
+    assert batches.len_epoch() == sum(math.ceil(n / batch_size) for n in groups.values())
+
+
+def test_order_follows_from_the_position_alone():
+    config = DatasetConfig((SubsetConfig("x"),), batch_size=2)
+    items = build_items((config,), (fake_pictures(11),))
+    whole = Batches(items, (config,), 3)
+    expected = [next(whole) for _ in range(25)]
+    for stop in (0, 1, 7, 13):
+        first = Batches(items, (config,), 3)
+        for _ in range(stop):
+            next(first)
+        resumed = Batches(items, (config,), 3)
+        resumed.load_state_dict(first.state_dict())
+        assert [next(resumed) for _ in range(25 - stop)] == expected[stop:]
+    assert [next(Batches(items, (config,), 4)) for _ in range(1)] != expected[:1] or len(items) == 1
+    epochs = [[d.item.number for b in expected[i : i + whole.len_epoch()] for d in b] for i in (0, whole.len_epoch())]
+    assert epochs[0] != epochs[1]
+
+
+def test_datasets_keep_their_own_batch_size():
+    a = DatasetConfig((SubsetConfig("x"),), batch_size=4, resolutions=((64, 64),), enable_bucket=False)
+    b = dataclasses.replace(a, batch_size=1)
+    items = build_items((a, b), (fake_pictures(8), fake_pictures(3)))
+    batches = Batches(items, (a, b), 0)
+    sizes = Counter((batch[0].item.dataset, len(batch)) for batch in (next(batches) for _ in range(batches.len_epoch())))
+    assert sizes == {(0, 4): 2, (1, 1): 3}
+
+
+def test_a_hundred_thousand_pictures_make_a_plan():
+    config = DatasetConfig((SubsetConfig("x"),), batch_size=4)
+    batches = Batches(build_items((config,), (fake_pictures(4) * 25_000,)), (config,), 0)
+    assert len(next(batches)) == 4 and batches.len_epoch() == 25_000
