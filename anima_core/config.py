@@ -385,6 +385,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require(len(self.datasets) > 0, "datasets", "()", "name at least one folder of pictures")
+        several_rates = bool(self.network.learning_rates) or self.network.loraplus_lr_ratio != 1
+        if self.optimizer.type == "Prodigy" and several_rates:
+            raise SettingError("optimizer=Prodigy takes one learning rate: leave learning_rates and loraplus_lr_ratio unset")
         if self.max_train_epochs == 0:
             require_at_least("max_train_steps", self.max_train_steps, 1)
         require_at_least("max_train_epochs", self.max_train_epochs, 0)

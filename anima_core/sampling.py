@@ -82,5 +82,6 @@ def noise_for(seed: int, width: int, height: int) -> Tensor:
 
 def preview_image(latents: Tensor, vae: AnimaVAE, tile: int = 1536) -> Image.Image:
     """The first of normalised latents [B, 16, h, w] as a picture."""
-    pixels = vae.decode(latents[:1], tile=tile)[0].add(1).mul(127.5).round().clamp(0, 255)
+    # cut, not rounded, to 8 bits: so does ComfyUI when it saves a picture
+    pixels = vae.decode(latents[:1], tile=tile)[0].add(1).mul(0.5).clamp(0, 1).mul(255)
     return Image.fromarray(pixels.to(torch.uint8).permute(1, 2, 0).cpu().numpy())

@@ -10,9 +10,8 @@ from pathlib import Path
 import folder_paths
 
 from .. import anima_core
-from ..anima_core.config import OutputConfig, TrainConfig, from_dict, to_dict
+from ..anima_core.config import OutputConfig, TrainConfig, to_dict
 from ..anima_core.models.checkpoint import file_identity
-from ..anima_core.toml_file import read_toml
 from ..anima_core.training.loop import TrainResult
 from ..anima_core.training.preflight import Plan
 
@@ -110,11 +109,6 @@ def remember(key: str, run: FinishedRun) -> None:
     temporary.write_text(json.dumps(asdict(run)), encoding="utf-8")
     os.replace(temporary, path)
     (store_folder() / "unfinished" / f"{key}.json").unlink(missing_ok=True)
-
-
-def read_config(path: Path) -> TrainConfig:
-    """A run's frozen config.toml."""
-    return from_dict(TrainConfig, read_toml(path), path.name)
 
 
 def _path(key: str) -> Path:

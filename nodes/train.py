@@ -11,6 +11,7 @@ from comfy_execution.graph import ExecutionBlocker
 from PIL import Image
 from safetensors.torch import load_file
 
+from ..anima_core.compat.arguments import config_from_file
 from ..anima_core.config import (
     LOSSES,
     TIMESTEP_SAMPLINGS,
@@ -197,7 +198,7 @@ class AnimaTrainFromTOML(io.ComfyNode):
             node_id="AnimaTrainFromTOML",
             display_name="Train Anima Adapter (TOML)",
             category=types.CATEGORY,
-            description="Trains as a TOML file says: the config.toml of an earlier run.",
+            description="Trains as a TOML file says: an earlier run's config.toml, or one of sd-scripts' dialects.",
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
@@ -215,14 +216,16 @@ class AnimaTrainFromTOML(io.ComfyNode):
         file = Path(user_folder(path))
         if not file.is_file():
             return path
-        config = runs.read_config(file)
+        config, _notes = config_from_file(file)
         return repr(config) + "".join(folder_state(s.image_dir) for d in config.datasets for s in d.subsets)
 
     @classmethod
     def execute(cls, path: str, output_name: str, model=None) -> io.NodeOutput:
         from .datasets import user_folder
 
-        config = runs.read_config(Path(user_folder(path)))
+        config, notes = config_from_file(user_folder(path))
+        for note in notes:
+            print(f"[Anima Trainer] {note}")
         output = dataclasses.replace(
             config.output,
             dir=str(runs.store_folder()),

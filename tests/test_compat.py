@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from anima_core.cli import build_parser, main
 from anima_core.compat import docs
-from anima_core.compat.arguments import parse, request_from, write_config
+from anima_core.compat.arguments import config_from_file, parse, request_from, write_config
 from anima_core.compat.flags import IGNORED, MAPPED, REFUSED, known_names, mapped_flags
 from anima_core.config import (
     DatasetConfig,
@@ -418,6 +418,31 @@ def test_any_config_survives_its_file(tmp_path_factory, config):
     write_config(config, path)
     assert from_dict(TrainConfig, read_toml(path)) == config
     assert to_dict(from_dict(TrainConfig, to_dict(config))) == to_dict(config)
+
+
+def test_one_file_of_any_dialect_is_a_run(root, tmp_path):
+    sectioned, notes = config_from_file(root)
+    assert sectioned == request("--config", str(root)).config and notes
+    write_config(sectioned, tmp_path / "frozen.toml")
+    assert config_from_file(tmp_path / "frozen.toml") == (sectioned, ())
+    flat = tmp_path / "flat.toml"
+    flat.write_text(
+        'anima_transformer = "t"\nvae = "v"\nqwen = "q"\nt5_tokenizer_dir = "t5"\ntrain_data_dir = "p"\n', encoding="utf-8"
+    )
+    assert config_from_file(flat)[0].model.transformer == "t"
+
+
+def test_adafactor_and_prodigy_rules():
+    assert (
+        config(
+            "--optimizer_type", "Adafactor", "--optimizer_args", "relative_step=False", "scale_parameter=False"
+        ).optimizer.args
+        == ()
+    )
+    with pytest.raises(SettingError, match="relative_step=True: Adafactor's step is learning_rate here"):
+        config("--optimizer_type", "Adafactor", "--optimizer_args", "relative_step=True")
+    with pytest.raises(SettingError, match="optimizer=Prodigy takes one learning rate"):
+        config("--optimizer_type", "Prodigy", "--network_args", "loraplus_lr_ratio=4")
 
 
 def test_prompts_take_their_own_flags(tmp_path):

@@ -138,7 +138,7 @@ def test_preview_image_maps_minus_1_to_black_and_1_to_white():
 
     image = preview_image(torch.zeros(2, 16, 1, 2), Painter())
     assert image.size == (16, 8) and image.mode == "RGB"
-    assert image.getpixel((0, 0)) == (0, 255, 128) and image.getpixel((15, 7)) == (0, 255, 0)
+    assert image.getpixel((0, 0)) == (0, 255, 127) and image.getpixel((15, 7)) == (0, 255, 0)
 
 
 SEEDS = (0, 42, 2**32 + 5, 2**64 - 1)

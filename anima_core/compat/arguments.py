@@ -106,7 +106,7 @@ def frozen_config(typed: dict[str, Any]) -> TrainConfig | None:
     if not path:
         return None
     data = read_toml(path)
-    if not ("model" in data and "datasets" in data):
+    if not {"model", "datasets", "network", "optimizer"} <= set(data):
         return None
     output = {
         name: typed[flag]
@@ -156,6 +156,13 @@ def read_flat(data: dict[str, Any], path: str) -> tuple[dict[str, Any], list[str
 def tables(data: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     top = {key: value for key, value in data.items() if not isinstance(value, dict)}
     return [("", top), *((name, value) for name, value in data.items() if isinstance(value, dict))]
+
+
+def config_from_file(path: str | Path) -> tuple[TrainConfig, tuple[str, ...]]:
+    """A whole run in one file, of any dialect: frozen, sectioned or flat -> the run and its notes."""
+    key = "config" if is_root_style(read_toml(path)) else "config_file"
+    request = request_from(argparse.Namespace(**{key: str(path)}))
+    return request.config, request.notes
 
 
 def write_config(config: TrainConfig, path: Path) -> None:

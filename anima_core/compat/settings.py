@@ -127,6 +127,8 @@ def optimizer_config(values: Values) -> OptimizerConfig:
             settings["betas"] = tuple(float(b) for b in own.pop("betas").strip("()[] ").split(","))
     except ValueError as error:
         raise SettingError(f"optimizer_args: {error}") from None
+    if values["optimizer_type"].lower() == "adafactor":
+        absolute_steps_only(own)
     kind = "AdamW8bit" if values["use_8bit_adam"] else "Lion" if values["use_lion_optimizer"] else values["optimizer_type"]
     steps = values["lr_warmup_steps"]
     return OptimizerConfig(
@@ -142,6 +144,13 @@ def optimizer_config(values: Values) -> OptimizerConfig:
         min_lr_ratio=values["lr_scheduler_min_lr_ratio"],
         **settings,
     )
+
+
+def absolute_steps_only(own: dict[str, str]) -> None:
+    """sd-scripts' Adafactor switches. Here its learning rate is always absolute: False is taken out, True is refused."""
+    for name in ("relative_step", "scale_parameter", "warmup_init"):
+        if name in own and boolean(own.pop(name), name):
+            raise SettingError(f"optimizer_args {name}=True: Adafactor's step is learning_rate here; use {name}=False")
 
 
 def network_config(values: Values) -> NetworkConfig:

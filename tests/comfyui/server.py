@@ -20,7 +20,14 @@ class ComfyUI:
         self.base = base
         self.port = free_port()
         self.client = uuid.uuid4().hex
-        for folder in ("custom_nodes", "models/diffusion_models", "models/vae", "models/text_encoders", "models/loras", "input"):
+        for folder in (
+            "custom_nodes",
+            "models/diffusion_models",
+            "models/vae",
+            "models/text_encoders",
+            "models/loras",
+            "input",
+        ):
             (base / folder).mkdir(parents=True, exist_ok=True)
         link = base / "custom_nodes" / "ComfyUI-Anima-Trainer"
         if not link.exists():
@@ -59,9 +66,7 @@ class ComfyUI:
             return json.loads(answer.read())
 
     def post(self, path: str, data: dict) -> Any:
-        request = urllib.request.Request(
-            self.url(path), json.dumps(data).encode(), {"Content-Type": "application/json"}
-        )
+        request = urllib.request.Request(self.url(path), json.dumps(data).encode(), {"Content-Type": "application/json"})
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:
                 body = answer.read()
