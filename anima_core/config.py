@@ -346,7 +346,9 @@ class OutputConfig:
     save_last_n: int = 0  # keep only so many of those; 0 keeps all
     save_state: bool = False  # with them, a checkpoint to resume from
     checkpoint_every_n_steps: int = 0  # checkpoints alone; the last two are kept
+    checkpoint_every_n_minutes: float = 0.0  # the same by the clock
     resume: str = ""  # a checkpoint directory, or "latest"
+    resume_with_changes: bool = False  # let learning rate, data and the like differ from the checkpoint's
     comment: str = ""  # written into the adapter's metadata
 
     def __post_init__(self) -> None:
@@ -354,7 +356,8 @@ class OutputConfig:
         require_one_of("key_format", self.key_format, KEY_FORMATS)
         plain = bool(self.name.strip()) and not any(c in self.name for c in '/\\:*?"<>|\0') and self.name not in (".", "..")
         require(plain, "output_name", repr(self.name), "must be a plain file name")
-        for name in ("save_every_n_steps", "save_every_n_epochs", "save_last_n", "checkpoint_every_n_steps"):
+        counts = ("save_every_n_steps", "save_every_n_epochs", "save_last_n")
+        for name in (*counts, "checkpoint_every_n_steps", "checkpoint_every_n_minutes"):
             require_at_least(name, getattr(self, name), 0)
 
 

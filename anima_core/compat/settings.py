@@ -111,6 +111,8 @@ def output_config(values: Values) -> OutputConfig:
         save_last_n=values["save_last_n_steps"],
         save_state=values["save_state"],
         checkpoint_every_n_steps=values["checkpoint_every_n_steps"],
+        checkpoint_every_n_minutes=values["checkpoint_every_n_minutes"],
+        resume_with_changes=values["resume_with_changes"],
         resume=values["resume"],
         comment=values["training_comment"],
     )

@@ -80,6 +80,7 @@ class Run:
         self.events = events
         self.config_text = freeze_config(plan) if ranks.first else ""
         self.started = time.time()
+        self.saved_at = time.monotonic()  # the last checkpoint; the clock on the wall may jump
         self.reader = LossReader()
 
     def go(self) -> TrainResult:
@@ -235,7 +236,9 @@ class Run:
         by_epoch = output.save_every_n_epochs > 0 and step % (output.save_every_n_epochs * self.epoch_steps) == 0
         if (by_step or by_epoch) and step < self.total:
             self.save_intermediate()
-        if output.checkpoint_every_n_steps > 0 and step % output.checkpoint_every_n_steps == 0 and step < self.total:
+        by_count = output.checkpoint_every_n_steps > 0 and step % output.checkpoint_every_n_steps == 0
+        by_clock = 0 < output.checkpoint_every_n_minutes * 60 <= time.monotonic() - self.saved_at
+        if (by_count or by_clock) and step < self.total:
             self.save_checkpoint()
 
     def preview(self) -> None:
@@ -270,6 +273,7 @@ class Run:
         self.report(self.reader.ready(wait=True))  # the loss history is part of the state
         folder = self.plan.run_dir / "checkpoints" / f"step-{self.state.step:08d}"
         self.state.save(folder, self.config_text)
+        self.saved_at = time.monotonic()
         self.events.emit("checkpoint", step=self.state.step, path=str(folder))
         output = self.config.output
         keep = output.save_last_n if output.save_state else KEEP_CHECKPOINTS

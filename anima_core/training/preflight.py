@@ -23,6 +23,7 @@ from ..models.vae import vae_config
 from . import optimizers
 from .memory import pick_device, pick_dtype
 from .ranks import Ranks
+from .resume import compare_with
 from .state import find_checkpoint
 
 
@@ -55,7 +56,10 @@ def preflight(config: TrainConfig, ranks: Ranks | None = None) -> Plan:
     sizes = check_models(config)
     check_targets(config, sizes)
     run_dir = Path(config.output.dir) / f"{config.output.name}-run"
-    resume_from = find_checkpoint(config.output.resume, run_dir) if config.output.resume else None
+    resume_from = None
+    if config.output.resume:
+        resume_from, passed_over = find_checkpoint(config.output.resume, run_dir)
+        warnings += (*passed_over, *compare_with(resume_from, config))
     check_writable(Path(config.output.dir))
     if config.output.adapter_dir:
         check_writable(Path(config.output.adapter_dir))

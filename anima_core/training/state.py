@@ -22,6 +22,7 @@ from .ema import EMA
 from .gradient import FlatGradient
 
 CHECKPOINT_VERSION = 1
+SUMS = "sha256.json"  # of the checkpoint's other files: a damaged one is noticed before it is believed
 
 
 def draw_generator(seed: int, purpose: str, *position: int) -> torch.Generator:
@@ -55,6 +56,8 @@ class TrainState:
             save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary / "state.safetensors")
             self._write_json(temporary / "state.json", scalars)
             (temporary / "config.toml").write_text(config_text, encoding="utf-8")
+            sums = {file.name: file_digest(file) for file in sorted(temporary.iterdir())}
+            (temporary / SUMS).write_text(json.dumps(sums), encoding="utf-8")
             for file in temporary.iterdir():
                 flush_to_disk(file)
             shutil.rmtree(folder, ignore_errors=True)
@@ -127,12 +130,34 @@ def flush_to_disk(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def find_checkpoint(resume: str, run_dir: Path) -> Path:
-    """`--resume`: a checkpoint folder, a run folder, or "latest" of this run."""
+def find_checkpoint(resume: str, run_dir: Path) -> tuple[Path, list[str]]:
+    """`--resume`: a checkpoint folder, a run folder, or "latest" of this run -> the newest whole one, and warnings."""
     folder = run_dir if resume == "latest" else Path(resume)
-    if (folder / "state.json").is_file():
-        return folder
-    found = sorted((folder / "checkpoints").glob("step-*"))
-    if not found:
-        raise FileError(f"resume={resume}: no checkpoint in {folder}; train with --save_state to write some")
-    return found[-1]
+    single = (folder / SUMS).is_file()
+    found = [folder] if single else sorted((folder / "checkpoints").glob("step-*"), reverse=True)
+    warnings = []
+    for checkpoint in found:
+        damaged = damaged_file(checkpoint)
+        if damaged is None:
+            return checkpoint, warnings
+        warnings.append(f"{checkpoint.name}: {damaged} is damaged or missing; this checkpoint is passed over")
+    if warnings:
+        raise FileError(f"resume={resume}: no whole checkpoint in {folder} ({warnings[0]}); start anew")
+    raise FileError(f"resume={resume}: no checkpoint in {folder}; train with --save_state to write some")
+
+
+def damaged_file(checkpoint: Path) -> str | None:
+    """The first file of a checkpoint that is not as it was written."""
+    try:
+        sums = json.loads((checkpoint / SUMS).read_text(encoding="utf-8"))
+        return next((name for name, digest in sums.items() if file_digest(checkpoint / name) != digest), None)
+    except (OSError, ValueError, AttributeError):
+        return SUMS
+
+
+def file_digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
