@@ -4,7 +4,9 @@ Exit status: 0 success, 1 a failure in the run, 2 a refused setting or file, 130
 """
 
 import argparse
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ from .errors import AnimaError, Interrupted, SettingError
 
 
 def main(argv: list[str] | None = None) -> int:
+    end_like_ctrl_c(signal.SIGTERM)
     try:
         args = parse(build_parser(), argv)
         args.run(args)
@@ -25,6 +28,12 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("anima: interrupted", file=sys.stderr)
         return Interrupted.exit_status
+
+
+def end_like_ctrl_c(number: int) -> None:
+    """A polite kill saves the state as Ctrl-C does. Only the main thread may say so."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(number, signal.default_int_handler)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -128,7 +128,6 @@ def refused(capsys, argv, text, status=2):
             {"optimizer_type": "RAdamScheduleFree", "lr_scheduler": "cosine"},
             "optimizer=RAdamScheduleFree requires lr_scheduler=constant",
         ),
-        ({"optimizer_type": "Prodigy"}, "optimizer=Prodigy needs the package prodigyopt: pip install prodigyopt"),
         ({"optimizer_args": "beta=3"}, "optimizer_args 'beta=3': AdamW takes name=value with"),
         ({"device": "cuda:7"}, "device=cuda:7"),
         ({"resolution": "100"}, "multiples of 16"),

@@ -6,6 +6,7 @@ Format: 8 bytes little-endian header length, JSON header, then the raw tensors
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Callable
@@ -57,17 +58,29 @@ def _tensor_entries(path: str | Path) -> dict[str, dict]:
     path = Path(path)
     header = _json_header(path)
     entries = {name: item for name, item in header.items() if name != "__metadata__"}
-    try:
-        end = max((item["data_offsets"][1] for item in entries.values()), default=0)
-        shapes_ok = all(all(side >= 0 for side in item["shape"]) and item["dtype"] for item in entries.values())
-    except (KeyError, TypeError, IndexError):
-        raise FileError(f"{path}: its safetensors header is damaged; download it again") from None
-    if not shapes_ok:
-        raise FileError(f"{path}: its safetensors header is damaged; download it again")
+    end = check_layout(path, entries)
     missing = 8 + _header_length(path) + end - path.stat().st_size
     if missing > 0:
         raise FileError(f"{path}: truncated, {missing:,} bytes are missing; download it again")
     return entries
+
+
+ITEM_BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16}
+
+
+def check_layout(path: Path, entries: dict[str, dict]) -> int:
+    """Offsets must lie one behind the other and fit the shapes, before anything is allocated. Returns the data's length."""
+    end = 0
+    try:
+        places = sorted((*e["data_offsets"], tuple(e["shape"]), str(e["dtype"])) for e in entries.values())
+        for begin, stop, shape, dtype in places:
+            fits = dtype not in ITEM_BITS or stop - begin == math.prod(shape) * ITEM_BITS[dtype] // 8
+            if begin != end or stop < begin or min(shape, default=0) < 0 or not fits:
+                raise ValueError
+            end = stop
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise FileError(f"{path}: its safetensors header is damaged; download it again") from None
+    return end
 
 
 def _header_length(path: Path) -> int:

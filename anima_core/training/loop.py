@@ -4,9 +4,10 @@
 """
 
 import math
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from ..adapters.formats import adapter_state, load_into, save_adapter
 from ..adapters.metadata import build_metadata
 from ..adapters.network import AdapterNetwork
 from ..config import TrainConfig
-from ..errors import Interrupted, RunError
+from ..errors import AnimaError, Interrupted, RunError
 from ..models.checkpoint import DTYPES
 from ..models.transformer import AnimaTransformer, load_transformer
 from . import flow, optimizers, schedules
@@ -30,7 +31,7 @@ from .preflight import Plan, preflight
 from .prepare import prepare_data
 from .previews import Previews
 from .ranks import Ranks
-from .rundir import freeze_config, open_run_dir, prune
+from .rundir import freeze_config, locked, open_run_dir, prune
 from .state import TrainState
 
 KEEP_CHECKPOINTS = 2  # when they are not asked for by save_state
@@ -58,8 +59,14 @@ def train(config: TrainConfig, on_event: Listener | None = None) -> TrainResult:
     ranks = Ranks()
     with ranks.first_first():
         plan = preflight(config, ranks)
-        if ranks.first:
-            open_run_dir(plan)
+    with locked(plan) if ranks.first else nullcontext():
+        return train_plan(plan, ranks, on_event)
+
+
+def train_plan(plan: Plan, ranks: Ranks, on_event: Listener | None) -> TrainResult:
+    """`train`, once the plan is made and the run's name is held."""
+    if ranks.first:
+        open_run_dir(plan)
     events = Events(plan.run_dir / "log.jsonl", on_event) if ranks.first else Events(None)
     try:
         # ComfyUI runs nodes in inference mode and other packs switch gradients off: state what training needs.
@@ -157,15 +164,9 @@ class Run:
             while state.step < self.total and self.command() is None:
                 factor = schedules.lr_factor(config.optimizer, state.step, self.total)
                 schedules.apply_lr(state.optimizer, factor)
-                loss, pictures = torch.zeros((), device=self.model.device), []
-                for _ in range(config.gradient_accumulation_steps):
-                    batch = next(feed)
-                    self.network.begin_step(batch.number)
-                    micro_loss = self.forward(batch) / config.gradient_accumulation_steps
-                    state.gradient.backward(micro_loss)
-                    loss += micro_loss.detach()
-                    pictures += batch.names
-                    state.batch, state.data = state.batch + self.ranks.world, batch.data
+                batches = [next(feed) for _ in range(config.gradient_accumulation_steps)]
+                loss = self.accumulate(batches)
+                state.batch, state.data = state.batch + len(batches) * self.ranks.world, batches[-1].data
                 self.ranks.mean_(state.gradient.buffer)
                 self.ranks.mean_(loss)
                 grad_norm = state.gradient.finish(config.optimizer.max_grad_norm)
@@ -176,7 +177,8 @@ class Run:
                 state.step += 1
 
                 lr = config.optimizer.learning_rate * factor
-                self.reader.push(StepRecord(state.step, lr, pictures), loss, grad_norm)
+                names = [name for batch in batches for name in batch.names]
+                self.reader.push(StepRecord(state.step, lr, names), loss, grad_norm)
                 self.report(self.reader.ready())
                 self.every_so_often()
             self.report(self.reader.ready(wait=True))
@@ -188,6 +190,24 @@ class Run:
         """What the listener asked for; all processes go by the first one's."""
         self.events.command = self.ranks.agree(self.events.command, self.model.device)
         return self.events.command
+
+    def accumulate(self, batches: list[Batch], last_try: bool = False) -> torch.Tensor:
+        """Gradients of all micro-batches into the buffer; their mean loss. Out of memory is tried once more, with all freed."""
+        loss = torch.zeros((), device=self.model.device)
+        try:
+            for batch in batches:
+                self.network.begin_step(batch.number)
+                micro_loss = self.forward(batch) / len(batches)
+                self.state.gradient.backward(micro_loss)
+                loss += micro_loss.detach()
+            return loss
+        except torch.OutOfMemoryError as error:
+            if last_try:
+                raise RunError(out_of_memory_advice(self.config, batches, error)) from None
+        self.state.gradient.zero()
+        free_memory()
+        self.events.emit("warning", text=f"step {self.state.step + 1}: out of memory; trying once more after freeing")
+        return self.accumulate(batches, last_try=True)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """One micro-batch -> mean loss, fp32, on the device."""
@@ -267,11 +287,11 @@ class Run:
         if output.save_state:
             self.save_checkpoint()
 
-    def save_checkpoint(self) -> None:
+    def save_checkpoint(self, run_dir: Path | None = None) -> None:
         if not self.ranks.first:
             return
         self.report(self.reader.ready(wait=True))  # the loss history is part of the state
-        folder = self.plan.run_dir / "checkpoints" / f"step-{self.state.step:08d}"
+        folder = (run_dir or self.plan.run_dir) / "checkpoints" / f"step-{self.state.step:08d}"
         self.state.save(folder, self.config_text)
         self.saved_at = time.monotonic()
         self.events.emit("checkpoint", step=self.state.step, path=str(folder))
@@ -311,11 +331,34 @@ class Run:
             self.events.emit("warning", text=f"the adapter was not finite any more: the one of step {broken} is kept")
         if self.state.step == 0:
             return
-        path = self.plan.run_dir / f"{self.config.output.name}-step{self.state.step:08d}.safetensors"
-        self.save_adapter(path)
-        if broken is None:
-            self.save_checkpoint()
+        try:
+            path = self.rescue_into(self.plan.run_dir, whole=broken is None)
+        except (AnimaError, OSError) as full:  # a full disk, say: another one may have room
+            elsewhere = Path(tempfile.gettempdir()) / self.plan.run_dir.name
+            self.events.emit("warning", text=f"{full}; the state is saved in {elsewhere} instead")
+            path = self.rescue_into(elsewhere, whole=broken is None)
         self.events.emit("finish", step=self.state.step, reason=type(error).__name__, path=str(path))
+
+    def rescue_into(self, folder: Path, whole: bool) -> Path:
+        path = folder / f"{self.config.output.name}-step{self.state.step:08d}.safetensors"
+        if whole:
+            self.save_checkpoint(folder)
+        self.save_adapter(path)
+        return path
+
+
+def out_of_memory_advice(config: TrainConfig, batches: list[Batch], error: BaseException) -> str:
+    """The first setting that would make the step fit."""
+    count, _, h, w = max((b.latents.shape for b in batches), key=lambda s: s[0] * s[2] * s[3])
+    if not config.gradient_checkpointing:
+        advice = "switch gradient_checkpointing on"
+    elif count > 1:
+        advice = (
+            f"use batch_size={max(1, count // 2)} with gradient_accumulation_steps={config.gradient_accumulation_steps * 2}"
+        )
+    else:
+        advice = "use a smaller resolution or rank"
+    return f"out of memory at {count} pictures of {8 * w}x{8 * h} ({str(error).splitlines()[0][:120]}); {advice}"
 
 
 def total_steps(config: TrainConfig, batches_per_epoch: int, batches_per_step: int) -> int:

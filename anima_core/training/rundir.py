@@ -2,9 +2,14 @@
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout  # torch itself brings it along
+
 from ..config import to_dict
+from ..errors import SettingError
 from ..toml_file import dump_toml
 from .preflight import Plan
 
@@ -18,6 +23,21 @@ def open_run_dir(plan: Plan) -> None:
             number += 1
         os.replace(folder, folder.with_name(f"{folder.name}-{number}"))
     folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def locked(plan: Plan) -> Iterator[None]:
+    """Hold the run's name. The system frees the lock when the process dies, however it dies."""
+    lock = FileLock(plan.run_dir.parent / f".{plan.run_dir.name}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        name = plan.config.output.name
+        raise SettingError(f"output_name={name}: another run of this name is training now; choose another name") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def freeze_config(plan: Plan) -> str:

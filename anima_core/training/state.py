@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -47,7 +48,7 @@ class TrainState:
         temporary = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         try:
-            temporary.mkdir(parents=True)
+            temporary.mkdir(parents=True, exist_ok=True)
             tensors, scalars = flatten_optimizer(self.optimizer.state_dict())
             tensors |= {f"adapter.{k}": v for k, v in self.network.state_dict().items()}
             tensors |= {"gradient.scale": self.gradient.scale, "gradient.good_steps": self.gradient.good_steps}
@@ -62,11 +63,10 @@ class TrainState:
                 flush_to_disk(file)
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(temporary, folder)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise FileError(
-                f"{folder}: the checkpoint could not be written ({error.strerror or error}); free some space"
-            ) from None
+            reason = getattr(error, "strerror", None) or error
+            raise FileError(f"{folder}: the checkpoint could not be written ({reason}); free some space") from None
 
     def _write_json(self, path: Path, optimizer_scalars: dict[str, Any]) -> None:
         data = {
