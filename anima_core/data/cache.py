@@ -38,7 +38,8 @@ class TensorCache:
         return self.folder / key[:2] / f"{key[2:34]}.safetensors"
 
     def has(self, key: str) -> bool:
-        return key in self._memory if self.folder is None else self.path(key).is_file()
+        """Whether an entry is there, of its full length; its checksum is looked at when it is read."""
+        return key in self._memory if self.folder is None else has_full_length(self.path(key))
 
     def get(self, key: str) -> dict[str, Tensor] | None:
         if self.folder is None:
@@ -72,6 +73,18 @@ class TensorCache:
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise FileError(f"{path.parent}: the cache cannot be written ({error.strerror}); set cache_dir elsewhere") from None
+
+
+def has_full_length(path: Path) -> bool:
+    """Cheap for a hundred thousand files: only the header is read."""
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+        return path.stat().st_size == 8 + length + end
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError):
+        return False
 
 
 def checksum(tensors: dict[str, Tensor]) -> str:

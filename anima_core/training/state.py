@@ -150,9 +150,13 @@ def damaged_file(checkpoint: Path) -> str | None:
     """The first file of a checkpoint that is not as it was written."""
     try:
         sums = json.loads((checkpoint / SUMS).read_text(encoding="utf-8"))
-        return next((name for name, digest in sums.items() if file_digest(checkpoint / name) != digest), None)
+        return next((name for name, digest in sums.items() if not is_whole(checkpoint / name, digest)), None)
     except (OSError, ValueError, AttributeError):
         return SUMS
+
+
+def is_whole(path: Path, digest: str) -> bool:
+    return path.is_file() and file_digest(path) == digest
 
 
 def file_digest(path: Path) -> str:

@@ -1,0 +1,229 @@
+"""Faults from inside: full and read-only disks, damaged files, pictures that change, memory that runs out."""
+
+import dataclasses
+import shutil
+import subprocess
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from anima_core import train
+from anima_core.config import OptimizerConfig, OutputConfig, SampleConfig
+from anima_core.demo_pictures import write_pictures
+from anima_core.errors import FileError, RunError, SettingError
+from anima_core.models.checkpoint import read_header
+from anima_core.training import loop as loop_module
+from anima_core.training.state import TrainState
+
+from ..tiny import model_config, same_tensors, train_config
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return model_config(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    write_pictures(folder, 4)
+    return folder
+
+
+def saving(folder, **changes) -> OutputConfig:
+    return OutputConfig(**(dict(dir=str(folder), name="test", save_dtype="fp32", checkpoint_every_n_steps=2) | changes))
+
+
+def stopped_at(config, step: int):
+    """Run until `step`, then stop and keep."""
+    return train(config, lambda e: "stop" if e["event"] == "step" and e["step"] == step else None)
+
+
+def warnings_of(events: list[dict]) -> str:
+    return "\n".join(e["text"] for e in events if e["event"] == "warning")
+
+
+def test_a_flipped_byte_passes_a_checkpoint_over(model, pictures, tmp_path):
+    whole = train(train_config(model, pictures, tmp_path / "whole"))
+    config = train_config(model, pictures, tmp_path / "parts", output=saving(tmp_path / "parts"))
+    stopped_at(config, 5)
+    checkpoints = sorted((tmp_path / "parts" / "test-run" / "checkpoints").iterdir())
+    newest = checkpoints[-1] / "state.safetensors"
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 1
+    newest.write_bytes(data)
+    events = []
+    resumed = train(dataclasses.replace(config, output=saving(tmp_path / "parts", resume="latest")), events.append)
+    assert "state.safetensors is damaged or missing; this checkpoint is passed over" in warnings_of(events)
+    assert same_tensors(load_file(whole.adapter_path), load_file(resumed.adapter_path))
+    assert resumed.losses == whole.losses
+
+
+def test_no_whole_checkpoint_is_an_error_that_says_so(model, pictures, tmp_path):
+    config = train_config(model, pictures, tmp_path, output=saving(tmp_path))
+    stopped_at(config, 3)
+    for file in (tmp_path / "test-run" / "checkpoints").rglob("state.json"):
+        file.unlink()
+    with pytest.raises(FileError, match="no whole checkpoint in .*state.json is damaged or missing"):
+        train(dataclasses.replace(config, output=saving(tmp_path, resume="latest")))
+
+
+@pytest.mark.parametrize(
+    "changes, text",
+    [
+        (dict(seed=7), "seed was 42, now 7.*add --resume_with_changes"),
+        (dict(optimizer=OptimizerConfig(learning_rate=1e-5)), "learning_rate was 0.002, now 1e-05.*--resume_with_changes"),
+        (dict(optimizer=OptimizerConfig(type="Adafactor", learning_rate=2e-3)), "optimizer.type was 'AdamW'.*cannot continue"),
+    ],
+)
+def test_changed_settings_are_named(model, pictures, tmp_path, changes, text):
+    config = train_config(model, pictures, tmp_path, output=saving(tmp_path))
+    stopped_at(config, 3)
+    again = dataclasses.replace(config, output=saving(tmp_path, resume="latest"), **changes)
+    with pytest.raises(SettingError, match=text):
+        train(again)
+    if "cannot" not in text:
+        events = []
+        allowed = dataclasses.replace(again, output=saving(tmp_path, resume="latest", resume_with_changes=True))
+        assert train(allowed, events.append).steps == 6
+        assert "resumed with another" in warnings_of(events)
+
+
+def test_more_steps_and_another_cadence_are_free(model, pictures, tmp_path):
+    config = train_config(model, pictures, tmp_path, output=saving(tmp_path))
+    stopped_at(config, 3)
+    output = saving(tmp_path, resume="latest", checkpoint_every_n_steps=1, save_every_n_steps=4)
+    assert train(dataclasses.replace(config, output=output, max_train_steps=8)).steps == 8
+
+
+def test_a_moved_model_file_is_the_same_model(model, pictures, tmp_path):
+    config = train_config(model, pictures, tmp_path, output=saving(tmp_path))
+    stopped_at(config, 3)
+    copy = tmp_path / "moved.safetensors"
+    shutil.copy(model.transformer, copy)
+    moved = dataclasses.replace(config.model, transformer=str(copy))
+    assert train(dataclasses.replace(config, model=moved, output=saving(tmp_path, resume="latest"))).steps == 6
+
+
+def test_damaged_caches_are_rebuilt(model, pictures, tmp_path):
+    config = train_config(model, pictures, tmp_path)
+    first = train(config)
+    for number, file in enumerate(sorted((tmp_path / "cache").rglob("*.safetensors"))):
+        if number % 2:
+            file.write_bytes(file.read_bytes()[:-7])
+    again = train(config)
+    assert same_tensors(load_file(first.adapter_path), load_file(again.adapter_path))
+
+
+def test_a_flipped_byte_in_a_cache_file_is_found_and_gone_at_the_next_start(model, pictures, tmp_path):
+    config = train_config(model, pictures, tmp_path)
+    first = train(config)
+    (file, *_) = sorted((tmp_path / "cache" / "latents").rglob("*.safetensors"))
+    data = bytearray(file.read_bytes())
+    data[-9] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(RunError, match="vanished or are damaged; start again to rebuild"):
+        train(config)
+    assert same_tensors(load_file(first.adapter_path), load_file(train(config).adapter_path))
+
+
+def oom(times: int, where: str, monkeypatch, owner) -> list[int]:
+    calls, real = [], getattr(owner, where)
+
+    def failing(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) <= times:
+            raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(owner, where, failing)
+    return calls
+
+
+def test_a_step_out_of_memory_is_tried_once_more(model, pictures, tmp_path, monkeypatch):
+    plain = train(train_config(model, pictures, tmp_path / "a"))
+    oom(1, "forward", monkeypatch, loop_module.Run)
+    events = []
+    other = train(train_config(model, pictures, tmp_path / "b"), events.append)
+    assert "out of memory; trying once more after freeing" in warnings_of(events)
+    assert same_tensors(load_file(plain.adapter_path), load_file(other.adapter_path))
+
+
+def test_a_step_that_never_fits_says_what_would(model, pictures, tmp_path, monkeypatch):
+    config = train_config(model, pictures, tmp_path, gradient_checkpointing=True, dataset=dict(enable_bucket=False))
+    oom(10**6, "forward", monkeypatch, loop_module.Run)
+    with pytest.raises(
+        RunError, match=r"out of memory at 2 pictures of 64x64 .*use batch_size=1 with gradient_accumulation_steps=2"
+    ):
+        train(config)
+
+
+def test_a_preview_that_fails_never_ends_a_run(model, pictures, tmp_path, monkeypatch):
+    from anima_core.training import previews
+
+    monkeypatch.setattr(previews, "sample", lambda *a, **k: (_ for _ in ()).throw(torch.OutOfMemoryError("simulated")))
+    events = []
+    samples = SampleConfig(prompts=("x",), width=64, height=64, steps=1, every_n_steps=2, cfg=1.0)
+    assert train(train_config(model, pictures, tmp_path, samples=samples), events.append).steps == 6
+    assert "the preview failed and was left out" in warnings_of(events)
+
+
+def test_a_picture_deleted_while_training_does_not_matter(model, tmp_path):
+    """Latents are cached before the first step."""
+    write_pictures(tmp_path / "p", 3)
+
+    def delete(event):
+        if event["event"] == "step" and event["step"] == 1:
+            for file in (tmp_path / "p").glob("*.png"):
+                file.unlink()
+
+    assert train(train_config(model, tmp_path / "p", tmp_path / "out"), delete).steps == 6
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(model, pictures, tmp_path, monkeypatch):
+    """The disk fills up at the second checkpoint: the first stays whole, the state goes elsewhere."""
+    real, calls = TrainState.save, []
+
+    def full(self, folder, text):
+        calls.append(folder)
+        if len(calls) == 2:
+            raise FileError(f"{folder}: the checkpoint could not be written (No space left on device); free some space")
+        return real(self, folder, text)
+
+    monkeypatch.setattr(TrainState, "save", full)
+    config = train_config(model, pictures, tmp_path, output=saving(tmp_path))
+    with pytest.raises(FileError, match="No space left"):
+        train(config)
+    assert (tmp_path / "test-run" / "checkpoints" / "step-00000002" / "sha256.json").is_file()
+    monkeypatch.undo()
+    assert train(dataclasses.replace(config, output=saving(tmp_path, resume="latest"))).steps == 6
+
+
+def test_a_really_full_disk(model, pictures, tmp_path):
+    """A file system of 3 MB, where this machine lets us make one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    try:
+        config = train_config(model, pictures, disk, cache_dir=str(tmp_path / "cache"), max_train_steps=400)
+        config = dataclasses.replace(config, output=saving(disk, save_every_n_steps=1, save_state=True))
+        with pytest.raises(FileError, match="could not be written|cannot be written"):
+            train(config)
+        whole = list((disk / "test-run" / "checkpoints").glob("step-*"))
+        assert whole and all((c / "sha256.json").is_file() for c in whole)
+        for file in disk.glob("test-step*.safetensors"):
+            read_header(file)  # every file that is there is whole
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_the_clock_may_jump(model, pictures, tmp_path, monkeypatch):
+    base = time.time()
+    clock = iter([base, base - 1e6, base + 1e9] * 1000)
+    monkeypatch.setattr(time, "time", lambda: next(clock))
+    result = train(train_config(model, pictures, tmp_path, output=saving(tmp_path, checkpoint_every_n_minutes=0.0001)))
+    assert result.steps == 6 and len(list((tmp_path / "test-run" / "checkpoints").iterdir())) == 2
