@@ -90,7 +90,7 @@ class AnimaSaveAdapter(io.ComfyNode):
 
     @classmethod
     def execute(cls, lora, name: str, format: str) -> io.NodeOutput:
-        path = unused_path(loras_folder(), safe_name(name))
+        path = unused_path(loras_folder(), safe_name(name, "name"))
         save_adapter(path, convert_keys(lora, format), {})
         return io.NodeOutput(str(path), ui={"text": [str(path)]})
 

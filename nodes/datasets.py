@@ -125,9 +125,6 @@ class AnimaDatasetFolder(io.ComfyNode):
                 io.Boolean.Input(
                     "alpha_mask", default=False, advanced=True, tooltip="The pictures' transparency weighs the loss."
                 ),
-                io.Boolean.Input(
-                    "regularisation", default=False, advanced=True, tooltip="Pictures that keep the model as it was."
-                ),
                 io.Float.Input(
                     "loss_weight",
                     default=1.0,
@@ -142,12 +139,13 @@ class AnimaDatasetFolder(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str = "", **others) -> str:
-        return folder_state(user_folder(folder)) if isinstance(folder, str) else ""
+    def fingerprint_inputs(cls, folder: str = "", mask_folder: str = "", **others) -> str:
+        named = [name for name in (folder, mask_folder) if isinstance(name, str) and name.strip()]
+        return "".join(folder_state(user_folder(name)) for name in named)
 
     @classmethod
     def execute(
-        cls, folder, repeats, resolution, flip, bucket_step, min_side, no_upscale, mask_folder, regularisation, **captions
+        cls, folder, repeats, resolution, flip, bucket_step, min_side, no_upscale, mask_folder, **captions
     ) -> io.NodeOutput:
         if not folder.strip():
             raise SettingError("folder='': name a folder of captioned pictures")
@@ -260,7 +258,10 @@ class AnimaDatasetTOML(io.ComfyNode):
 
     @classmethod
     def execute(cls, path: str) -> io.NodeOutput:
-        return io.NodeOutput(read_dataset_config(user_folder(path), {})[0])
+        datasets, notes = read_dataset_config(user_folder(path), {})
+        for note in notes:
+            print(f"[Anima Trainer] {note}")
+        return io.NodeOutput(datasets)
 
 
 class AnimaDatasetCombine(io.ComfyNode):

@@ -10,11 +10,11 @@ from ..anima_core.errors import SettingError
 RESERVED = re.compile(r"^(con|prn|aux|nul|com\d|lpt\d)$", re.IGNORECASE)  # device names on Windows
 
 
-def safe_name(name: str) -> str:
+def safe_name(name: str, setting: str = "output_name") -> str:
     """Check a file name that a user typed. Letters of any script are fine; separators and Windows' device names are not."""
     plain = name.strip().removesuffix(".safetensors").rstrip(". ")
     if not plain or re.search(r'[/\\:*?"<>|\x00-\x1f]', plain) or plain.startswith(".") or RESERVED.match(plain):
-        raise SettingError(f'output_name={name!r}: use a plain file name without / \\ : * ? " < > |')
+        raise SettingError(f'{setting}={name!r}: use a plain file name without / \\ : * ? " < > |')
     return plain
 
 

@@ -24,7 +24,12 @@ class AnimaSamplePrompts(io.ComfyNode):
                     "cfg", default=4.0, min=0.0, max=30.0, step=0.1, tooltip="Guidance. 1 is off and twice as fast."
                 ),
                 io.Int.Input(
-                    "seed", default=42, min=0, max=0xFFFFFFFFFFFFFFFF, tooltip="The same noise every time: compare pictures."
+                    "seed",
+                    default=42,
+                    control_after_generate=False,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    tooltip="The same noise every time: compare pictures.",
                 ),
                 io.Int.Input(
                     "every_n_steps", default=200, min=0, max=100000, tooltip="Training steps between previews; 0: none."

@@ -74,7 +74,14 @@ class AnimaTrain(io.ComfyNode):
                     advanced=True,
                     tooltip="Batches per step: a larger batch without memory.",
                 ),
-                io.Int.Input("seed", default=42, min=0, max=0x7FFFFFFFFFFFFFFF, tooltip="Every random draw follows from it."),
+                io.Int.Input(
+                    "seed",
+                    default=42,
+                    control_after_generate=False,
+                    min=0,
+                    max=0x7FFFFFFFFFFFFFFF,
+                    tooltip="Every random draw follows from it.",
+                ),
                 io.String.Input(
                     "output_name", default="my_anima_lora", tooltip="File name in models/loras; -2, -3 … is added if taken."
                 ),
@@ -277,6 +284,12 @@ def train_now(config: TrainConfig, key: str, node: str) -> runs.FinishedRun:
 
 
 def load_samples(paths: list[str]):
-    """Preview files of one size as an IMAGE batch; nothing downstream runs when there are none."""
-    pictures = [np.array(Image.open(path).convert("RGB"), dtype=np.float32) / 255 for path in paths if Path(path).is_file()]
-    return torch.from_numpy(np.stack(pictures)) if pictures else ExecutionBlocker(None)
+    """Preview files as an IMAGE batch, on white where their sizes differ; nothing downstream runs when there are none."""
+    pictures = [Image.open(path).convert("RGB") for path in paths if Path(path).is_file()]
+    if not pictures:
+        return ExecutionBlocker(None)
+    size = max(p.width for p in pictures), max(p.height for p in pictures)
+    canvases = [Image.new("RGB", size, "white") for _ in pictures]
+    for canvas, picture in zip(canvases, pictures):
+        canvas.paste(picture)
+    return torch.from_numpy(np.stack([np.array(c, dtype=np.float32) / 255 for c in canvases]))
