@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 import subprocess
+import tempfile
 import time
 
 import pytest
@@ -34,6 +35,13 @@ def pictures(tmp_path_factory):
 
 def saving(folder, **changes) -> OutputConfig:
     return OutputConfig(**(dict(dir=str(folder), name="test", save_dtype="fp32", checkpoint_every_n_steps=2) | changes))
+
+
+@pytest.fixture(autouse=True)
+def own_temporary_folder(tmp_path, monkeypatch):
+    """Where a run that finds its disk full saves instead."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "elsewhere"))
 
 
 def stopped_at(config, step: int):
@@ -197,6 +205,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(model, pictur
     with pytest.raises(FileError, match="No space left"):
         train(config)
     assert (tmp_path / "test-run" / "checkpoints" / "step-00000002" / "sha256.json").is_file()
+    assert len(calls) == 3 and calls[2].parent.name == "checkpoints"  # the third try, on the way out, had room
     monkeypatch.undo()
     assert train(dataclasses.replace(config, output=saving(tmp_path, resume="latest"))).steps == 6
 
@@ -217,6 +226,8 @@ def test_a_really_full_disk(model, pictures, tmp_path):
         assert whole and all((c / "sha256.json").is_file() for c in whole)
         for file in disk.glob("test-step*.safetensors"):
             read_header(file)  # every file that is there is whole
+        elsewhere = list((tmp_path / "elsewhere" / "test-run" / "checkpoints").glob("step-*"))
+        assert elsewhere and elsewhere[0].name >= whole[-1].name  # the state of the last step, on another disk
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
