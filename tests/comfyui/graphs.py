@@ -1,0 +1,67 @@
+"""API prompts for the integration tests: defaults come from /object_info, as the frontend's do."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from anima_core import demo
+from anima_core.demo_pictures import write_pictures
+
+from ..tiny import CORPUS
+from .make_workflows import default_of, is_widget, specs
+from .server import ComfyUI
+
+Link = list  # [node id, output index]
+
+
+def install_tiny_models(base: Path) -> None:
+    """Tiny files under names of their own in a base directory's models."""
+    paths = demo.write_models(base / "tiny", CORPUS)
+    for folder in ("diffusion_models", "vae", "text_encoders"):
+        (base / "models" / folder).mkdir(parents=True, exist_ok=True)
+    shutil.copy(paths["anima_transformer"], base / "models" / "diffusion_models" / "tiny.safetensors")
+    shutil.copy(paths["vae"], base / "models" / "vae" / "tiny.safetensors")
+    shutil.copytree(paths["qwen"].parent, base / "models" / "text_encoders" / "tiny_qwen", dirs_exist_ok=True)
+    (base / "models" / "text_encoders" / "tiny_qwen" / "config.json").write_text("{}", encoding="utf-8")
+    shutil.copytree(paths["t5_tokenizer_dir"], base / "models" / "text_encoders" / "tiny_t5", dirs_exist_ok=True)
+    write_pictures(base / "input" / "pics", 4)
+
+
+class Graph:
+    """A prompt under construction. `add` fills what is not given with the node's defaults."""
+
+    def __init__(self, server: ComfyUI) -> None:
+        self.info = server.get("/object_info")
+        self.prompt: dict[str, dict] = {}
+
+    def add(self, name: str, kind: str, /, **inputs: Any) -> str:
+        values: dict[str, Any] = {}
+        for key, type_, options in specs(self.info[kind]):
+            if type_ == "COMFY_DYNAMICCOMBO_V3":
+                chosen = inputs.get(key, options["options"][0]["key"])
+                option = next(o for o in options["options"] if o["key"] == chosen)
+                values[key] = chosen
+                nested = option["inputs"].get("required", {})
+                values |= {f"{key}.{n}": default_of(k, rest[0] if rest else {}) for n, (k, *rest) in nested.items()}
+            elif is_widget(type_, options):
+                values[key] = default_of(type_, options)
+        self.prompt[name] = {"class_type": kind, "inputs": values | inputs}
+        return name
+
+    def training(
+        self, name: str = "train", network: str = "AnimaLoRANetwork", dataset: Link | None = None, **settings: Any
+    ) -> str:
+        """The four loaders, a dataset, a network, an optimizer and the training node."""
+        self.add("transformer", "AnimaTransformerLoader", transformer="tiny.safetensors")
+        self.add("vae", "AnimaVAELoader", vae="tiny.safetensors")
+        self.add("qwen", "AnimaQwenLoader", qwen="tiny_qwen/")
+        self.add("t5", "AnimaT5TokenizerLoader", tokenizer="tiny_t5/")
+        if dataset is None:
+            self.add("data", "AnimaDatasetFolder", folder="pics", resolution="64", bucket_step=16, min_side=64)
+        if network:
+            self.add(f"{name}_network", network, rank=4, alpha=4.0)
+        if "optimizer" not in self.prompt:
+            self.add("optimizer", "AnimaOptimizer", learning_rate=1e-3)
+        links = {"transformer": ["transformer", 0], "vae": ["vae", 0], "qwen": ["qwen", 0], "t5_tokenizer": ["t5", 0]}
+        links |= {"dataset": dataset or ["data", 0], "network": [f"{name}_network", 0], "optimizer": ["optimizer", 0]}
+        return self.add(name, "AnimaTrain", **(links | {"steps": 4, "batch_size": 2} | settings))

@@ -1,0 +1,298 @@
+"""The nodes in a real ComfyUI: what a user does with them, through the server's API."""
+
+# ruff: noqa: E501 (tables of cases)
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from .graphs import Graph, install_tiny_models
+from .make_workflows import FOLDER, is_widget, specs
+from .server import ComfyUI, error_of, status, was_interrupted
+
+SNAPSHOT = Path(__file__).with_name("schema.json")
+NODES = 18
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    install_tiny_models(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(comfyui, base):
+    running = ComfyUI(*comfyui, base)
+    yield running
+    running.close()
+
+
+def loras(base: Path) -> list[str]:
+    return sorted(p.name for p in (base / "models" / "loras").glob("*.safetensors"))
+
+
+def run_dir(base: Path, name: str) -> Path:
+    return base / "output" / "anima_trainer" / f"{name}-run"
+
+
+def notes(folder: Path) -> str:
+    events = map(json.loads, (folder / "log.jsonl").read_text(encoding="utf-8").splitlines())
+    return "\n".join(e["text"] for e in events if e["event"] in ("note", "warning"))
+
+
+def wait_until(condition, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def shape_of(info: dict) -> dict:
+    """What shared workflows rely on: ids, inputs with types, outputs."""
+    found = {}
+    for name, node in sorted(info.items()):
+        if name.startswith("Anima") and node["category"].startswith("Anima Trainer"):
+            inputs = {key: kind if isinstance(kind, str) else "COMBO" for key, kind, _ in specs(node)}
+            found[name] = {"inputs": inputs, "outputs": dict(zip(node["output_name"], node["output"]))}
+    return found
+
+
+def test_schema_is_the_snapshot(server):
+    shape = shape_of(server.get("/object_info"))
+    assert len(shape) == NODES
+    if os.environ.get("UPDATE_SCHEMA"):
+        SNAPSHOT.write_text(json.dumps(shape, indent=1) + "\n", encoding="utf-8")
+    assert shape == json.loads(SNAPSHOT.read_text(encoding="utf-8")), "a breaking change? else UPDATE_SCHEMA=1"
+
+
+def test_every_input_has_a_tooltip(server):
+    info = server.get("/object_info")
+    for name in shape_of(info):
+        for key, kind, options in specs(info[name]):
+            assert options.get("tooltip") or kind == "COMFY_AUTOGROW_V3", f"{name}.{key}"
+
+
+def test_import_is_quick_and_quiet(server):
+    line = next(line for line in server.text().splitlines() if "seconds" in line and "ComfyUI-Anima-Trainer" in line)
+    assert "IMPORT FAILED" not in line and float(line.split("seconds")[0].split()[-1]) < 5
+
+
+@pytest.mark.parametrize("network", ["AnimaLoRANetwork", "AnimaLoKrNetwork"])
+def test_train_and_hand_on(server, base, network):
+    graph = Graph(server)
+    graph.training(network=network, output_name=f"first_{network}")
+    graph.add("loss", "LossGraphNode", loss=["train", 2])
+    graph.add("saved", "SaveLoRA", lora=["train", 0], prefix="loras/stock")
+    graph.add("own", "AnimaSaveAdapter", lora=["train", 0], name=f"copy_{network}", format="lora_unet")
+    entry = server.run(graph.prompt)
+    assert status(entry) == "success", error_of(entry)
+    assert entry["outputs"]["loss"]["images"]
+    original = load_file(base / "models" / "loras" / f"first_{network}.safetensors")
+    copy = load_file(base / "models" / "loras" / f"copy_{network}.safetensors")
+    assert len(original) == len(copy) and all(key.startswith("lora_unet_") for key in copy)
+    names = server.get("/object_info/LoraLoaderModelOnly")["LoraLoaderModelOnly"]["input"]["required"]["lora_name"]
+    assert f"first_{network}.safetensors" in json.dumps(names)  # selectable without a restart
+
+
+def test_the_same_inputs_never_train_twice(server, base):
+    graph = Graph(server)
+    graph.training(output_name="once")
+    assert status(server.run(graph.prompt)) == "success"
+    stamp = (base / "models" / "loras" / "once.safetensors").stat().st_mtime_ns
+    other = Graph(server)
+    other.add("sheet", "AnimaDatasetInspect", dataset=[other.add("d", "AnimaDatasetFolder", folder="pics"), 0])
+    assert status(server.run(other.prompt)) == "success"  # ComfyUI's own cache forgets the first prompt now
+    again = Graph(server)
+    again.training(output_name="once")
+    entry = server.run(again.prompt)
+    assert status(entry) == "success" and "once.safetensors: 4 steps" in entry["outputs"]["train"]["text"][0]
+    assert (base / "models" / "loras" / "once.safetensors").stat().st_mtime_ns == stamp
+    changed = Graph(server)
+    changed.training(output_name="once", seed=7)
+    entry = server.run(changed.prompt)
+    assert "once-2.safetensors" in entry["outputs"]["train"]["text"][0]  # trained anew, nothing overwritten
+
+
+def test_a_changed_caption_and_a_new_picture_are_noticed(server, base):
+    def train_once() -> str:
+        graph = Graph(server)
+        graph.add("own", "AnimaDatasetFolder", folder="own", resolution="64", bucket_step=16, min_side=64)
+        graph.training(dataset=["own", 0], output_name="noticed")
+        entry = server.run(graph.prompt)
+        assert status(entry) == "success", error_of(entry)
+        return entry["outputs"].get("train", {"text": ["cached"]})["text"][0].split(":")[0]
+
+    folder = base / "input" / "own"
+    folder.mkdir()
+    Image.new("RGB", (64, 64), "red").save(folder / "a.png")
+    (folder / "a.txt").write_text("red", encoding="utf-8")
+    assert train_once() == "noticed.safetensors"
+    (folder / "a.txt").write_text("crimson", encoding="utf-8")
+    assert train_once() == "noticed-2.safetensors"
+    Image.new("RGB", (64, 64), "blue").save(folder / "b.png")
+    (folder / "b.txt").write_text("blue", encoding="utf-8")
+    assert train_once() == "noticed-3.safetensors"
+
+
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        (lambda g: g.add("optimizer", "AnimaOptimizer", optimizer="RAdamScheduleFree", lr_scheduler="cosine"), "optimizer=RAdamScheduleFree requires lr_scheduler=constant"),
+        (lambda g: g.add("optimizer", "AnimaOptimizer", optimizer="RAdamScheduleFree", lr_warmup_steps=5), "optimizer=RAdamScheduleFree requires lr_warmup_steps=0"),
+        (lambda g: g.prompt["train"]["inputs"].update(output_name="../escape"), "use a plain file name"),
+        (lambda g: g.prompt["data"]["inputs"].update(folder="missing"), "no such folder of pictures"),
+        (lambda g: g.prompt["train_network"]["inputs"].update(include="nothing.like.this"), "matches no layer"),
+    ],
+)  # fmt: skip
+def test_bad_settings_are_refused_on_the_node(server, base, change, text):
+    before = loras(base)
+    graph = Graph(server)
+    graph.training(output_name="refused")
+    change(graph)
+    entry = server.run(graph.prompt)
+    assert status(entry) == "error" and text in error_of(entry)
+    assert loras(base) == before
+
+
+def test_cancel_saves_and_the_same_graph_continues(server, base):
+    graph = Graph(server)
+    graph.training(output_name="cancelled", steps=3000)
+    prompt = server.queue(graph.prompt)
+    folder = run_dir(base, "cancelled")
+    wait_until(lambda: (folder / "log.jsonl").is_file() and '"step": 5' in (folder / "log.jsonl").read_text(encoding="utf-8"))
+    server.post("/interrupt", {})
+    entry = server.result(prompt)
+    assert was_interrupted(entry)
+    (checkpoint,) = (folder / "checkpoints").iterdir()
+    assert "cancelled.safetensors" not in loras(base)
+    again = server.queue(graph.prompt)
+    wait_until(lambda: f"resumed at step {int(checkpoint.name[5:])}" in notes(folder))
+    assert server.post("/anima_trainer/stop", {})["stopping"] == ["train"]
+    assert status(server.result(again)) == "success" and "cancelled.safetensors" in loras(base)
+
+
+def test_stop_and_keep_lets_the_graph_go_on(server, base):
+    graph = Graph(server)
+    graph.training(output_name="kept", steps=3000)
+    graph.add("loss", "LossGraphNode", loss=["train", 2])
+    prompt = server.queue(graph.prompt)
+    wait_until(lambda: server.get("/anima_trainer/running")["running"] == ["train"])
+    wait_until(
+        lambda: (
+            (run_dir(base, "kept") / "log.jsonl").is_file()
+            and '"step": 5' in (run_dir(base, "kept") / "log.jsonl").read_text(encoding="utf-8")
+        )
+    )
+    assert server.post("/anima_trainer/stop", {"node": "nobody"})["stopping"] == []
+    assert server.post("/anima_trainer/stop", {"node": "train"})["stopping"] == ["train"]
+    entry = server.result(prompt)
+    assert status(entry) == "success" and entry["outputs"]["loss"]["images"]
+    steps = int(entry["outputs"]["train"]["text"][0].split(": ")[1].split()[0])
+    assert 5 <= steps < 3000 and "kept.safetensors" in loras(base)
+
+
+def test_two_trainings_in_one_graph_and_a_prompt_behind_them(server, base):
+    graph = Graph(server)
+    graph.training("train", output_name="left", seed=1)
+    graph.training("second", network="AnimaLoKrNetwork", output_name="right", seed=1)
+    first = server.queue(graph.prompt)
+    behind = Graph(server)
+    behind.training(output_name="behind", seed=3)
+    second = server.queue(behind.prompt)
+    assert status(server.result(first)) == "success" and status(server.result(second)) == "success"
+    assert {"left.safetensors", "right.safetensors", "behind.safetensors"} <= set(loras(base))
+
+
+def test_pictures_from_the_graph_with_masks(server, base):
+    for name, size in (("a.png", (64, 64)), ("b.png", (64, 64))):
+        Image.new("RGB", size, "green").save(base / "input" / name)
+    graph = Graph(server)
+    graph.add("a", "LoadImage", image="a.png")
+    graph.add("b", "LoadImage", image="b.png")
+    graph.add("batch", "ImageBatch", image1=["a", 0], image2=["b", 0])
+    graph.add("mask", "SolidMask", value=0.5, width=64, height=64)
+    images = dict(resolution="64", bucket_step=16, min_side=64, captions="a green picture")
+    graph.add("images", "AnimaDatasetImages", images=["batch", 0], masks=["mask", 0], **images)
+    graph.add("both", "AnimaDatasetCombine", **{"datasets.dataset0": ["images", 0], "datasets.dataset1": ["data", 0]})
+    graph.training(output_name="from_graph", dataset=["both", 0])
+    graph.add("data", "AnimaDatasetFolder", folder="pics", resolution="64", bucket_step=16, min_side=64)
+    graph.add("look", "AnimaDatasetInspect", dataset=["both", 0])
+    entry = server.run(graph.prompt)
+    assert status(entry) == "success", error_of(entry)
+    text = entry["outputs"]["look"]["text"][0]
+    assert "2 pictures, 2 with repeats" in text and "4 pictures, 4 with repeats" in text and "a green picture" in text
+
+
+def test_a_run_s_own_file_trains_it_again(server, base):
+    graph = Graph(server)
+    graph.training(output_name="as_toml", seed=11)
+    assert status(server.run(graph.prompt)) == "success"
+    toml = Graph(server)
+    toml.add("train", "AnimaTrainFromTOML", path=str(run_dir(base, "as_toml") / "config.toml"), output_name="again")
+    entry = server.run(toml.prompt)
+    assert status(entry) == "success", error_of(entry)
+    one, two = (load_file(base / "models" / "loras" / f"{name}.safetensors") for name in ("as_toml", "again"))
+    assert all((one[k] == two[k]).all() for k in one)
+
+
+def test_a_failure_leaves_comfyui_as_it_was(server):
+    """After a refused and an interrupted training stock nodes still work, outside of gradients."""
+    graph = Graph(server)
+    size = graph.add("size", "EmptyImage", width=64, height=64, batch_size=1, color=255)
+    graph.add("big", "ImageScaleBy", image=[size, 0], upscale_method="bilinear", scale_by=2.0)
+    graph.add("show", "PreviewImage", images=["big", 0])
+    assert status(server.run(graph.prompt)) == "success"
+
+
+def test_finished_runs_survive_a_restart(server, base, comfyui):
+    graph = Graph(server)
+    graph.training(output_name="restart", seed=21)
+    assert status(server.run(graph.prompt)) == "success"
+    stamp = (base / "models" / "loras" / "restart.safetensors").stat().st_mtime_ns
+    other = ComfyUI(*comfyui, base)
+    try:
+        entry = other.run(graph.prompt)
+    finally:
+        other.close()
+    assert status(entry) == "success" and "restart.safetensors" in entry["outputs"]["train"]["text"][0]
+    assert (base / "models" / "loras" / "restart.safetensors").stat().st_mtime_ns == stamp
+
+
+def workflow_files() -> list[Path]:
+    return sorted(FOLDER.glob("*.json"))
+
+
+def test_workflows_are_listed_with_pictures(server):
+    listed = server.get("/workflow_templates")["ComfyUI-Anima-Trainer"]
+    assert sorted(listed) == [p.stem for p in workflow_files()] and len(listed) == 5
+    for path in workflow_files():
+        assert path.with_suffix(".jpg").stat().st_size < 300_000
+        assert server.get(f"/api/workflow_templates/ComfyUI-Anima-Trainer/{path.stem}.json")["nodes"]
+
+
+@pytest.mark.parametrize("path", workflow_files(), ids=lambda p: p.stem)
+def test_workflows_fit_the_nodes(server, path):
+    info = server.get("/object_info")
+    flow = json.loads(path.read_text(encoding="utf-8"))
+    nodes = {node["id"]: node for node in flow["nodes"]}
+    text = path.read_text(encoding="utf-8")
+    assert "/home/" not in text and "C:\\" not in text
+    for _, source, out, target, slot, kind in flow["links"]:
+        assert nodes[source]["outputs"][out]["type"] == kind
+        assert nodes[target]["inputs"][slot]["type"] == kind and nodes[target]["inputs"][slot]["link"]
+    for node in nodes.values():
+        if node["type"] == "MarkdownNote":
+            continue
+        schema = info[node["type"]]
+        assert [o["type"] for o in node["outputs"]] == schema["output"]
+        sockets = {i["name"] for i in node["inputs"]}
+        widgets = [(n, k, o) for n, k, o in specs(schema) if is_widget(k, o) and n not in sockets]
+        assert len(node["widgets_values"]) >= len(widgets)
+        required = {n for n in schema["input"].get("required", {}) if not any(w[0] == n for w in widgets)}
+        assert required <= {i["name"] for i in node["inputs"] if i["link"]}, node["type"]
