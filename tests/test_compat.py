@@ -445,6 +445,24 @@ def test_adafactor_and_prodigy_rules():
         config("--optimizer_type", "Prodigy", "--network_args", "loraplus_lr_ratio=4")
 
 
+@pytest.mark.parametrize(
+    "argv, sampling, weighting, shift",
+    [
+        ([], "logit_normal", "none", 1.0),
+        (["--timestep_sampling", "sigmoid", "--weighting_scheme", "uniform"], "logit_normal", "none", 1.0),
+        (["--timestep_sampling", "shift", "--discrete_flow_shift", "3"], "shift", "none", 3.0),
+        (["--anima_timestep_sampling", "uniform"], "uniform", "none", 1.0),
+        (["--anima_flow_shift", "3"], "shift", "none", 3.0),
+        (["--timestep_sampling", "flux_shift", "--weighting_scheme", "cosmap"], "resolution_shift", "cosmap", 1.0),
+        (["--timestep_sampling", "sigma", "--weighting_scheme", "logit_normal"], "logit_normal", "none", 1.0),
+        (["--timestep_sampling", "sigma"], "uniform", "none", 1.0),
+    ],
+)
+def test_timesteps_in_sd_scripts_words(argv, sampling, weighting, shift):
+    flow = config(*argv).flow
+    assert (flow.timestep_sampling, flow.weighting, flow.shift) == (sampling, weighting, shift)
+
+
 def test_prompts_take_their_own_flags(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_text(

@@ -29,6 +29,7 @@ tables is an error that names the nearest one.
 | `network_alpha` 100000 is stored | alpha = rank | fp16 cannot hold it |
 | `max_bucket_reso` 1024 | 4096 | 1024 would cap both sides of a 1024 px run |
 | gradient checkpointing forced | on by default, `--no-gradient_checkpointing` | |
+| `mixed_precision` no | auto: bf16 where the card has it | the base model is stored in bf16 anyway |
 | ScheduleFree checks for RAdam only | for all three | the same schedules are wrong for all |
 """
 

@@ -8,7 +8,7 @@ The table `docs/flags.md` is written from these lists. Names and defaults: `refe
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import LOSSES, OPTIMIZERS, SCHEDULES, WEIGHTINGS
+from ..config import LOSSES, OPTIMIZERS, SCHEDULES
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,15 @@ class Flag:
 
 
 PRECISIONS = {"no": "fp32", "float": "fp32", "fp32": "fp32", "bf16": "bf16", "fp16": "fp16", "auto": "auto"}
+# sd-scripts' loss weights -> ours; logit_normal and mode are densities of t, which only timestep_sampling=sigma reads
+WEIGHTS = {
+    "none": "none",
+    "uniform": "none",
+    "logit_normal": "none",
+    "mode": "none",
+    "sigma_sqrt": "sigma_sqrt",
+    "cosmap": "cosmap",
+}
 TIMESTEPS = {  # sd-scripts' words -> ours
     "logit_normal": "logit_normal",
     "sigmoid": "logit_normal",
@@ -31,6 +40,7 @@ TIMESTEPS = {  # sd-scripts' words -> ours
     "shift": "shift",
     "flux_shift": "resolution_shift",
     "resolution_shift": "resolution_shift",
+    "sigma": "uniform",  # or logit_normal, as weighting_scheme says
 }
 
 MAPPED = {
@@ -132,7 +142,7 @@ MAPPED = {
         Flag("anima_flow_shift", "float", 0.0, "timestep_sampling=shift with this shift (sd-scripts-anima: always 3.0)"),
         Flag("loss_type", "str", "mse", "mse (l2), huber (smooth_l1), l1", choices=("l2", "smooth_l1", *LOSSES)),
         Flag("huber_c", "float", 0.1, "where Huber turns linear"),
-        Flag("weighting_scheme", "str", "none", "loss weight by t", choices=WEIGHTINGS),
+        Flag("weighting_scheme", "str", "none", "loss weight by t", choices=tuple(WEIGHTS)),
         Flag("noise_offset", "float", 0.0, "shared noise per channel", ("anima_noise_offset",)),
     ],
     "output": [

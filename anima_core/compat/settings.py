@@ -18,7 +18,7 @@ from ..config import (
 )
 from ..errors import FileError, SettingError
 from .dataset_config import DATASET_KEYS, SUBSET_KEYS, datasets_from, read_dataset_config, resolution
-from .flags import NETWORK_ARGS, PRECISIONS, TIMESTEPS
+from .flags import NETWORK_ARGS, PRECISIONS, TIMESTEPS, WEIGHTS
 
 NETWORK_MODULES = {"networks.lora_anima": "lora", "networks.lokr_anima": "lokr"}
 TRUE_WORDS, FALSE_WORDS = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
@@ -86,6 +86,11 @@ def check_required(values: Values) -> None:
 
 def flow_config(values: Values) -> FlowConfig:
     sampling, shift = TIMESTEPS[one_of(values, "timestep_sampling", tuple(TIMESTEPS))], values["discrete_flow_shift"]
+    weighting = one_of(values, "weighting_scheme", tuple(WEIGHTS))
+    if values["timestep_sampling"] == "sigma":
+        if weighting == "mode" or shift != 1:
+            raise SettingError("timestep_sampling=sigma: mode and discrete_flow_shift are not available with it; use shift")
+        sampling = "logit_normal" if weighting == "logit_normal" else "uniform"
     if values["anima_flow_shift"] > 0:
         sampling, shift = "shift", values["anima_flow_shift"]
     losses = {"l2": "mse", "smooth_l1": "huber"}
@@ -95,7 +100,7 @@ def flow_config(values: Values) -> FlowConfig:
         shift=shift,
         loss=losses.get(values["loss_type"], values["loss_type"]),
         huber_delta=values["huber_c"],
-        weighting=values["weighting_scheme"],
+        weighting=WEIGHTS[weighting],
         noise_offset=values["noise_offset"],
     )
 
