@@ -16,11 +16,11 @@ START_SECONDS = 120
 
 
 class ComfyUI:
-    def __init__(self, checkout: Path, python: Path, base: Path) -> None:
+    def __init__(self, checkout: Path, python: Path, base: Path, folder: str = "ComfyUI-Anima-Trainer") -> None:
         self.base = base
         self.port = free_port()
         self.client = uuid.uuid4().hex
-        for folder in (
+        for name in (
             "custom_nodes",
             "models/diffusion_models",
             "models/vae",
@@ -28,8 +28,8 @@ class ComfyUI:
             "models/loras",
             "input",
         ):
-            (base / folder).mkdir(parents=True, exist_ok=True)
-        link = base / "custom_nodes" / "ComfyUI-Anima-Trainer"
+            (base / name).mkdir(parents=True, exist_ok=True)
+        link = base / "custom_nodes" / folder
         if not link.exists():
             os.symlink(ROOT, link, target_is_directory=True)
         command = [str(python), str(checkout / "main.py"), "--cpu", "--port", str(self.port), "--base-directory", str(base)]

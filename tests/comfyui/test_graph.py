@@ -229,6 +229,47 @@ def test_pictures_from_the_graph_with_masks(server, base):
     assert "2 pictures, 2 with repeats" in text and "4 pictures, 4 with repeats" in text and "a green picture" in text
 
 
+def test_lists_of_pictures_and_captions(server, base):
+    """Stock nodes that make lists: pictures of different sizes, a caption for each."""
+    graph = Graph(server)
+    graph.add("folder", "LoadImageTextDataSetFromFolder", folder="pics")
+    graph.add(
+        "images",
+        "AnimaDatasetImages",
+        images=["folder", 0],
+        captions=["folder", 1],
+        resolution="128",
+        bucket_step=32,
+        min_side=64,
+    )
+    graph.training(output_name="from_lists", dataset=["images", 0])
+    graph.add("look", "AnimaDatasetInspect", dataset=["images", 0])
+    entry = server.run(graph.prompt)
+    assert status(entry) == "success", error_of(entry)
+    text = entry["outputs"]["look"]["text"][0]
+    assert "4 pictures" in text and "4 different captions, 0 empty" in text and "160x96" in text and "96x160" in text
+
+
+def test_a_node_inside_a_subgraph(server, base):
+    """Its id has the subgraph's in front: 12:5. It is stopped by that name."""
+    graph = Graph(server)
+    graph.training("12:5", output_name="inside", steps=3000)
+    prompt = server.queue(graph.prompt)
+    log = run_dir(base, "inside") / "log.jsonl"
+    wait_until(lambda: log.is_file() and '"step": 3' in log.read_text(encoding="utf-8"))
+    assert server.get("/anima_trainer/running")["running"] == ["12:5"]
+    assert server.post("/anima_trainer/stop", {"node": "12:5"})["stopping"] == ["12:5"]
+    assert status(server.result(prompt)) == "success"
+
+
+def test_a_folder_with_odd_characters(comfyui, tmp_path):
+    odd = ComfyUI(*comfyui, tmp_path, folder="Anima Trainer (é) v1.2")
+    try:
+        assert len(shape_of(odd.get("/object_info"))) == NODES
+    finally:
+        odd.close()
+
+
 def test_a_run_s_own_file_trains_it_again(server, base):
     graph = Graph(server)
     graph.training(output_name="as_toml", seed=11)
