@@ -34,6 +34,9 @@ def comfyui() -> tuple[Path, Path]:
     found = find_comfyui()
     if found is None:
         pytest.skip("no ComfyUI with Anima: set COMFYUI_PATH and COMFYUI_PYTHON, or install it in ~/comfy/ComfyUI")
+    needs = [str(found[1]), "-c", "import schedulefree, toml"]
+    if subprocess.run(needs, capture_output=True).returncode:
+        pytest.skip(f"ComfyUI's interpreter lacks this pack's requirements.txt: {found[1]} -m pip install -r requirements.txt")
     return found
 
 
