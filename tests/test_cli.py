@@ -100,6 +100,101 @@ num_repeats = 2
     assert main(flags(model, pictures, tmp_path / "out", train_data_dir=None, dataset_config=toml)) == 0
 
 
+OLD_FILES = {
+    "lora, steps, AdamW": """
+[training]
+max_steps = 2
+batch_size = 2
+grad_accum = 2
+learning_rate = 1e-4
+mixed_precision = "no"
+lr_scheduler = "cosine"
+lr_warmup_ratio = 0.1
+seq_len = 512
+xformers = false
+[lora]
+network_type = "lora"
+lora_rank = 8
+lora_alpha = 4
+lora_dropout = 0.1
+lora_targets = "q_proj,k_proj,v_proj,re:mlp"
+[optimizer]
+type = "adamw"
+weight_decay = 0.01
+""",
+    "lokr, epochs, ScheduleFree": """
+[training]
+epochs = 1
+batch_size = 4
+learning_rate = 1e-3
+lr_scheduler = "constant"
+lr_warmup_steps = 0
+noise_offset = 0.02
+[lora]
+network_type = "lokr"
+lora_rank = 100000
+lora_alpha = 100000
+lokr_factor = 4
+train_norm = true
+train_llm_adapter = true
+[optimizer]
+type = "radam_schedulefree"
+beta1 = 0.9
+beta2 = 0.95
+[monitor]
+every = 5
+""",
+    "lokr both, saving": """
+[training]
+max_steps = 3
+learning_rate = 1e-3
+caption_tag_dropout_rate = 0.1
+grad_checkpoint = true
+[lora]
+network_type = "lokr"
+lora_rank = 2
+lora_alpha = 1
+lokr_factor = -1
+lokr_decompose_both = true
+lokr_module_dropout = 0.1
+[output]
+save_every = 1
+save_state = true
+""",
+}
+
+
+@pytest.mark.parametrize("name", OLD_FILES)
+def test_old_sectioned_files_train(model, pictures, tmp_path, capsys, name):
+    head = f"""
+[model]
+transformer_path = '{model.transformer}'
+vae_path = '{model.vae}'
+text_encoder_path = '{Path(model.qwen).parent}'
+t5_tokenizer_path = '{model.t5_tokenizer_dir}'
+[dataset]
+data_dir = '{pictures}'
+repeats = 2
+resolution = 64
+min_reso = 32
+max_reso = 128
+reso_step = 16
+shuffle_caption = true
+keep_tokens = 1
+flip_augment = true
+"""
+    text = head + OLD_FILES[name]
+    text += (
+        f"output_dir = '{tmp_path}'\noutput_name = 'old'\n"
+        if "[output]" in text
+        else f"[output]\noutput_dir = '{tmp_path}'\noutput_name = 'old'\n"
+    )
+    (tmp_path / "old.toml").write_text(text, encoding="utf-8")
+    assert main(["train", "--config", str(tmp_path / "old.toml"), "--device", "cpu", "--cache_dir", str(tmp_path / "c")]) == 0
+    assert "note: " in capsys.readouterr().err or "seq_len" not in text
+    assert any("lora_down" in key or "lokr_w1" in key for key in load_file(tmp_path / "old.safetensors"))
+
+
 def refused(capsys, argv, text, status=2):
     assert main(argv) == status
     error = capsys.readouterr().err.strip().splitlines()
