@@ -18,6 +18,7 @@ from .errors import AnimaError, Interrupted, SettingError
 
 def main(argv: list[str] | None = None) -> int:
     end_like_ctrl_c(signal.SIGTERM)
+    end_like_ctrl_c(signal.SIGINT)  # a shell starts background jobs with Ctrl-C ignored
     try:
         args = parse(build_parser(), argv)
         args.run(args)
