@@ -35,9 +35,8 @@ def apply_adapter(model, lora: dict, strength: float):
     if strength == 0:
         return model
     patched, _ = comfy.sd.load_lora_for_models(model, None, lora, strength, 0)
-    if len(patched.patches) == len(model.patches) and not set(patched.patches) - set(model.patches):
-        if not any(len(patched.patches[k]) > len(model.patches.get(k, [])) for k in patched.patches):
-            raise SettingError("lora: none of its keys fits this model; is it an Anima adapter, and the model Anima?")
+    if all(len(found) == len(model.patches.get(key, ())) for key, found in patched.patches.items()):
+        raise SettingError("lora: none of its keys fits this model; is it an Anima adapter, and the model Anima?")
     return patched
 
 

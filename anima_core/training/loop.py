@@ -166,7 +166,6 @@ class Run:
                 schedules.apply_lr(state.optimizer, factor)
                 batches = [next(feed) for _ in range(config.gradient_accumulation_steps)]
                 loss = self.accumulate(batches)
-                state.batch, state.data = state.batch + len(batches) * self.ranks.world, batches[-1].data
                 self.ranks.mean_(state.gradient.buffer)
                 self.ranks.mean_(loss)
                 grad_norm = state.gradient.finish(config.optimizer.max_grad_norm)
@@ -174,6 +173,8 @@ class Run:
                 state.gradient.zero()
                 if state.ema is not None:
                     state.ema.update()
+                # together and last: a signal that comes before finds the step not begun, and resuming takes it again
+                state.batch, state.data = state.batch + len(batches) * self.ranks.world, batches[-1].data
                 state.step += 1
 
                 lr = config.optimizer.learning_rate * factor
