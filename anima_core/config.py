@@ -6,11 +6,11 @@ An empty string, an empty tuple or 0 means "not set" (TOML, which freezes a run,
 """
 
 import math
-import re
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
 from .errors import SettingError
+from .preview_prompt import PreviewRequest, preview_request
 
 DTYPES = ("auto", "bf16", "fp16", "fp32")
 NETWORKS = ("lora", "lokr")
@@ -283,53 +283,8 @@ class SampleConfig:
         require_at_least("sample_every_n_epochs", self.every_n_epochs, 0)
         self.requests()
 
-    def requests(self) -> tuple["PreviewRequest", ...]:
+    def requests(self) -> tuple[PreviewRequest, ...]:
         return tuple(preview_request(line, self) for line in self.prompts)
-
-
-@dataclass(frozen=True)
-class PreviewRequest:
-    """One preview, its own flags applied."""
-
-    prompt: str
-    negative: str
-    width: int
-    height: int
-    steps: int
-    cfg: float
-    shift: float
-    seed: int
-
-
-# sd-scripts' flags within a prompt line -> (name, type)
-PREVIEW_FLAGS = {
-    "n": ("negative", str),
-    "w": ("width", int),
-    "h": ("height", int),
-    "d": ("seed", int),
-    "s": ("steps", int),
-    "l": ("cfg", float),
-    "fs": ("shift", float),
-}
-
-
-def preview_request(line: str, defaults: SampleConfig) -> PreviewRequest:
-    """ "a cat --w 768 --n blurry" -> that prompt with these settings, the rest from `defaults`."""
-    prompt, *flags = re.split(r"\s--(?=[a-z]{1,2}\s)", " " + line)
-    settings = {f.name: getattr(defaults, f.name) for f in fields(PreviewRequest) if f.name != "prompt"}
-    for flag in flags:
-        key, _, text = flag.partition(" ")
-        if key not in PREVIEW_FLAGS:
-            raise SettingError(f"sample prompt {line!r}: unknown flag --{key}; known are --{' --'.join(PREVIEW_FLAGS)}")
-        name, kind = PREVIEW_FLAGS[key]
-        try:
-            settings[name] = kind(text.strip())
-        except ValueError:
-            raise SettingError(f"sample prompt {line!r}: --{key} needs a number") from None
-    for side in ("width", "height"):
-        settings[side] = settings[side] // 16 * 16 or 16  # sd-scripts rounds down as well
-    require_at_least(f"sample prompt {line!r}: steps", settings["steps"], 1)
-    return PreviewRequest(prompt=prompt.strip(), **settings)
 
 
 @dataclass(frozen=True)
@@ -345,8 +300,9 @@ class OutputConfig:
     save_every_n_epochs: int = 0
     save_last_n: int = 0  # keep only so many of those; 0 keeps all
     save_state: bool = False  # with them, a checkpoint to resume from
-    checkpoint_every_n_steps: int = 0  # checkpoints alone; the last two are kept
-    checkpoint_every_n_minutes: float = 0.0  # the same by the clock
+    checkpoint_every_n_steps: int = 0  # checkpoints alone
+    checkpoint_every_n_minutes: float = 10.0  # the same by the clock: what a power cut costs at most; 0 is off
+    keep_checkpoints: int = 2  # of those; 0 keeps all
     resume: str = ""  # a checkpoint directory, or "latest"
     resume_with_changes: bool = False  # let learning rate, data and the like differ from the checkpoint's
     comment: str = ""  # written into the adapter's metadata
@@ -356,7 +312,7 @@ class OutputConfig:
         require_one_of("key_format", self.key_format, KEY_FORMATS)
         plain = bool(self.name.strip()) and not any(c in self.name for c in '/\\:*?"<>|\0') and self.name not in (".", "..")
         require(plain, "output_name", repr(self.name), "must be a plain file name")
-        counts = ("save_every_n_steps", "save_every_n_epochs", "save_last_n")
+        counts = ("save_every_n_steps", "save_every_n_epochs", "save_last_n", "keep_checkpoints")
         for name in (*counts, "checkpoint_every_n_steps", "checkpoint_every_n_minutes"):
             require_at_least(name, getattr(self, name), 0)
 
@@ -384,6 +340,7 @@ class TrainConfig:
     cache_text: bool = True
     caption_variants: int = 16  # shuffled captions: so many different ones per picture, cached; 0 encodes on the fly
     vae_batch_size: int = 1
+    strict_data: bool = False  # whatever the data check warns of ends the run before it begins
     vae_tile: int = 1536  # px: pictures with a longer side are encoded and decoded in tiles
 
     def __post_init__(self) -> None:

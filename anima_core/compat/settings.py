@@ -58,6 +58,7 @@ def train_config(values: Values, explicit: set[str]) -> tuple[TrainConfig, list[
         cache_text=values["cache_text_encoder_outputs"],
         caption_variants=values["caption_variants"],
         vae_batch_size=values["vae_batch_size"],
+        strict_data=values["strict"],
     )
     return config, notes
 
@@ -117,6 +118,7 @@ def output_config(values: Values) -> OutputConfig:
         save_state=values["save_state"],
         checkpoint_every_n_steps=values["checkpoint_every_n_steps"],
         checkpoint_every_n_minutes=values["checkpoint_every_n_minutes"],
+        keep_checkpoints=values["keep_checkpoints"],
         resume_with_changes=values["resume_with_changes"],
         resume=values["resume"],
         comment=values["training_comment"],

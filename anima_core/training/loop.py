@@ -34,7 +34,6 @@ from .ranks import Ranks
 from .rundir import freeze_config, locked, open_run_dir, prune
 from .state import TrainState
 
-KEEP_CHECKPOINTS = 2  # when they are not asked for by save_state
 KEEP_GOOD_EVERY = 100  # steps between copies of the adapter that a broken run falls back to
 
 
@@ -297,7 +296,7 @@ class Run:
         self.saved_at = time.monotonic()
         self.events.emit("checkpoint", step=self.state.step, path=str(folder))
         output = self.config.output
-        keep = output.save_last_n if output.save_state else KEEP_CHECKPOINTS
+        keep = output.save_last_n if output.save_state else output.keep_checkpoints
         prune(sorted(folder.parent.glob("step-*")), keep)
 
     def save_adapter(self, path: Path) -> None:

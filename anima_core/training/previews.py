@@ -7,9 +7,10 @@ from torch import Tensor
 
 from ..adapters.network import AdapterNetwork
 from ..conditioning import Conditioner
-from ..config import PreviewRequest, SampleConfig
+from ..config import SampleConfig
 from ..models.transformer import AnimaTransformer
 from ..models.vae import AnimaVAE, load_vae
+from ..preview_prompt import PreviewRequest
 from ..sampling import noise_for, preview_image, sample, simple_sigmas
 from .events import Events
 from .memory import free_memory
