@@ -1,4 +1,4 @@
-"""python -m anima_core train | demo | inspect | convert
+"""python -m anima_core train | check | demo | inspect | convert
 
 Exit status: 0 success, 1 a failure in the run, 2 a refused setting or file, 130 interrupted (state saved first).
 """
@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .compat.arguments import Parser, add_arguments, parse, request_from, write_config
+from .compat.arguments import Parser, add_arguments, data_request_from, parse, request_from, write_config
 from .errors import AnimaError, Interrupted, SettingError
+
+SHOWN, EVERY = 3, 10**9  # names beside a count
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,10 +41,15 @@ def end_like_ctrl_c(number: int) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="anima_core", description="Train LoRA and LoKr adapters for Anima.", allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="train | demo | inspect | convert")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="train | check | demo | inspect | convert")
     train = commands.add_parser("train", help="train an adapter", allow_abbrev=False)
     add_arguments(train)
     train.set_defaults(run=run_train)
+    check = commands.add_parser("check", help="look through the pictures and captions of a training", allow_abbrev=False)
+    check.add_argument("folder", nargs="?", default="", help="a folder of captioned pictures; or give training's data flags")
+    check.add_argument("--all", action="store_true", help="name every file, not the first three of each kind")
+    add_arguments(check)
+    check.set_defaults(run=run_check)
     demo = commands.add_parser("demo", help="tiny random models, drawn pictures, a real training, in two minutes")
     demo.add_argument("--output_dir", default="demo", help="where everything is written")
     demo.add_argument("--steps", type=int, default=0, help="0: as many as the demo needs")
@@ -72,6 +79,31 @@ def run_train(args: argparse.Namespace) -> None:
     with ProgressBar() as bar, tensorboard(request.tensorboard) as board:
         result = train(request.config, lambda event: bar.on_event(event) or board(event))
     print(f"{result.stop_reason} after {result.steps} steps: {result.adapter_path}")
+
+
+def run_check(args: argparse.Namespace) -> None:
+    """Exit status 2 when nothing can be trained on, or in strict mode when there is any warning."""
+    if args.folder:
+        args.train_data_dir = args.folder
+    request = data_request_from(args)
+    for note in request.notes:
+        print(f"note: {note}", file=sys.stderr)
+    from .data.doctor import cache_beside, check_datasets, sheet
+    from .models.tokenizers import comfyui_tokenizers, load_t5_tokenizer
+    from .training.events import Events
+
+    t5_folder = request.t5_tokenizer_dir or (comfyui_tokenizers() or ("", ""))[1]
+    if not t5_folder:
+        print("note: captions are not measured in tokens: set --t5_tokenizer_dir", file=sys.stderr)
+    cache_dir = Path(request.cache_dir) if request.cache_dir else cache_beside(request.datasets)
+    with ProgressBar() as bar:
+        stage = Events(None, bar.on_event).progress
+        checked = check_datasets(request.datasets, cache_dir, load_t5_tokenizer(t5_folder) if t5_folder else None, stage)
+    reports = [report for _, report in checked]
+    print("\n".join(sheet(reports, request.per_step, shown=EVERY if args.all else SHOWN)))
+    warnings = sum(len(report.warnings()) for report in reports)
+    if request.strict and warnings:
+        raise SettingError(f"strict: {warnings} warnings about the data, see above; repair it, or leave --strict off")
 
 
 @contextmanager

@@ -32,6 +32,8 @@ class Conditioner:
         self.dtype = dtype
         self.sources = {"qwen": qwen_identity, "t5": t5_identity, "dtype": str(dtype)}
         self.qwen: AnimaQwen | None = None  # kept only while captions are encoded on the fly
+        self.rescue: Callable[[], AnimaQwen] | None = None  # loads one for an entry that is found damaged while training
+        self.notes: list[str] = []  # what was made again
         self.adapter_identity = ""  # set by `embed`; empty: the adapter runs live
 
     def encode(
@@ -48,7 +50,19 @@ class Conditioner:
         return len(todo)
 
     def _encode_batch(self, captions: list[str], qwen: AnimaQwen) -> None:
-        for caption, entry in zip(captions, self._encode_now(captions, qwen)):
+        """Out of memory, half as many at once are tried."""
+        try:
+            entries = self._encode_now(captions, qwen)
+        except torch.OutOfMemoryError:
+            if len(captions) == 1:
+                raise RunError("Qwen: out of memory even at one caption; free memory on the device") from None
+            entries = None
+        if entries is None:  # outside of the handler, which would keep the failed tensors alive
+            middle = len(captions) // 2
+            self._encode_batch(captions[:middle], qwen)
+            self._encode_batch(captions[middle:], qwen)
+            return
+        for caption, entry in zip(captions, entries):
             self.cache.put(self._hidden_key(caption), entry)
 
     def _encode_now(self, captions: list[str], qwen: AnimaQwen) -> list[dict[str, Tensor]]:
@@ -85,13 +99,22 @@ class Conditioner:
         entry = self.cache.get(self._hidden_key(caption))
         if entry is not None:
             return entry
-        if self.qwen is None:
-            raise RunError(f"the cached text of {caption[:80]!r} has vanished or is damaged; start again to rebuild it")
-        return self._encode_now([caption], self.qwen)[0]  # a shuffled caption: used once, not worth keeping
+        if self.qwen is not None:
+            return self._encode_now([caption], self.qwen)[0]  # a shuffled caption: used once, not worth keeping
+        gone = f"the cached text of {caption[:80]!r} has vanished or is damaged"
+        if self.rescue is None:
+            raise RunError(f"{gone}; start again to rebuild it")
+        entry = self._encode_now([caption], self.rescue())[0]
+        self.cache.put(self._hidden_key(caption), entry)
+        self.notes.append(f"{gone}; made again")
+        return entry
 
     def _embeds(self, caption: str, model: AnimaTransformer) -> Tensor:
         entry = self.cache.get(self._embeds_key(caption))
-        return entry["embeds"] if entry is not None else self._embed_one(caption, model)
+        if entry is not None:
+            return entry["embeds"]
+        self.notes.append(f"the cached text embeddings of {caption[:80]!r} have vanished or are damaged; made again")
+        return self._embed_one(caption, model)
 
     @torch.no_grad()
     def _embed_one(self, caption: str, model: AnimaTransformer) -> Tensor:

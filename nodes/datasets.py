@@ -297,5 +297,5 @@ class AnimaDatasetInspect(io.ComfyNode):
 
     @classmethod
     def execute(cls, dataset: Datasets) -> io.NodeOutput:
-        text, pictures = report(dataset)
+        text, pictures = report(dataset, store_folder() / "cache")
         return io.NodeOutput(text, contact_sheet(pictures), ui={"text": [text]})

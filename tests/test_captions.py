@@ -117,17 +117,17 @@ def test_another_separator():
 @pytest.mark.parametrize("raw", ["1girl, 漢字\n".encode(), "1girl, 漢字".encode("utf-8-sig"), "\r\n 1girl, 漢字 \r\n".encode()])
 def test_read_caption(tmp_path, raw):
     (tmp_path / "a.txt").write_bytes(raw)
-    assert read_caption(tmp_path / "a.txt") == "1girl, 漢字"
+    assert read_caption(tmp_path / "a.txt") == ("1girl, 漢字", "UTF-8")
 
 
 def test_read_caption_keeps_lines(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"tags, here\r\nProse.\r\n")
-    assert read_caption(str(tmp_path / "a.txt")) == "tags, here\nProse."
+    assert read_caption(str(tmp_path / "a.txt"))[0] == "tags, here\nProse."
 
 
 def test_read_caption_names_the_file(tmp_path):
-    (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
-    with pytest.raises(FileError, match=r"latin.txt: not UTF-8 \(byte 0xe9 at 3\); save"):
-        read_caption(tmp_path / "latin.txt")
+    (tmp_path / "odd.txt").write_bytes(b"caf\xff\xff")
+    with pytest.raises(FileError, match=r"odd.txt: not UTF-8 \(byte 0xff at 3\) nor clearly anything else; save"):
+        read_caption(tmp_path / "odd.txt")
     with pytest.raises(FileError, match="gone.txt: cannot be read"):
         read_caption(tmp_path / "gone.txt")

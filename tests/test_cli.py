@@ -259,8 +259,8 @@ def test_bad_files(model, pictures, tmp_path, capsys):
 
 
 def test_bad_pictures(model, tmp_path, capsys):
-    def expect(text, folder):
-        refused(capsys, flags(model, folder, tmp_path / "out"), text)
+    def expect(text, folder, *more):
+        refused(capsys, [*flags(model, folder, tmp_path / "out"), *more], text)
 
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -273,7 +273,10 @@ def test_bad_pictures(model, tmp_path, capsys):
     broken = tmp_path / "broken"
     write_pictures(broken, 2)
     (broken / "zz.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing more")
-    expect("zz.png: cannot be read as a picture", broken)
+    expect("strict: 1 warnings about the data (unreadable pictures, left out: 1 (zz.png)); repair it", broken, "--strict")
+    for picture in broken.glob("[!z]*.png"):
+        picture.unlink()
+    expect("no usable pictures", broken)
 
 
 def test_output_that_cannot_be_written(model, pictures, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""From folders to batches: scanning, buckets, pictures, caches, order."""
+"""From pictures to batches: buckets, pixels, caches, order."""
 
 import dataclasses
 import math
@@ -15,111 +15,12 @@ from anima_core.config import DatasetConfig, SubsetConfig
 from anima_core.data.batches import Batches, build_items
 from anima_core.data.buckets import bucket_sizes, bucket_table, choose_bucket, cover
 from anima_core.data.cache import TensorCache, cache_key
-from anima_core.data.folder import Picture, ScanIndex, scan
+from anima_core.data.folder import Picture, scan
 from anima_core.data.latents import LatentStore
-from anima_core.data.pictures import load_mask, load_picture, picture_size
-from anima_core.errors import FileError, RunError
+from anima_core.data.pictures import load_mask, load_picture
+from anima_core.errors import RunError
 
-
-def write(folder, name, size=(64, 48), colour="red", caption="a tag", **save):
-    folder.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(folder / name, **save)
-    if caption is not None:
-        (folder / name).with_suffix(".txt").write_text(caption, encoding="utf-8")
-    return folder / name
-
-
-def dataset(folder, **changes) -> DatasetConfig:
-    subset = {k: changes.pop(k) for k in list(changes) if k in SubsetConfig.__dataclass_fields__}
-    return DatasetConfig((SubsetConfig(image_dir=str(folder), **subset),), **changes)
-
-
-# --- scanning
-
-
-def test_scan_finds_pictures_captions_repeats_and_counts_the_rest(tmp_path):
-    write(tmp_path, "b.png", caption="one")
-    write(tmp_path, "a.jpg", caption=None)
-    (tmp_path / "a.txt").write_bytes("\ufeffwith BOM, 日本".encode())
-    write(tmp_path / "5_people", "c.webp", caption="")
-    write(tmp_path / "5_people", "d.png", caption=None)
-    write(tmp_path / "unrelated", "x.png")
-    (tmp_path / "orphan.txt").write_text("nothing beside me", encoding="utf-8")
-    (tmp_path / "notes.md").write_text("", encoding="utf-8")
-    (tmp_path / "same.png").write_bytes((tmp_path / "b.png").read_bytes())
-    pictures, report = scan(dataset(tmp_path, num_repeats=2))
-    assert [p.path.name for p in pictures] == ["a.jpg", "b.png", "same.png", "c.webp", "d.png"]
-    assert [p.repeats for p in pictures] == [2, 2, 2, 5, 5]
-    assert [p.caption for p in pictures] == ["with BOM, 日本", "one", "", "", ""]
-    lines = "\n".join(report.lines())
-    assert "5 pictures, 16 with repeats" in lines
-    for part in (
-        "1 captions without a picture, e.g. orphan.txt",
-        "1 empty captions, e.g. c.txt",
-        "1 files that are neither picture nor caption, e.g. notes.md",
-        "1 pictures that are in the data more than once",
-        "2 pictures without a caption file",
-        "1 sub-folders not read (name them N_name, N repeats), e.g. unrelated",
-    ):
-        assert part in lines
-
-
-def test_a_folder_named_with_repeats_has_them(tmp_path):
-    write(tmp_path / "7_style", "a.png")
-    assert scan(dataset(tmp_path / "7_style"))[0][0].repeats == 7
-
-
-def test_class_tokens_stand_in(tmp_path):
-    write(tmp_path, "a.png", caption=None)
-    (picture,), report = scan(dataset(tmp_path, class_tokens="a person"))
-    assert picture.caption == "a person" and "class_tokens used" in report.lines()[1]
-
-
-@pytest.mark.parametrize("orientation, size", [(1, (64, 48)), (3, (64, 48)), (6, (48, 64)), (8, (48, 64))])
-def test_exif_rotation_counts_for_the_size_and_the_pixels(tmp_path, orientation, size):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    path = tmp_path / "a.jpg"
-    image = Image.new("RGB", (64, 48), "black")
-    image.paste("white", (0, 0, 32, 48))
-    image.save(path, exif=exif, quality=95)
-    assert picture_size(path) == size
-    pixels = load_picture(path, size)
-    assert pixels.shape == (3, size[1], size[0])
-    bright = {1: pixels[:, :, :28], 3: pixels[:, :, 36:], 6: pixels[:, :28], 8: pixels[:, 36:]}[orientation]
-    assert bright.mean() > 0.9 and abs(pixels.mean()) < 0.1
-
-
-@pytest.mark.parametrize("text", ["folder", "empty", "captions", "picture"])
-def test_what_cannot_be_used_is_named(tmp_path, text):
-    write(tmp_path / "captions", "a.png", caption=None)
-    (tmp_path / "empty").mkdir()
-    write(tmp_path / "picture", "a.png")
-    (tmp_path / "picture" / "broken.jpg").write_bytes(b"\xff\xd8\xff no")
-    messages = {
-        "folder": "no such folder of pictures; check image_dir",
-        "empty": "no pictures",
-        "captions": "no captions; put .txt files beside the pictures, or set class_tokens",
-        "picture": "broken.jpg: cannot be read as a picture",
-    }
-    with pytest.raises(FileError, match=messages[text]):
-        scan(dataset(tmp_path / text))
-
-
-def test_the_index_spares_reading_and_notices_change(tmp_path, monkeypatch):
-    path = write(tmp_path / "p", "a.png")
-    index = tmp_path / "index.json"
-    (first,), _ = scan(dataset(tmp_path / "p"), ScanIndex(index))
-    from anima_core.data import folder
-
-    reads, real = [], folder.file_digest
-    monkeypatch.setattr(folder, "file_digest", lambda p: reads.append(p) or real(p))
-    (again,), _ = scan(dataset(tmp_path / "p"), ScanIndex(index))
-    assert again == first and reads == []
-    Image.new("RGB", (32, 32), "blue").save(path)
-    (changed,), _ = scan(dataset(tmp_path / "p"), ScanIndex(index))
-    assert reads == [path] and changed.digest != first.digest and changed.size == (32, 32)
-
+from .tiny import dataset, write
 
 # --- buckets
 

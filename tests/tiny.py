@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from anima_core import demo
 from anima_core.config import (
@@ -46,6 +47,21 @@ def train_config(model: ModelConfig, pictures: Path, folder: Path, **changes) ->
         cache_dir=str(folder / "cache"),
     )
     return dataclasses.replace(base, **changes)
+
+
+def write(folder: Path, name: str, size=(64, 48), colour="red", caption: str | None = "a tag", **save) -> Path:
+    """A picture of one colour, and its caption unless that is None."""
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(folder / name, **save)
+    if caption is not None:
+        (folder / name).with_suffix(".txt").write_text(caption, encoding="utf-8")
+    return folder / name
+
+
+def dataset(folder: Path, **changes) -> DatasetConfig:
+    """One folder; `changes` are fields of the subset or the dataset."""
+    subset = {k: changes.pop(k) for k in list(changes) if k in SubsetConfig.__dataclass_fields__}
+    return DatasetConfig((SubsetConfig(image_dir=str(folder), **subset),), **changes)
 
 
 def same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import TrainConfig, from_dict, to_dict
+from ..config import DatasetConfig, TrainConfig, from_dict, to_dict
 from ..errors import FileError, SettingError
 from ..toml_file import dump_toml, line_of, read_toml
 from .flags import IGNORED, MAPPED, REFUSED, Flag, known_names, mapped_flags
 from .root_toml import is_root_style, read_root
-from .settings import train_config
+from .settings import dataset_configs, train_config
 from .typed import TYPES, typed_value
 
 
@@ -77,19 +77,63 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
 
 def request_from(args: argparse.Namespace) -> Request:
     """The typed flags, with the files they name, as a run. Checks run in sd-scripts' order, with its texts."""
-    typed = {name: value for name, value in vars(args).items() if name in {f.name for f in mapped_flags()}}
+    typed = typed_flags(args)
     notes = refuse_and_note(vars(args), "--")
     frozen = frozen_config(typed)
     if frozen is not None:
         return Request(frozen, tuple(notes), typed.get("output_config", False), "")
-    from_file, file_notes = read_files(typed)
+    values, explicit, file_notes = all_values(typed)
+    config, more = train_config(values, explicit)
+    board = values["logging_dir"] if values["log_with"] == "tensorboard" else ""
+    return Request(config, (*notes, *file_notes, *more), values["output_config"], board)
+
+
+def typed_flags(args: argparse.Namespace) -> dict[str, Any]:
+    known = {flag.name for flag in mapped_flags()}
+    return {name: value for name, value in vars(args).items() if name in known}
+
+
+def all_values(typed: dict[str, Any]) -> tuple[dict[str, Any], set[str], list[str]]:
+    """-> the value of every flag, the names of those that were given, typed or in a file, and notes."""
+    from_file, notes = read_files(typed)
     values = {flag.name: flag.default for flag in mapped_flags()} | from_file | typed
     if "dataset_config" in typed and "inline_datasets" in values:
         del values["inline_datasets"]
-        file_notes.append("--dataset_config wins over the [dataset] of the file")
-    config, more = train_config(values, explicit=set(from_file) | set(typed))
-    board = values["logging_dir"] if values["log_with"] == "tensorboard" else ""
-    return Request(config, (*notes, *file_notes, *more), values["output_config"], board)
+        notes.append("--dataset_config wins over the [dataset] of the file")
+    return values, set(from_file) | set(typed), notes
+
+
+@dataclass(frozen=True)
+class DataRequest:
+    """What `check` looks at. t5_tokenizer_dir and cache_dir may be empty."""
+
+    datasets: tuple[DatasetConfig, ...]
+    t5_tokenizer_dir: str
+    cache_dir: str
+    per_step: int  # micro-batches in a step
+    strict: bool
+    notes: tuple[str, ...]
+
+
+def data_request_from(args: argparse.Namespace) -> DataRequest:
+    """The same flags and files as training's; only the data's are needed."""
+    typed = typed_flags(args)
+    notes = refuse_and_note(vars(args), "--")
+    frozen = frozen_config({name: value for name, value in typed.items() if name != "strict"})
+    if frozen is not None:
+        strict = typed.get("strict", frozen.strict_data)
+        model, steps = frozen.model, frozen.gradient_accumulation_steps
+        return DataRequest(frozen.datasets, model.t5_tokenizer_dir, frozen.cache_dir, steps, strict, tuple(notes))
+    values, explicit, file_notes = all_values(typed)
+    datasets, more = dataset_configs(values, explicit)
+    return DataRequest(
+        datasets=datasets,
+        t5_tokenizer_dir=values["t5_tokenizer_dir"],
+        cache_dir=values["cache_dir"],
+        per_step=values["gradient_accumulation_steps"],
+        strict=values["strict"],
+        notes=(*notes, *file_notes, *more),
+    )
 
 
 def refuse_and_note(given: dict[str, Any], prefix: str) -> list[str]:

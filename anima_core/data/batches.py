@@ -4,6 +4,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 
 import torch
 
@@ -37,8 +38,9 @@ def build_items(datasets: Sequence[DatasetConfig], pictures: Sequence[Sequence[P
     items: list[Item] = []
     for index, (dataset, group) in enumerate(zip(datasets, pictures)):
         for resolution in dataset.resolutions:
+            choose = cache(partial(choose_bucket, dataset=dataset, resolution=resolution))  # many pictures share a size
             for picture in group:
-                bucket = choose_bucket(picture.size, dataset, resolution)
+                bucket = choose(picture.size)
                 for _ in range(picture.repeats):
                     items.append(Item(picture, bucket, index, len(items)))
     return items

@@ -79,12 +79,25 @@ def has_full_length(path: Path) -> bool:
     """Cheap for a hundred thousand files: only the header is read."""
     try:
         with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
+            header = json.loads(file.read(min(length, size)))
         end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-        return path.stat().st_size == 8 + length + end
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError):
+        return size == 8 + length + end
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, as hex. Raises FileError when it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({error.strerror}); start again") from None
+    return digest.hexdigest()
 
 
 def checksum(tensors: dict[str, Tensor]) -> str:

@@ -6,20 +6,21 @@ import torch
 
 from ..config import SubsetConfig
 from ..errors import FileError
+from .encodings import decode
 
 
-def read_caption(path: str | Path) -> str:
-    """The text of a caption file (UTF-8, with or without BOM), without the white space around it.
+def read_caption(path: str | Path) -> tuple[str, str]:
+    """The text of a caption file without the white space around it, and the encoding it was in (see `encodings`).
 
-    Raises FileError, naming the file, when it is not UTF-8 or cannot be read.
+    Raises FileError, naming the file, when it cannot be read.
     """
     try:
-        return Path(path).read_text(encoding="utf-8-sig").strip()
-    except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise FileError(f"{path}: not UTF-8 (byte 0x{byte:02x} at {error.start}); save the caption as UTF-8") from None
+        text, encoding = decode(Path(path).read_bytes())
+    except UnicodeError as error:
+        raise FileError(f"{path}: {error}; save the caption as UTF-8") from None
     except OSError as error:
         raise FileError(f"{path}: cannot be read ({error.strerror}); check the caption file") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n").strip(), encoding
 
 
 def process_caption(text: str, subset: SubsetConfig, generator: torch.Generator, drop: bool | None = None) -> str:

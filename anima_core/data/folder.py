@@ -1,12 +1,11 @@
-"""Scanning folders of captioned pictures. Everything that is left out is counted."""
+"""Scanning folders of captioned pictures. Everything that is left out, or read in another way than it stands, is counted."""
 
-import hashlib
-import json
 import os
 import re
-from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -14,14 +13,35 @@ from ..config import DatasetConfig, SubsetConfig
 from ..errors import FileError
 from .buckets import Size
 from .captions import read_caption
-from .pictures import picture_size
+from .index import FileIndex, Progress, Stamp, look_at
+from .pictures import examine, whole_files_only
+from .report import DataReport
 
 Image.init()
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl"} & ({*Image.EXTENSION} | {".png"})
 REPEATS = re.compile(r"^(\d+)_")  # kohya's folder names: <repeats>_<name>
 
+LEFT_OUT = {  # a picture's problem -> how the report says it
+    "truncated": "truncated pictures, left out",
+    "unreadable": "unreadable pictures, left out",
+    "huge": "huge pictures (over 178 million pixels), left out",
+    "tiny": "tiny pictures (a side below 16 px), left out",
+}
+WARNED_TRAITS = {
+    "animated": "animated pictures, only the first frame is used",
+    "CMYK": "CMYK pictures, turned into RGB without their colour profile",
+}
+NOTED_TRAITS = {
+    "16-bit": "16-bit pictures, reduced to 8 bits",
+    "palette": "palette pictures, turned into RGB",
+    "grey": "grey pictures, turned into RGB",
+    "transparent": "transparent pictures, put on white",
+}
 
-@dataclass(frozen=True)
+Stage = Callable[[str], Progress]  # the name of a piece of work -> where its progress goes
+
+
+@dataclass(frozen=True, slots=True)
 class Picture:
     path: Path
     subset: SubsetConfig
@@ -32,106 +52,72 @@ class Picture:
     mask_path: Path | None = None
 
 
-@dataclass
-class ScanReport:
-    """What was found and what was not. `lines` is for people."""
+@dataclass(frozen=True)
+class Scan:
+    """What the scanning of one subset shares."""
 
-    pictures: int = 0
-    draws: int = 0  # with repeats
-    counts: Counter = field(default_factory=Counter)
-    examples: dict[str, str] = field(default_factory=dict)
-
-    def count(self, what: str, example: str) -> None:
-        self.counts[what] += 1
-        self.examples.setdefault(what, example)
-
-    def lines(self) -> list[str]:
-        head = f"{self.pictures} pictures, {self.draws} with repeats"
-        return [head, *(f"{n} {what}, e.g. {self.examples[what]}" for what, n in sorted(self.counts.items()))]
+    subset: SubsetConfig
+    masks: dict[str, Path] | None  # stem -> file; None: no masks
+    report: DataReport
+    index: FileIndex
+    stage: Stage
 
 
-class ScanIndex:
-    """Remembers digest and size of files by (size, time), so that the second start need not read them all."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self.entries = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            self.entries = {}
-        self.changed = False
-
-    def look(self, path: Path) -> tuple[str, Size]:
-        stat = path.stat()
-        key, stamp = str(path.resolve()), [stat.st_size, stat.st_mtime_ns]
-        entry = self.entries.get(key)
-        if entry is None or entry[:2] != stamp:
-            entry = [*stamp, file_digest(path), *picture_size(path)]
-            self.entries[key] = entry
-            self.changed = True
-        return entry[2], (entry[3], entry[4])
-
-    def save(self) -> None:
-        if self.changed:
-            temporary = self.path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(self.entries), encoding="utf-8")
-            os.replace(temporary, self.path)
+def silent(stage: str) -> Progress:
+    return lambda done, total: None
 
 
-def file_digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def scan(dataset: DatasetConfig, index: ScanIndex | None = None) -> tuple[list[Picture], ScanReport]:
-    """All pictures of a dataset, in a fixed order. Raises FileError for a folder that is missing or empty, a picture that
-    cannot be read, and a dataset without any caption.
+def scan(dataset: DatasetConfig, index: FileIndex | None = None, stage: Stage = silent) -> tuple[list[Picture], DataReport]:
+    """All usable pictures of a dataset, in a fixed order, each decoded once in its life. Raises FileError for a folder that
+    is missing or holds no usable picture, and for a dataset without any caption.
     """
+    report, index = DataReport(), index or FileIndex()
     pictures: list[Picture] = []
-    report = ScanReport()
-    for subset in dataset.subsets:
-        pictures += scan_subset(subset, report, index)
-    if index is not None:
-        index.save()
+    with whole_files_only():
+        for subset in dataset.subsets:
+            pictures += scan_subset(Scan(subset, mask_files(subset), report, index, stage))
     if not any(p.caption or p.subset.class_tokens for p in pictures):
         subset = dataset.subsets[0]
         way_out = f"put {subset.caption_extension} files beside the pictures, or set class_tokens"
         raise FileError(f"{subset.image_dir}: no captions; {way_out}")
     report.pictures = len(pictures)
     report.draws = sum(p.repeats for p in pictures)
-    for digest, number in Counter(p.digest for p in pictures).items():
-        if number > 1:
-            report.count(
-                "pictures that are in the data more than once", next(p.path.name for p in pictures if p.digest == digest)
-            )
+    count_doubles(pictures, report)
     return pictures, report
 
 
-def scan_subset(subset: SubsetConfig, report: ScanReport, index: ScanIndex | None) -> list[Picture]:
-    root = Path(subset.image_dir)
+def count_doubles(pictures: list[Picture], report: DataReport) -> None:
+    """The same bytes under several names."""
+    first: dict[str, Picture] = {}
+    for picture in pictures:
+        other = first.setdefault(picture.digest, picture)
+        if other is not picture:
+            report.warn("pictures that are in the data more than once", f"{picture.path.name} = {other.path.name}")
+
+
+def scan_subset(state: Scan) -> list[Picture]:
+    root = Path(state.subset.image_dir)
     if not root.is_dir():
         raise FileError(f"{root}: no such folder of pictures; check image_dir")
     pictures = []
-    for folder, repeats in picture_folders(root, subset, report):
-        pictures += scan_folder(folder, repeats, subset, report, index)
+    for folder, repeats in picture_folders(root, state.subset, state.report):
+        pictures += scan_folder(folder, repeats, state)
     if not pictures:
-        kinds = ", ".join(sorted(EXTENSIONS))
-        raise FileError(f"{root}: no pictures ({kinds}); check image_dir")
+        left_out, kinds = "; ".join(state.report.warnings()), ", ".join(sorted(EXTENSIONS))
+        problem = f"no usable pictures ({left_out})" if left_out else f"no pictures ({kinds})"
+        raise FileError(f"{root}: {problem}; check image_dir")
     return pictures
 
 
-def picture_folders(root: Path, subset: SubsetConfig, report: ScanReport) -> list[tuple[Path, int]]:
+def picture_folders(root: Path, subset: SubsetConfig, report: DataReport) -> list[tuple[Path, int]]:
     """The folder itself and its `N_name` sub-folders, with their repeats."""
     folders = [(root, repeats_of(root.name) or subset.num_repeats)]
-    for child in sorted(p for p in root.iterdir() if p.is_dir()):
-        repeats = repeats_of(child.name)
+    for child in sorted(entry.name for entry in os.scandir(root) if entry.is_dir()):
+        repeats = repeats_of(child)
         if repeats is not None:
-            folders.append((child, repeats))
-        elif not child.name.startswith(".") and str(child) != subset.mask_dir:
-            report.count("sub-folders not read (name them N_name, N repeats)", child.name)
+            folders.append((root / child, repeats))
+        elif not child.startswith(".") and str(root / child) != subset.mask_dir:
+            report.warn("sub-folders not read (name them N_name, N repeats)", child)
     return folders
 
 
@@ -140,41 +126,111 @@ def repeats_of(name: str) -> int | None:
     return max(1, int(found[1])) if found else None
 
 
-def scan_folder(folder: Path, repeats: int, subset: SubsetConfig, report: ScanReport, index: ScanIndex | None) -> list[Picture]:
-    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
-    paths = [p for p in files if p.suffix.lower() in EXTENSIONS]
-    captions = {p.name for p in files if p.name.endswith(subset.caption_extension)}
-    for path in files:
-        if path not in paths and path.name not in captions:
-            report.count("files that are neither picture nor caption", path.name)
-    pictures = [read_picture(path, repeats, subset, captions, report, index) for path in paths]
-    for name in sorted(captions - {p.stem + subset.caption_extension for p in paths}):
-        report.count("captions without a picture", name)
-    return pictures
+def list_files(folder: Path, report: DataReport) -> dict[str, Stamp]:
+    """Names and stamps of the files of a folder, sorted; hidden ones are not looked at."""
+    files = {}
+    try:
+        for entry in os.scandir(folder):
+            if entry.name.startswith(".") or not entry.is_file():
+                continue
+            if entry.name != entry.name.encode("utf-8", "replace").decode():
+                report.warn("files whose names are not Unicode, left out", ascii(entry.name))
+                continue
+            stat = entry.stat()
+            files[entry.name] = (stat.st_size, stat.st_mtime_ns)
+    except OSError as error:
+        raise FileError(f"{folder}: cannot be read ({error.strerror}); check image_dir") from None
+    return dict(sorted(files.items()))
 
 
-def read_picture(path: Path, repeats: int, subset: SubsetConfig, captions: set[str], report: ScanReport, index) -> Picture:
-    digest, size = index.look(path) if index is not None else (file_digest(path), picture_size(path))
-    caption_path = path.with_name(path.stem + subset.caption_extension)
-    if caption_path.name in captions:
-        caption = read_caption(caption_path)
-        if not caption:
-            report.count("empty captions", caption_path.name)
-    else:
-        caption = subset.class_tokens
-        report.count("pictures without a caption file" + (" (class_tokens used)" if caption else ""), path.name)
-    return Picture(path, subset, repeats, size, digest, caption, find_mask(path, subset, report))
+def scan_folder(folder: Path, repeats: int, state: Scan) -> list[Picture]:
+    files, extension = list_files(folder, state.report), state.subset.caption_extension
+    stems = {name: stem for name in files if (stem := picture_stem(name))}
+    wanted = {stem + extension for stem in stems.values()}
+    for name in files.keys() - stems.keys() - wanted:
+        if name.endswith(extension):
+            state.report.warn("captions without a picture", name)
+        else:
+            state.report.note("files that are neither picture nor caption", name)
+    look = {name: stamp for name, stamp in files.items() if name in stems or name in wanted}
+    progress = state.stage(f"looking at {folder.name}")
+    found = look_at(folder, look, lambda path: look_once(path, path.name in stems), state.index, progress)
+    pictures = (read_picture(folder / name, stem, repeats, found, state) for name, stem in stems.items())
+    return [picture for picture in pictures if picture is not None]
 
 
-def find_mask(path: Path, subset: SubsetConfig, report: ScanReport) -> Path | None:
+def picture_stem(name: str) -> str:
+    """ "a.b.PNG" -> "a.b"; empty when it is no picture."""
+    stem, dot, extension = name.rpartition(".")
+    return stem if dot and f".{extension.lower()}" in EXTENSIONS else ""
+
+
+def look_once(path: Path, is_picture: bool) -> list[Any]:
+    """What the index keeps of a file: the fields of `Facts`, or a caption's [text, encoding, problem]."""
+    if is_picture:
+        return list(astuple(examine(path)))
+    try:
+        return [*read_caption(path), ""]
+    except FileError as error:
+        return ["", "", str(error).removeprefix(f"{path}: ")]
+
+
+def read_picture(path: Path, stem: str, repeats: int, found: dict[str, Any], state: Scan) -> Picture | None:
+    """The picture with its caption and mask, or None for one that cannot be trained on."""
+    digest, size, problem, traits = found[path.name]
+    if problem:
+        state.report.warn(LEFT_OUT.get(problem, f"{problem}, left out"), path.name)
+        return None
+    caption = caption_of(stem + state.subset.caption_extension, path.name, found, state)
+    if caption is None:
+        return None
+    for trait in traits:
+        if trait in WARNED_TRAITS:
+            state.report.warn(WARNED_TRAITS[trait], path.name)
+        elif trait != "transparent" or not state.subset.alpha_mask:
+            state.report.note(NOTED_TRAITS[trait], path.name)
+    return Picture(path, state.subset, repeats, tuple(size), digest, caption, mask_of(path.name, stem, state))
+
+
+def caption_of(name: str, picture: str, found: dict[str, Any], state: Scan) -> str | None:
+    """The caption, or None when there is one that cannot be read."""
+    subset, report = state.subset, state.report
+    if name not in found:
+        if subset.class_tokens:
+            report.note("pictures without a caption file (class_tokens used)", picture)
+        else:
+            report.warn("pictures without a caption file", picture)
+        return subset.class_tokens
+    caption, encoding, problem = found[name]
+    if problem:
+        report.warn("pictures left out, their captions cannot be read", f"{name}: {problem}")
+        return None
+    if encoding != "UTF-8":
+        report.warn(f"captions read as {encoding} (save them as UTF-8)", f"{name}: {excerpt(caption)}")
+    if not caption:
+        report.warn("empty captions", name)
+    return caption
+
+
+def excerpt(text: str, length: int = 24) -> str:
+    line = " ".join(text.split())
+    return repr(line if len(line) <= length else line[:length] + "…")
+
+
+def mask_files(subset: SubsetConfig) -> dict[str, Path] | None:
+    """Stem -> file of the folder of masks; None when there is none."""
     if not subset.mask_dir:
         return None
     folder = Path(subset.mask_dir)
     if not folder.is_dir():
         raise FileError(f"{folder}: no such folder of masks; check mask_dir")
-    for extension in sorted(EXTENSIONS):
-        mask = folder / f"{path.stem}{extension}"
-        if mask.is_file():
-            return mask
-    report.count("pictures without a mask (counted whole)", path.name)
-    return None
+    names = sorted((entry.name for entry in os.scandir(folder) if entry.is_file()), reverse=True)
+    return {stem: folder / name for name in names if (stem := picture_stem(name))}
+
+
+def mask_of(name: str, stem: str, state: Scan) -> Path | None:
+    if state.masks is None:
+        return None
+    if stem not in state.masks:
+        state.report.note("pictures without a mask (counted whole)", name)
+    return state.masks.get(stem)

@@ -1,17 +1,19 @@
-"""VAE latents of every picture at its bucket's size, cached by content."""
+"""VAE latents and loss masks of every picture at its bucket's size, cached by content: training opens no picture."""
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..errors import RunError
+from ..errors import FileError, RunError
 from ..models.vae import AnimaVAE
 from .batches import Draw, Item
 from .buckets import Size
-from .cache import TensorCache, cache_key
+from .cache import TensorCache, cache_key, file_digest
 from .folder import Picture
 from .pictures import load_mask, load_picture
 
@@ -21,12 +23,17 @@ Want = tuple[Picture, Size, bool]  # picture, bucket, mirrored
 
 
 class LatentStore:
-    """Latents by (picture bytes, bucket, flip, VAE): a change of any of these is a new entry, nothing else is."""
+    """Latents by (picture bytes, bucket, flip, VAE): a change of any of these is a new entry, nothing else is.
 
-    def __init__(self, cache: TensorCache, vae_identity: str) -> None:
+    rescue: loads a VAE for an entry that is found damaged while training; what it rebuilds is told in `notes`.
+    """
+
+    def __init__(self, cache: TensorCache, vae_identity: str, rescue: Callable[[], AnimaVAE] | None = None) -> None:
         self.cache = cache
         self.vae_identity = vae_identity
-        self._masks: dict[tuple, Tensor | None] = {}
+        self.notes: list[str] = []
+        self._rescue = None if rescue is None else functools.cache(rescue)
+        self._mask_digests: dict[Path, str] = {}
 
     def key(self, picture: Picture, bucket: Size, flip: bool) -> str:
         return cache_key(kind="latents", picture=picture.digest, bucket=bucket, flip=flip, vae=self.vae_identity)
@@ -65,23 +72,66 @@ class LatentStore:
                 progress(done, len(wants))
         return len(wants)
 
+    def fill_masks(self, items: list[Item], progress: Callable[[int, int], None]) -> None:
+        """Masks that are not cached yet; no VAE is needed."""
+        masked = [item for item in items if has_mask(item.picture)]
+        for done, item in enumerate(masked, start=1):
+            for flip in (False, True) if item.picture.subset.flip_aug else (False,):
+                key = self.mask_key(item.picture, item.bucket, flip)
+                if not self.cache.has(key):
+                    self.cache.put(key, {"mask": read_mask(item.picture, item.bucket, flip)})
+            if done % 64 == 0 or done == len(masked):
+                progress(done, len(masked))
+
     def latents(self, draw: Draw) -> Tensor:
         """[16, h, w], fp32."""
         picture, bucket = draw.item.picture, draw.item.bucket
         entry = self.cache.get(self.key(picture, bucket, draw.flip))
-        if entry is None:
-            raise RunError(f"the cached latents of {picture.path} have vanished or are damaged; start again to rebuild them")
-        return entry["latents"]
+        return self.rebuild(picture, bucket, draw.flip) if entry is None else entry["latents"]
+
+    def rebuild(self, picture: Picture, bucket: Size, flip: bool) -> Tensor:
+        """Encode again what has vanished from the cache, or was damaged there."""
+        gone = f"the cached latents of {picture.path} have vanished or are damaged"
+        if self._rescue is None:
+            raise RunError(f"{gone}; start again to rebuild them")
+        try:
+            image = load_picture(picture.path, bucket, flip, picture.digest)
+        except FileError as error:
+            raise RunError(f"{gone}, and cannot be made again: {error}") from None
+        latents = self._rescue().encode(image[None])[0].float().cpu()
+        self.cache.put(self.key(picture, bucket, flip), {"latents": latents})
+        self.notes.append(f"{gone}; made again")
+        return latents
 
     def mask(self, draw: Draw) -> Tensor | None:
-        """[1, h, w] in [0, 1], or None; read once and kept."""
+        """[1, h, w] in [0, 1], or None where the whole picture counts."""
         picture, bucket = draw.item.picture, draw.item.bucket
-        if not picture.subset.alpha_mask and picture.mask_path is None:
+        if not has_mask(picture):
             return None
-        key = (picture.path, bucket, draw.flip)
-        if key not in self._masks:
-            self._masks[key] = load_mask(picture.path, picture.mask_path, picture.subset.alpha_mask, bucket, draw.flip)
-        return self._masks[key]
+        entry = self.cache.get(self.mask_key(picture, bucket, draw.flip))
+        if entry is None:
+            entry = {"mask": read_mask(picture, bucket, draw.flip)}
+            self.cache.put(self.mask_key(picture, bucket, draw.flip), entry)
+            self.notes.append(f"the cached mask of {picture.path} has vanished or is damaged; made again")
+        return entry["mask"] if entry["mask"].numel() else None
+
+    def mask_key(self, picture: Picture, bucket: Size, flip: bool) -> str:
+        source = picture.digest
+        if picture.mask_path is not None:
+            if picture.mask_path not in self._mask_digests:
+                self._mask_digests[picture.mask_path] = file_digest(picture.mask_path)
+            source = self._mask_digests[picture.mask_path]
+        return cache_key(kind="mask", source=source, own=picture.mask_path is None, bucket=bucket, flip=flip)
+
+
+def has_mask(picture: Picture) -> bool:
+    return picture.mask_path is not None or picture.subset.alpha_mask
+
+
+def read_mask(picture: Picture, bucket: Size, flip: bool) -> Tensor:
+    """[1, h, w], or nothing at all for a picture without transparency."""
+    mask = load_mask(picture.path, picture.mask_path, picture.subset.alpha_mask, bucket, flip)
+    return torch.empty(0) if mask is None else mask
 
 
 def grouped(wants: list[Want], batch_size: int) -> Iterator[list[Want]]:
@@ -98,7 +148,7 @@ def read_ahead(batches: Iterator[list[Want]], readers: ThreadPoolExecutor) -> It
     """Each batch with its pictures, the next one being decoded meanwhile."""
     waiting = None
     for batch in batches:
-        futures = [readers.submit(load_picture, picture.path, bucket, flip) for picture, bucket, flip in batch]
+        futures = [readers.submit(load_picture, picture.path, bucket, flip, picture.digest) for picture, bucket, flip in batch]
         if waiting is not None:
             yield waiting[0], [future.result() for future in waiting[1]]
         waiting = (batch, futures)

@@ -1,10 +1,16 @@
-"""One picture, or its mask, as a tensor of its bucket's size."""
+"""One picture, or its mask: what kind of file it is, and as a tensor of its bucket's size."""
 
+import hashlib
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from torch import Tensor
 
 from ..errors import FileError
@@ -14,12 +20,92 @@ WHITE = (255, 255, 255)
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 
 
-def open_picture(path: Path) -> Image.Image:
-    """Decode, apply the EXIF rotation, put transparency on white -> RGB. Raises FileError that names the file."""
+HUGE = 178_956_970  # pixels: where Pillow refuses, whatever another program in this process has set its limit to
+SMALLEST = 16  # px: one token of the transformer
+ROTATION = 0x0112  # EXIF orientation; 5 to 8 lie on their side
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What one look at a picture file found. size: (width, height) after the EXIF rotation."""
+
+    digest: str  # SHA-256 of the file
+    size: Size
+    problem: str = ""  # why it cannot be trained on
+    traits: tuple[str, ...] = ()  # what is done to it that its owner may not expect
+
+
+def examine(path: Path) -> Facts:
+    """Read a picture once, whole: its hash, and whether it can be decoded to the last row."""
     try:
-        with Image.open(path) as image:
-            return to_rgb(ImageOps.exif_transpose(image))
+        data = path.read_bytes()
+    except OSError as error:
+        return Facts("", (0, 0), f"unreadable: {error.strerror}")
+    digest = hashlib.sha256(data).hexdigest()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as image:
+                size, traits = upright(image), tuple(traits_of(image))
+                problem = size_problem(size)
+                if not problem:
+                    image.load()
+        return Facts(digest, size, problem, traits)
+    except Image.DecompressionBombError:
+        return Facts(digest, (0, 0), "huge")
     except Exception as error:  # Pillow raises many kinds for damaged files
+        return Facts(digest, (0, 0), "truncated" if is_truncation(error) else "unreadable")
+
+
+def size_problem(size: Size) -> str:
+    if size[0] * size[1] > HUGE:
+        return "huge"
+    return "tiny" if min(size) < SMALLEST else ""
+
+
+def is_truncation(error: Exception) -> bool:
+    return isinstance(error, EOFError) or "truncated" in str(error).lower()
+
+
+def traits_of(image: Image.Image) -> Iterator[str]:
+    if getattr(image, "is_animated", False) and image.format != "MPO":  # a phone's JPEG with a second view in it
+        yield "animated"
+    if image.mode == "CMYK":
+        yield "CMYK"
+    elif image.mode in SIXTEEN_BIT:
+        yield "16-bit"
+    elif image.mode in ("P", "PA"):
+        yield "palette"
+    elif image.mode in ("L", "LA", "1"):
+        yield "grey"
+    if has_alpha(image):
+        yield "transparent"
+
+
+@contextmanager
+def whole_files_only() -> Iterator[None]:
+    """Other programs in this process may have told Pillow to fill truncated pictures with grey."""
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def open_picture(path: Path, digest: str = "") -> Image.Image:
+    """Decode, apply the EXIF rotation, put transparency on white -> RGB. Raises FileError that names the file.
+
+    digest: the SHA-256 that the file had when it was scanned; another picture under its name is refused.
+    """
+    try:
+        data = path.read_bytes()
+        if digest and hashlib.sha256(data).hexdigest() != digest:
+            raise FileError(f"{path}: has changed since it was looked at; start again")
+        with Image.open(io.BytesIO(data)) as image:
+            return to_rgb(ImageOps.exif_transpose(image))
+    except FileError:
+        raise
+    except Exception as error:
         raise FileError(f"{path}: cannot be read as a picture ({error}); repair or remove it") from None
 
 
@@ -39,14 +125,9 @@ def has_alpha(image: Image.Image) -> bool:
     return image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
 
 
-def picture_size(path: Path) -> Size:
+def upright(image: Image.Image) -> Size:
     """(width, height) after the EXIF rotation, from the header alone."""
-    try:
-        with Image.open(path) as image:
-            sideways = image.getexif().get(0x0112, 1) >= 5  # orientations 5 to 8 lie on their side
-            return image.size[::-1] if sideways else image.size
-    except Exception as error:
-        raise FileError(f"{path}: cannot be read as a picture ({error}); repair or remove it") from None
+    return image.size[::-1] if image.getexif().get(ROTATION, 1) >= 5 else image.size
 
 
 def fit(image: Image.Image, bucket: Size, flip: bool, resample=Image.Resampling.LANCZOS) -> Image.Image:
@@ -58,9 +139,9 @@ def fit(image: Image.Image, bucket: Size, flip: bool, resample=Image.Resampling.
     return ImageOps.mirror(image) if flip else image
 
 
-def load_picture(path: Path, bucket: Size, flip: bool = False) -> Tensor:
+def load_picture(path: Path, bucket: Size, flip: bool = False, digest: str = "") -> Tensor:
     """-> [3, H, W] fp32 in [-1, 1]."""
-    array = np.array(fit(open_picture(path), bucket, flip), dtype=np.float32)
+    array = np.array(fit(open_picture(path, digest), bucket, flip), dtype=np.float32)
     return torch.from_numpy(array).permute(2, 0, 1).div_(127.5).sub_(1)
 
 

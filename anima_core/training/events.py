@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..errors import Interrupted
+
 Event = dict[str, Any]
 Listener = Callable[[Event], str | None]
 
@@ -19,12 +21,15 @@ COMMANDS = ("stop", "cancel")
 
 
 class Events:
-    """Writes each event as one line of `log.jsonl` and hands it to the listener, whose last command is kept in `command`."""
+    """Writes each event as one line of `log.jsonl` and hands it to the listener, whose last command is kept in `command`.
+
+    log: None before there is a run folder, and in all processes but the first.
+    """
 
     def __init__(self, log: Path | None, listener: Listener | None = None) -> None:
         if log is not None:
             log.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(log or os.devnull, "a", encoding="utf-8", buffering=1)  # None: one of several processes
+        self._file = open(log or os.devnull, "a", encoding="utf-8", buffering=1)
         self._listener = listener
         self.command: str | None = None
 
@@ -36,7 +41,14 @@ class Events:
             self.command = answer
 
     def progress(self, stage: str) -> Callable[[int, int], None]:
-        return lambda done, total: self.emit("progress", stage=stage, done=done, total=total)
+        """For work before the first step: a cancel ends it at once, as nothing is lost."""
+
+        def report(done: int, total: int) -> None:
+            self.emit("progress", stage=stage, done=done, total=total)
+            if self.command == "cancel":
+                raise Interrupted(f"cancelled at {stage}, {done} of {total}; what is done is kept in the cache")
+
+        return report
 
     def close(self) -> None:
         self._file.close()

@@ -17,6 +17,7 @@ from ..adapters.formats import adapter_state, load_into, save_adapter
 from ..adapters.metadata import build_metadata
 from ..adapters.network import AdapterNetwork
 from ..config import TrainConfig
+from ..data.doctor import epoch_line
 from ..errors import AnimaError, Interrupted, RunError
 from ..models.checkpoint import DTYPES
 from ..models.transformer import AnimaTransformer, load_transformer
@@ -31,6 +32,7 @@ from .preflight import Plan, preflight
 from .prepare import prepare_data
 from .previews import Previews
 from .ranks import Ranks
+from .resume import contents
 from .rundir import freeze_config, locked, open_run_dir, prune
 from .state import TrainState
 
@@ -57,7 +59,7 @@ def train(config: TrainConfig, on_event: Listener | None = None) -> TrainResult:
     """
     ranks = Ranks()
     with ranks.first_first():
-        plan = preflight(config, ranks)
+        plan = preflight(config, ranks, on_event if ranks.first else None)
     with locked(plan) if ranks.first else nullcontext():
         return train_plan(plan, ranks, on_event)
 
@@ -117,8 +119,12 @@ class Run:
         for text in self.plan.warnings:
             self.events.emit("warning", text=text)
         for report in self.plan.reports:
-            for line in report.lines():
+            for line in (report.head(), *report.notes()):
                 self.events.emit("note", text=line)
+            for line in report.warnings():
+                self.events.emit("warning", text=line)
+        per_step = self.config.gradient_accumulation_steps * self.ranks.world
+        self.events.emit("note", text=epoch_line(self.plan.reports, per_step))
         device, dtype = str(self.plan.device), str(self.plan.dtype).removeprefix("torch.")
         self.events.emit("start", device=device, dtype=dtype, name=self.config.output.name)
 
@@ -139,6 +145,7 @@ class Run:
             optimizer=optimizers.build_optimizer(groups, config.optimizer),
             gradient=FlatGradient(parameters, fp16=self.plan.dtype == torch.float16),
             ema=EMA(parameters, config.ema_decay) if config.ema_decay > 0 else None,
+            content=contents(config, self.plan.pictures) if self.ranks.first else {},
         )
         if self.plan.resume_from:
             state.load(self.plan.resume_from)
@@ -180,6 +187,8 @@ class Run:
                 names = [name for batch in batches for name in batch.names]
                 self.reader.push(StepRecord(state.step, lr, names), loss, grad_norm)
                 self.report(self.reader.ready())
+                for text in self.data.take_notes():
+                    self.events.emit("warning", text=text)
                 self.every_so_often()
             self.report(self.reader.ready(wait=True))
         if self.events.command == "cancel":
@@ -319,8 +328,7 @@ class Run:
             raise RunError(f"the adapter is not finite any more (it was at step {good_step}); lower the learning rate")
         path = self.plan.adapter_path
         self.save_adapter(path)
-        if self.config.output.save_state or reason == "stopped":
-            self.save_checkpoint()
+        self.save_checkpoint()  # a finished run may be given more steps
         self.events.emit("finish", step=self.state.step, reason=reason, path=str(path))
         return path
 

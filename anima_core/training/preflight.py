@@ -3,7 +3,6 @@
 Returns the plan that the loop follows; opens headers only.
 """
 
-import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,11 @@ from pathlib import Path
 import torch
 
 from ..adapters.targets import select_targets
-from ..config import DatasetConfig, TrainConfig
+from ..config import TrainConfig
 from ..data.cache import TensorCache
-from ..data.folder import Picture, ScanIndex, ScanReport, scan
+from ..data.doctor import CACHE, cache_beside, check_datasets
+from ..data.folder import Picture
+from ..data.report import DataReport
 from ..errors import FileError, SettingError
 from ..models.checkpoint import check_not_quantised, read_header
 from ..models.qwen import qwen_config, qwen_tokenizer_dir
@@ -21,10 +22,13 @@ from ..models.tokenizers import load_t5_tokenizer
 from ..models.transformer import AnimaTransformer, TransformerConfig, transformer_config
 from ..models.vae import vae_config
 from . import optimizers
+from .events import Events, Listener
 from .memory import pick_device, pick_dtype
 from .ranks import Ranks
-from .resume import compare_with
+from .resume import compare_with, contents
 from .state import find_checkpoint
+
+Pictures = tuple[tuple[Picture, ...], ...]  # of each dataset
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,8 @@ class Plan:
     device: torch.device
     dtype: torch.dtype
     transformer: TransformerConfig
-    pictures: tuple[tuple[Picture, ...], ...]  # of each dataset
-    reports: tuple[ScanReport, ...]
+    pictures: Pictures
+    reports: tuple[DataReport, ...]
     cache_dir: Path
     run_dir: Path
     resume_from: Path | None
@@ -49,36 +53,51 @@ class Plan:
         return Path(output.adapter_dir or output.dir) / f"{output.name}.safetensors"
 
 
-def preflight(config: TrainConfig, ranks: Ranks | None = None) -> Plan:
-    """Check `config` against the machine and the disk. Raises SettingError or FileError with the way out."""
+def preflight(config: TrainConfig, ranks: Ranks | None = None, on_event: Listener | None = None) -> Plan:
+    """Check `config` against the machine and the disk. Raises SettingError or FileError with the way out.
+
+    on_event: hears how far the look at the pictures is, and may answer "cancel": Interrupted.
+    """
     device = pick_device(config.device) if ranks is None else ranks.device(config.device)
     warnings = tuple(optimizers.preflight(config.optimizer))
     sizes = check_models(config)
     check_targets(config, sizes)
     run_dir = Path(config.output.dir) / f"{config.output.name}-run"
-    resume_from = None
-    if config.output.resume:
-        resume_from, passed_over = find_checkpoint(config.output.resume, run_dir)
-        warnings += (*passed_over, *compare_with(resume_from, config))
-    check_writable(Path(config.output.dir))
-    if config.output.adapter_dir:
-        check_writable(Path(config.output.adapter_dir))
+    resume_from, passed_over = find_checkpoint(config.output.resume, run_dir) if config.output.resume else (None, [])
     cache_dir = cache_folder(config)
-    check_writable(cache_dir)
-    scans = [scan_dataset(dataset, cache_dir) for dataset in config.datasets]
+    for folder in (config.output.dir, config.output.adapter_dir or config.output.dir, cache_dir):
+        check_writable(Path(folder))
+    pictures, reports = look_at_data(config, cache_dir, on_event)
+    if resume_from is not None:
+        warnings += (*passed_over, *compare_with(resume_from, config, contents(config, pictures)))
     return Plan(
         config=config,
         device=device,
         dtype=pick_dtype(config.model.dtype, device),
         transformer=sizes,
-        pictures=tuple(tuple(pictures) for pictures, _ in scans),
-        reports=tuple(report for _, report in scans),
+        pictures=pictures,
+        reports=reports,
         cache_dir=cache_dir,
         run_dir=run_dir,
         resume_from=resume_from,
         warnings=warnings,
         world=ranks.world if ranks else 1,
     )
+
+
+def look_at_data(config: TrainConfig, cache_dir: Path, on_event: Listener | None) -> tuple[Pictures, tuple[DataReport, ...]]:
+    """The pictures of each dataset, and what there is to say about them. In strict mode any warning is an error."""
+    events, t5 = Events(None, on_event), load_t5_tokenizer(config.model.t5_tokenizer_dir)
+    try:
+        found = check_datasets(config.datasets, cache_dir, t5, events.progress)
+    finally:
+        events.close()
+    warned = [line for _, report in found for line in report.warnings()]
+    if config.strict_data and warned:
+        raise SettingError(
+            f"strict: {len(warned)} warnings about the data ({'; '.join(warned)}); repair it, or leave strict off"
+        )
+    return tuple(tuple(pictures) for pictures, _ in found), tuple(report for _, report in found)
 
 
 def check_models(config: TrainConfig) -> TransformerConfig:
@@ -120,14 +139,7 @@ def cache_folder(config: TrainConfig) -> Path:
     """Where latents and text are kept: `cache_dir`, else beside the first folder of pictures, else beside the output."""
     if config.cache_dir:
         return Path(config.cache_dir)
-    pictures = Path(config.datasets[0].subsets[0].image_dir)
-    if not pictures.is_dir():
-        raise FileError(f"{pictures}: no such folder of pictures; check image_dir")
-    return (pictures if os.access(pictures, os.W_OK) else Path(config.output.dir)) / ".anima_cache"
-
-
-def scan_dataset(dataset: DatasetConfig, cache_dir: Path) -> tuple[list[Picture], ScanReport]:
-    return scan(dataset, index=ScanIndex(cache_dir / "index.json"))
+    return cache_beside(config.datasets) or Path(config.output.dir) / CACHE
 
 
 def tensor_cache(plan: Plan, kind: str, on_disk: bool) -> TensorCache:

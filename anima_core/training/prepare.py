@@ -1,5 +1,6 @@
 """The data stage of a run: VAE latents and text are cached, each model only in memory while it is needed."""
 
+import functools
 from collections.abc import Iterable
 
 import torch
@@ -14,7 +15,7 @@ from ..models.checkpoint import file_identity
 from ..models.qwen import AnimaQwen, load_qwen
 from ..models.tokenizers import load_t5_tokenizer, t5_tokenizer_dir
 from ..models.transformer import AnimaTransformer
-from ..models.vae import load_vae
+from ..models.vae import AnimaVAE, load_vae
 from .events import Events
 from .memory import free_memory
 from .preflight import Plan, tensor_cache
@@ -73,8 +74,16 @@ class Data:
             "ss_num_epochs": str(self.epochs()),
         }
 
+    def take_notes(self) -> list[str]:
+        """What was found damaged and made again since the last call."""
+        found = []
+        for notes in (self.latent_store.notes, self.conditioner.notes):
+            while notes:
+                found.append(notes.pop(0))
+        return found
+
     def close(self) -> None:
-        self.conditioner.qwen = None
+        self.conditioner.qwen = self.conditioner.rescue = None
 
 
 def prepare_data(plan: Plan, events: Events) -> Data:
@@ -87,7 +96,11 @@ def prepare_data(plan: Plan, events: Events) -> Data:
 def cache_latents(plan: Plan, items: list[Item], events: Events) -> LatentStore:
     config = plan.config
     cache = tensor_cache(plan, "latents", config.cache_latents)
-    store = LatentStore(cache, file_identity(config.model.vae))
+
+    def on_cpu() -> AnimaVAE:  # the device is the transformer's by then
+        return load_vae(config.model.vae, dtype=torch.float32, device="cpu")
+
+    store = LatentStore(cache, file_identity(config.model.vae), rescue=on_cpu)
     # fp32: the VAE is small, and what is cached once is looked at in every epoch
     store.fill(
         items,
@@ -96,6 +109,7 @@ def cache_latents(plan: Plan, items: list[Item], events: Events) -> LatentStore:
         tile=config.vae_tile,
         progress=events.progress("latents"),
     )
+    store.fill_masks(items, events.progress("masks"))
     free_memory()
     return store
 
@@ -111,11 +125,11 @@ def cache_text(plan: Plan, items: list[Item], events: Events) -> Conditioner:
         dtype=plan.dtype,
     )
 
-    def qwen() -> AnimaQwen:
+    def qwen(device: torch.device | str = plan.device) -> AnimaQwen:
         # ComfyUI computes Qwen in fp32; where it stays beside the transformer it takes half the room instead
         dtype = plan.dtype if encodes_on_the_fly(config) else torch.float32
         tokenizer = config.model.qwen_tokenizer_dir
-        return load_qwen(config.model.qwen, tokenizer_dir=tokenizer, dtype=dtype, device=plan.device)
+        return load_qwen(config.model.qwen, tokenizer_dir=tokenizer, dtype=dtype, device=device)
 
     captions = ["", *preview_texts(config.samples)]
     if encodes_on_the_fly(config):
@@ -124,6 +138,7 @@ def cache_text(plan: Plan, items: list[Item], events: Events) -> Conditioner:
         epochs = Data(plan, items, None, conditioner).epochs()
         captions += all_captions(items, config, epochs)
     conditioner.encode(captions, qwen, events.progress("captions"))
+    conditioner.rescue = functools.cache(lambda: qwen("cpu"))
     free_memory()
     return conditioner
 

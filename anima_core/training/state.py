@@ -18,11 +18,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..adapters.network import AdapterNetwork
+from ..data.cache import file_digest
 from ..errors import FileError
 from .ema import EMA
 from .gradient import FlatGradient
 
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
 SUMS = "sha256.json"  # of the checkpoint's other files: a damaged one is noticed before it is believed
 
 
@@ -42,6 +43,7 @@ class TrainState:
     batch: int = 0  # micro-batches done
     data: dict[str, int] = field(default_factory=dict)  # where the next batch stands in the data
     losses: list[float] = field(default_factory=list)
+    content: dict[str, str] = field(default_factory=dict)  # hashes of the data and the base model, see `resume.contents`
 
     def save(self, folder: Path, config_text: str) -> None:
         """Write a checkpoint; the folder appears whole or not at all."""
@@ -75,6 +77,7 @@ class TrainState:
             "batch": self.batch,
             "data": self.data,
             "losses": self.losses,
+            "content": self.content,
             "optimizer": optimizer_scalars,
         }
         path.write_text(json.dumps(data), encoding="utf-8")
@@ -95,6 +98,14 @@ class TrainState:
         self.gradient.good_steps.copy_(tensors["gradient.good_steps"])
         if self.ema is not None:
             self.ema.load_state_dict(_part(tensors, "ema."))
+
+
+def read_content(checkpoint: Path) -> dict[str, str]:
+    """The hashes that a checkpoint was written with. Raises FileError."""
+    try:
+        return dict(json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["content"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise FileError(f"{checkpoint}: not a checkpoint of this version; start a new run") from None
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -157,11 +168,3 @@ def damaged_file(checkpoint: Path) -> str | None:
 
 def is_whole(path: Path, digest: str) -> bool:
     return path.is_file() and file_digest(path) == digest
-
-
-def file_digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

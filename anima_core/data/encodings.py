@@ -1,0 +1,101 @@
+"""Which encoding a caption file is in. UTF-8 is the rule; old editors on Windows leave GBK, Shift-JIS, UTF-16 or Latin-1.
+
+Bytes that are not UTF-8 are read in each candidate, and the one that gives the most ordinary text wins: common hanzi, kana
+and common kanji, single accented letters. Text that is ordinary in none of them, or in two, is not guessed at.
+"""
+
+import codecs
+from collections.abc import Callable
+
+BOMS = (
+    (codecs.BOM_UTF8, "utf-8", "UTF-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le", "UTF-32"),
+    (codecs.BOM_UTF32_BE, "utf-32-be", "UTF-32"),
+    (codecs.BOM_UTF16_LE, "utf-16-le", "UTF-16"),
+    (codecs.BOM_UTF16_BE, "utf-16-be", "UTF-16"),
+)
+LEAST = 0.5  # of the non-ASCII characters that must be ordinary
+MARGIN = 0.2  # by which the best reading must lead
+
+
+def decode(data: bytes) -> tuple[str, str]:
+    """-> text, and the encoding's name for people. Raises UnicodeError, saying what was found, when none fits well."""
+    for mark, codec, name in BOMS:
+        if data.startswith(mark):
+            return data[len(mark) :].decode(codec), name
+    if b"\0" in data:
+        return _utf16(data), "UTF-16"
+    try:
+        return data.decode("utf-8"), "UTF-8"
+    except UnicodeDecodeError as error:
+        byte = f"byte 0x{data[error.start]:02x} at {error.start}"
+    readings = sorted(_readings(data), reverse=True)
+    best, runner_up = (*readings, (0.0, "", ""), (0.0, "", ""))[:2]
+    if best[0] < LEAST or best[0] - runner_up[0] < MARGIN:
+        raise UnicodeError(f"not UTF-8 ({byte}) nor clearly anything else")
+    return best[2], best[1]
+
+
+def _utf16(data: bytes) -> str:
+    """Without a mark: the byte order that gives more ASCII, if it gives text at all."""
+    texts = [text for codec in ("utf-16-le", "utf-16-be") if (text := _text(data, codec))]
+    if not texts:
+        raise UnicodeError("not text (zero bytes)")
+    return max(texts, key=lambda text: sum(c < "\x80" for c in text))
+
+
+def _text(data: bytes, codec: str) -> str:
+    """Empty when it cannot be decoded, or holds characters that no text has."""
+    try:
+        text = data.decode(codec)
+    except UnicodeDecodeError:
+        return ""
+    return "" if any(c < " " and c not in "\t\r\n" for c in text) else text
+
+
+def _readings(data: bytes) -> list[tuple[float, str, str]]:
+    """(how ordinary the text would be, name, text) for each candidate that can be decoded at all."""
+    found = []
+    for codec, name, ordinary in CANDIDATES:
+        text = _text(data, codec)
+        places = [i for i, c in enumerate(text) if c > "\x7f"]
+        found.append((sum(ordinary(text, i) for i in places) / max(1, len(places)), name, text))
+    return found
+
+
+def _ordinary_gbk(text: str, i: int) -> float:
+    """GB2312 sorts its 3755 common hanzi first, lead bytes B0 to D7; A1 and A3 are punctuation and full-width forms."""
+    lead = _lead_byte(text[i], "gb2312")
+    return 1.0 if lead in (0xA1, 0xA3) or 0xB0 <= lead <= 0xD7 else 0.6 if lead else 0.0
+
+
+def _ordinary_shift_jis(text: str, i: int) -> float:
+    """Kana, full-width forms, and the common kanji of JIS level 1; half-width katakana are what other text looks like."""
+    c = text[i]
+    if "\u3000" <= c <= "\u30ff" or "\uff01" <= c <= "\uff5e":
+        return 1.0
+    lead = _lead_byte(c, "shift_jis")
+    return 1.0 if 0x88 <= lead <= 0x98 else 0.6 if lead >= 0x99 and not "\uff61" <= c <= "\uff9f" else 0.0
+
+
+def _ordinary_latin(text: str, i: int) -> float:
+    """An accented letter or a typographic mark with ASCII around it: elsewhere high bytes come in rows."""
+    alone = not any(c > "\x7f" for c in text[max(0, i - 1) : i] + text[i + 1 : i + 2])
+    usual = "À" <= text[i] <= "ÿ" and text[i] not in "×÷" or text[i] in "‘’“”–—…«»¿¡°ŒœŠšŽžŸ"
+    return float(usual) * (1.0 if alone else 0.3)
+
+
+def _lead_byte(character: str, codec: str) -> int:
+    try:
+        data = character.encode(codec)
+    except UnicodeEncodeError:
+        return 0
+    return data[0] if len(data) == 2 else 0
+
+
+Ordinary = Callable[[str, int], float]
+CANDIDATES: tuple[tuple[str, str, Ordinary], ...] = (
+    ("gb18030", "GBK", _ordinary_gbk),
+    ("cp932", "Shift-JIS", _ordinary_shift_jis),
+    ("cp1252", "Latin-1", _ordinary_latin),
+)

@@ -1,0 +1,102 @@
+"""Remembers what was found in files, so that the next start reads only what is new or changed."""
+
+import json
+import sqlite3
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+VERSION = 1  # of what is remembered; another one starts afresh
+TABLE = "CREATE TABLE IF NOT EXISTS files (folder, name, size, time, found, PRIMARY KEY (folder, name)) WITHOUT ROWID"
+SETTLED_NS = 2_000_000_000  # a file younger than this may change again within one tick of its clock (2 s on FAT)
+READERS = 4  # threads: decoding and hashing let go of Python's lock
+AT_ONCE = 64  # files between two looks at the progress listener, and two writes
+
+Progress = Callable[[int, int], None]
+Stamp = tuple[int, int]  # what tells an unchanged file: bytes, and nanoseconds of its last change
+
+
+class FileIndex:
+    """(folder, file name) -> stamp and findings, in an SQLite file; in memory when there is no path.
+
+    Losing it costs time only, so a damaged file is made anew and a write that fails is let go.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        try:
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = open_database(path)
+        except (sqlite3.Error, OSError):  # damaged
+            try:
+                path.unlink(missing_ok=True)
+                self._db = open_database(path)
+            except (sqlite3.Error, OSError):
+                self._db = open_database(None)
+
+    def known(self, folder: Path) -> dict[str, tuple[Stamp, Any]]:
+        try:
+            rows = self._db.execute("SELECT name, size, time, found FROM files WHERE folder = ?", (str(folder),)).fetchall()
+            return {name: ((size, when), json.loads(found)) for name, size, when, found in rows}
+        except (sqlite3.Error, ValueError):
+            return {}
+
+    def remember(self, folder: Path, found: Iterable[tuple[str, Stamp, Any]]) -> None:
+        """Files that changed a moment ago are not believed next time."""
+        now = time.time_ns()
+        rows = [
+            (str(folder), name, size, when if abs(now - when) > SETTLED_NS else -1, json.dumps(what))
+            for name, (size, when), what in found
+        ]
+        self._write("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", rows)
+
+    def forget(self, folder: Path, names: Iterable[str]) -> None:
+        self._write("DELETE FROM files WHERE folder = ? AND name = ?", [(str(folder), name) for name in names])
+
+    def _write(self, statement: str, rows: list[tuple]) -> None:
+        try:
+            with self._db:
+                self._db.executemany(statement, rows)
+        except sqlite3.Error:
+            pass
+
+    def close(self) -> None:
+        self._db.close()
+
+    def __enter__(self) -> "FileIndex":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def open_database(path: Path | None) -> sqlite3.Connection:
+    db = sqlite3.connect(path or ":memory:", timeout=10)
+    if db.execute("PRAGMA user_version").fetchone()[0] not in (0, VERSION):
+        db.execute("DROP TABLE files")
+    db.execute(TABLE)
+    db.execute(f"PRAGMA user_version = {VERSION}")
+    db.execute("PRAGMA synchronous = OFF")  # a lost index is made anew
+    return db
+
+
+def look_at(
+    folder: Path, files: dict[str, Stamp], examine: Callable[[Path], Any], index: FileIndex, progress: Progress
+) -> dict[str, Any]:
+    """What `examine` finds in each file (anything JSON can hold): remembered, or looked up now by several threads.
+
+    What was done before an interruption is kept.
+    """
+    known = index.known(folder)
+    found = {name: what for name, (stamp, what) in known.items() if files.get(name) == stamp}
+    todo = [name for name in files if name not in found]
+    with ThreadPoolExecutor(READERS, thread_name_prefix="anima-scan") as readers:
+        for start in range(0, len(todo), AT_ONCE):
+            names = todo[start : start + AT_ONCE]
+            results = list(readers.map(lambda name: examine(folder / name), names))
+            found.update(zip(names, results))
+            index.remember(folder, [(name, files[name], what) for name, what in zip(names, results)])
+            progress(start + len(names), len(todo))
+    return found

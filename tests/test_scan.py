@@ -1,0 +1,353 @@
+"""Scanning folders, the index of files, and the check of a dataset before training."""
+
+import os
+import time
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+
+from anima_core.data.doctor import diagnose, epoch_line
+from anima_core.data.encodings import decode
+from anima_core.data.folder import scan
+from anima_core.data.index import FileIndex
+from anima_core.data.pictures import HUGE, load_picture
+from anima_core.errors import FileError
+
+from .tiny import dataset, write
+
+
+def age(folder, seconds=60):
+    """Files as old as those of a real dataset: younger ones are not believed unchanged."""
+    then = time.time() - seconds
+    for path in folder.rglob("*"):
+        os.utime(path, (then, then))
+
+
+def lines_of(folder, **changes) -> str:
+    return "\n".join(scan(dataset(folder, **changes))[1].lines())
+
+
+# --- what is found
+
+
+def test_scan_finds_pictures_captions_repeats_and_counts_the_rest(tmp_path):
+    write(tmp_path, "b.png", caption="one")
+    write(tmp_path, "a.jpg", caption=None)
+    (tmp_path / "a.txt").write_bytes("\ufeffwith BOM, 日本".encode())
+    write(tmp_path / "5_people", "c.webp", caption="")
+    write(tmp_path / "5_people", "d.png", caption=None)
+    write(tmp_path / "unrelated", "x.png")
+    (tmp_path / "orphan.txt").write_text("nothing beside me", encoding="utf-8")
+    (tmp_path / "notes.md").write_text("", encoding="utf-8")
+    (tmp_path / "same.png").write_bytes((tmp_path / "b.png").read_bytes())
+    pictures, report = scan(dataset(tmp_path, num_repeats=2))
+    assert [p.path.name for p in pictures] == ["a.jpg", "b.png", "same.png", "c.webp", "d.png"]
+    assert [p.repeats for p in pictures] == [2, 2, 2, 5, 5]
+    assert [p.caption for p in pictures] == ["with BOM, 日本", "one", "", "", ""]
+    assert report.lines() == [
+        "5 pictures, 16 with repeats",
+        "warning: captions without a picture: 1 (orphan.txt)",
+        "warning: empty captions: 1 (c.txt)",
+        "warning: pictures that are in the data more than once: 2 (same.png = b.png, d.png = b.png)",
+        "warning: pictures without a caption file: 2 (same.png, d.png)",
+        "warning: sub-folders not read (name them N_name, N repeats): 1 (unrelated)",
+        "files that are neither picture nor caption: 1 (notes.md)",
+    ]
+
+
+def test_a_folder_named_with_repeats_has_them(tmp_path):
+    write(tmp_path / "7_style", "a.png")
+    assert scan(dataset(tmp_path / "7_style"))[0][0].repeats == 7
+
+
+def test_class_tokens_stand_in(tmp_path):
+    write(tmp_path, "a.png", caption=None)
+    (picture,), report = scan(dataset(tmp_path, class_tokens="a person"))
+    assert picture.caption == "a person" and "class_tokens used" in report.lines()[1] and not report.warnings()
+
+
+def test_masks_are_found_by_stem(tmp_path):
+    write(tmp_path, "a.png")
+    write(tmp_path, "b.png", colour="blue")
+    write(tmp_path / "m", "a.jpg", caption=None)
+    (a, b), report = scan(dataset(tmp_path, mask_dir=str(tmp_path / "m")))
+    assert a.mask_path == tmp_path / "m" / "a.jpg" and b.mask_path is None
+    assert report.notes() == ["pictures without a mask (counted whole): 1 (b.png)"] and not report.warnings()
+
+
+@pytest.mark.parametrize("orientation, size", [(1, (64, 48)), (3, (64, 48)), (6, (48, 64)), (8, (48, 64))])
+def test_exif_rotation_counts_for_the_size_and_the_pixels(tmp_path, orientation, size):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.new("RGB", (64, 48), "black")
+    image.paste("white", (0, 0, 32, 48))
+    image.save(tmp_path / "a.jpg", exif=exif, quality=95)
+    (picture,), _ = scan(dataset(tmp_path, class_tokens="x"))
+    assert picture.size == size
+    pixels = load_picture(picture.path, size)
+    assert pixels.shape == (3, size[1], size[0])
+    bright = {1: pixels[:, :, :28], 3: pixels[:, :, 36:], 6: pixels[:, :28], 8: pixels[:, 36:]}[orientation]
+    assert bright.mean() > 0.9 and abs(pixels.mean()) < 0.1
+
+
+@pytest.mark.parametrize("text", ["folder", "empty", "captions", "broken"])
+def test_what_cannot_be_used_is_named(tmp_path, text):
+    write(tmp_path / "captions", "a.png", caption=None)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "broken.jpg").write_bytes(b"\xff\xd8\xff no")
+    messages = {
+        "folder": "no such folder of pictures; check image_dir",
+        "empty": r"no pictures \(.*\); check image_dir",
+        "captions": "no captions; put .txt files beside the pictures, or set class_tokens",
+        "broken": r"no usable pictures \(unreadable pictures, left out: 1 \(broken.jpg\)\)",
+    }
+    with pytest.raises(FileError, match=messages[text]):
+        scan(dataset(tmp_path / text))
+
+
+# --- pictures of every kind
+
+
+def noise(size) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), np.uint8))
+
+
+def cut(path, keep=0.6):
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * keep)])
+
+
+def animated(path):
+    frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+
+
+def huge_header(path):
+    """A PNG that says it has more pixels than anybody should decode."""
+    Image.new("1", (64, 64)).save(path)
+    data = bytearray(path.read_bytes())
+    data[16:24] = (20000).to_bytes(4, "big") * 2
+    import zlib
+
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    path.write_bytes(bytes(data))
+    assert 20000**2 > HUGE
+
+
+KINDS = {
+    "truncated.jpg": (lambda p: (noise((64, 64)).save(p), cut(p)), "warning: truncated pictures, left out"),
+    "truncated.png": (lambda p: (noise((64, 64)).save(p), cut(p)), "warning: truncated pictures, left out"),
+    "truncated.webp": (lambda p: (noise((64, 64)).save(p), cut(p)), "left out"),
+    "flipped.png": (lambda p: (noise((64, 64)).save(p), flip(p)), "left out"),
+    "text.png": (lambda p: p.write_text("not a picture"), "warning: unreadable pictures, left out"),
+    "empty.jpg": (lambda p: p.write_bytes(b""), "warning: unreadable pictures, left out"),
+    "dot.png": (lambda p: Image.new("RGB", (1, 1)).save(p), "warning: tiny pictures (a side below 16 px), left out"),
+    "huge.png": (huge_header, "warning: huge pictures (over 178 million pixels), left out"),
+    "moving.webp": (animated, "warning: animated pictures, only the first frame is used"),
+    "moving.png": (animated, "warning: animated pictures, only the first frame is used"),
+    "ink.jpg": (lambda p: noise((64, 64)).convert("CMYK").save(p), "warning: CMYK pictures, turned into RGB without their"),
+    "deep.png": (lambda p: Image.new("I;16", (64, 64), 999).save(p), "16-bit pictures, reduced to 8 bits"),
+    "palette.png": (lambda p: noise((64, 64)).quantize(16).save(p), "palette pictures, turned into RGB"),
+    "grey.jpg": (lambda p: noise((64, 64)).convert("L").save(p), "grey pictures, turned into RGB"),
+    "clear.png": (lambda p: noise((64, 64)).convert("RGBA").save(p), "transparent pictures, put on white"),
+}
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_pictures_of_every_kind_are_counted(tmp_path, name):
+    write(tmp_path, "good.png", colour="blue")
+    make, text = KINDS[name]
+    make(tmp_path / name)
+    (tmp_path / name).with_suffix(".txt").write_text("odd", encoding="utf-8")
+    pictures, report = scan(dataset(tmp_path))
+    (line,) = [line for line in report.lines() if text in line]
+    assert line.endswith(f": 1 ({name})")
+    kept = [p for p in pictures if p.path.name == name]
+    assert bool(kept) == ("left out" not in line)
+    for picture in kept:
+        assert load_picture(picture.path, (64, 64), digest=picture.digest).shape == (3, 64, 64)
+
+
+def test_truncation_is_seen_where_another_pack_told_pillow_to_look_away(tmp_path, monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    write(tmp_path, "good.png")
+    noise((64, 64)).save(tmp_path / "bad.jpg")
+    cut(tmp_path / "bad.jpg")
+    assert "truncated pictures, left out: 1 (bad.jpg)" in lines_of(tmp_path)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+def test_a_picture_that_changed_since_the_scan_is_refused(tmp_path):
+    write(tmp_path, "a.png")
+    (picture,), _ = scan(dataset(tmp_path))
+    write(tmp_path, "a.png", colour="blue")
+    with pytest.raises(FileError, match="a.png: has changed since it was looked at; start again"):
+        load_picture(picture.path, (64, 64), digest=picture.digest)
+
+
+# --- captions in every encoding
+
+CHINESE = [
+    "少女, 蓝天",
+    "1girl, 白发, 红色眼睛",
+    "一个女孩站在花园里",
+    "初音未来",
+    "水彩画风格，柔和的光线",
+    "二次元",
+    "长发",
+    "龙",
+]
+JAPANESE = ["少女", "女の子", "青い空", "初音ミク", "東方プロジェクト, 博麗霊夢", "可愛い", "イラスト", "制服の少女", "空"]
+WESTERN = ["café", "été indien", "naïveté", "Ångström", "Übergröße", "mañana", "“quoted” text", "crème brûlée", "Noël", "œuvre"]
+ENCODINGS = [("gbk", "GBK", CHINESE), ("cp932", "Shift-JIS", JAPANESE), ("cp1252", "Latin-1", WESTERN)]
+CASES = [(codec, name, text) for codec, name, texts in ENCODINGS for text in texts]
+CASES += [(codec, "UTF-16", text) for codec in ("utf-16", "utf-16-le", "utf-16-be") for text in ("1girl, 少女", "a b", "é, ü")]
+CASES += [(codec, "UTF-8", text) for codec in ("utf-8", "utf-8-sig") for text in (*CHINESE, *JAPANESE, *WESTERN)]
+
+
+@pytest.mark.parametrize("codec, name, text", CASES)
+def test_encodings_are_told_apart(codec, name, text):
+    assert decode(text.encode(codec)) == (text, name)
+
+
+@pytest.mark.parametrize("data", [b"\xff\xfe\xfd", b"\x81\x20\xfe", b"a\0\x01b\x02", bytes(range(128, 256)), b"\xfe\xff\xd8"])
+def test_bytes_that_are_no_text_are_not_guessed_at(data):
+    with pytest.raises(UnicodeError):
+        decode(data)
+
+
+def test_captions_in_other_encodings_are_read_and_named(tmp_path):
+    for name, colour, raw in (
+        ("a", "red", "少女, 蓝天".encode("gbk")),
+        ("b", "blue", b"plain"),
+        ("c", "green", b"\xff\xff\xff"),
+    ):
+        write(tmp_path, f"{name}.png", colour=colour)
+        (tmp_path / f"{name}.txt").write_bytes(raw)
+    pictures, report = scan(dataset(tmp_path))
+    assert [p.caption for p in pictures] == ["少女, 蓝天", "plain"]
+    read, left_out = report.warnings()
+    assert read == "captions read as GBK (save them as UTF-8): 1 (a.txt: '少女, 蓝天')"
+    assert left_out.startswith("pictures left out, their captions cannot be read: 1 (c.txt: not UTF-8 (byte 0xff at 0)")
+
+
+# --- the index
+
+
+def counted(monkeypatch) -> list:
+    from anima_core.data import folder
+
+    looked, real = [], folder.look_once
+    monkeypatch.setattr(folder, "look_once", lambda path, is_picture: looked.append(path.name) or real(path, is_picture))
+    return looked
+
+
+def test_the_index_spares_reading_and_notices_change(tmp_path, monkeypatch):
+    looked, index = counted(monkeypatch), tmp_path / "index.sqlite"
+    path = write(tmp_path / "p", "a.png")
+    age(tmp_path / "p")
+    (first,), _ = scan(dataset(tmp_path / "p"), FileIndex(index))
+    (again,), _ = scan(dataset(tmp_path / "p"), FileIndex(index))
+    assert again == first and sorted(looked) == ["a.png", "a.txt"]
+    Image.new("RGB", (32, 32), "blue").save(path)
+    (changed,), _ = scan(dataset(tmp_path / "p"), FileIndex(index))
+    assert looked[2:] == ["a.png"] and changed.digest != first.digest and changed.size == (32, 32)
+
+
+def test_a_file_that_changed_a_moment_ago_is_read_again(tmp_path, monkeypatch):
+    """Two writes within one tick of the clock leave the same size and time."""
+    looked, index = counted(monkeypatch), tmp_path / "index.sqlite"
+    write(tmp_path / "p", "a.png")
+    scan(dataset(tmp_path / "p"), FileIndex(index))
+    scan(dataset(tmp_path / "p"), FileIndex(index))
+    assert len(looked) == 4
+
+
+@pytest.mark.parametrize(
+    "damage", [b"not a database at all, but long enough to be looked at", b"", b"SQLite format 3\0" + b"\xff" * 200]
+)
+def test_a_damaged_index_is_made_anew(tmp_path, damage):
+    write(tmp_path / "p", "a.png")
+    age(tmp_path / "p")
+    index = tmp_path / "index.sqlite"
+    scan(dataset(tmp_path / "p"), FileIndex(index))
+    index.write_bytes(damage)
+    assert scan(dataset(tmp_path / "p"), FileIndex(index))[1].pictures == 1
+    assert FileIndex(index).known(tmp_path / "p").keys() == {"a.png", "a.txt"}
+
+
+def test_an_interrupted_scan_keeps_what_it_did(tmp_path, monkeypatch):
+    looked, index = counted(monkeypatch), tmp_path / "index.sqlite"
+    for number in range(100):
+        write(tmp_path / "p", f"{number}.png", (16, 16), (number, 0, 0))
+    age(tmp_path / "p")
+
+    def interrupt(done, total):
+        assert total == 200
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        scan(dataset(tmp_path / "p"), FileIndex(index), lambda stage: interrupt)
+    first = len(looked)
+    assert 0 < first < 200
+    scan(dataset(tmp_path / "p"), FileIndex(index))
+    assert len(looked) == 200
+
+
+# --- the whole dataset
+
+
+def diagnosed(folder, t5=None, **changes):
+    config = dataset(folder, **changes)
+    pictures, report = scan(config)
+    diagnose(config, pictures, report, t5)
+    return report
+
+
+def test_sizes_are_held_against_buckets(tmp_path):
+    write(tmp_path, "small.png", (300, 300))
+    write(tmp_path, "fits.png", (1024, 1024), "blue")
+    write(tmp_path, "larger.png", (900, 900), "green")
+    write(tmp_path, "strip.png", (4000, 100), "white")
+    report = diagnosed(tmp_path, batch_size=4)
+    warned, noted = "\n".join(report.warnings()), "\n".join(report.notes())
+    assert "pictures enlarged to more than twice their side: 2 (small.png 300x300 -> 1024x1024, strip.png 4000x100" in warned
+    assert "pictures cropped by more than a quarter: 1 (strip.png 4000x100 -> 4096x256, 60% lost)" in warned
+    assert "pictures enlarged: 1 (larger.png 900x900 -> 1024x1024)" in noted
+    assert "sparse buckets, their batches stay smaller: 2 (1024x1024: 3 of 4, 4096x256: 1 of 4)" in noted
+    assert report.tables == [
+        "1024x1024: 3 pictures, 1 batches, the last of 3",
+        "4096x256: 1 pictures, 1 batches, the last of 1",
+    ]
+    assert epoch_line([report], 1) == "one epoch: 2 batches, 2 steps" and epoch_line([report], 2).endswith("1 steps")
+
+
+def test_long_and_shared_captions_are_listed(tmp_path):
+    write(tmp_path, "a.png", colour="red", caption="word " * 600)
+    write(tmp_path, "b.png", colour="blue", caption="the same")
+    write(tmp_path, "c.png", colour="green", caption="the same")
+
+    class Words:
+        def encode(self, captions):
+            return [[0] * (len(caption.split()) + 1) for caption in captions]
+
+    report = diagnosed(tmp_path, Words())
+    notes = "\n".join(report.notes())
+    assert "captions over 512 tokens, kept whole: 1 (a.png: 601)" in notes
+    assert "captions that several pictures share: 1 ('the same' 2 times)" in notes
+
+
+def test_many_names_are_cut_but_counted(tmp_path):
+    for number in range(6):
+        write(tmp_path, f"{number}.png", colour=(number, 0, 0), caption="" if number else "one")
+    report = diagnosed(tmp_path)
+    assert report.warnings()[0] == "empty captions: 5 (1.txt, 2.txt, 3.txt, … and 2 more)"
+    assert report.warnings(shown=9)[0] == "empty captions: 5 (1.txt, 2.txt, 3.txt, 4.txt, 5.txt)"
