@@ -221,14 +221,14 @@ def write_pictures(pictures: list, captions: list[str], masks: list | None) -> t
         digest.update(b"" if shade is None else shade.tobytes())
     folder = store_folder() / "pictures" / digest.hexdigest()[:24]
     mask_folder = folder / "masks" if masks is not None else None
-    if not (folder / "complete").is_file():
+    if not (folder / ".complete").is_file():
         (mask_folder or folder).mkdir(parents=True, exist_ok=True)
         for number, (array, caption, shade) in enumerate(zip(arrays, captions, shades)):
             Image.fromarray(array).save(folder / f"{number:05d}.png")
             (folder / f"{number:05d}.txt").write_text(caption, encoding="utf-8")
             if shade is not None:
                 Image.fromarray(shade).save(mask_folder / f"{number:05d}.png")
-        (folder / "complete").write_text("", encoding="utf-8")
+        (folder / ".complete").write_text("", encoding="utf-8")
     return folder, mask_folder
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,7 @@ def test_two_processes_resume_exactly(model, pictures, tmp_path):
     whole = run(tmp_path / "whole", checkpoint_every_n_steps=2)
     (tmp_path / "parts").mkdir()
     (tmp_path / "whole" / "x-run").rename(tmp_path / "parts" / "x-run")
+    shutil.rmtree(tmp_path / "parts" / "x-run" / "checkpoints" / "step-00000004")  # the one of the finished run
     resumed = run(tmp_path / "parts", resume="latest")
     notes = [e["text"] for e in events(tmp_path / "parts") if e["event"] == "note"]
     assert any("resumed at step 2" in note for note in notes)
