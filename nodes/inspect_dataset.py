@@ -47,7 +47,7 @@ def examples(pictures: list[Picture]) -> list[str]:
     """Captions after prefix, shuffle and dropout, one draw each."""
     generator = torch.Generator().manual_seed(0)
     shown = pictures[:: max(1, len(pictures) // SHOWN_CAPTIONS)][:SHOWN_CAPTIONS]
-    return [f"  {p.path.name}: {process_caption(p.caption, p.subset, generator)}" for p in shown]
+    return [f"  {p.name}: {process_caption(p.caption, p.subset, generator)}" for p in shown]
 
 
 def contact_sheet(pictures: list[Picture]) -> torch.Tensor:
@@ -62,5 +62,5 @@ def contact_sheet(pictures: list[Picture]) -> torch.Tensor:
         image.thumbnail((TILE - 8, TILE - 8))
         x, y = index % columns * TILE, index // columns * (TILE + 14)
         canvas.paste(image, (x + (TILE - image.width) // 2, y + (TILE - image.height) // 2))
-        pen.text((x + 4, y + TILE), picture.path.name[:26], fill="black")
+        pen.text((x + 4, y + TILE), picture.name[:26], fill="black")
     return torch.from_numpy(np.array(canvas, dtype=np.float32) / 255)[None]

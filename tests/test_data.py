@@ -242,7 +242,7 @@ def fake_pictures(count, repeats=1, subset=None):
     subset = subset or SubsetConfig("x", flip_aug=True)
     from pathlib import Path
 
-    return [Picture(Path(f"{i}.png"), subset, repeats, sizes[i % 4], f"{i:064x}", f"tag {i}") for i in range(count)]
+    return [Picture(Path("p"), f"{i}.png", subset, repeats, sizes[i % 4], f"{i:064x}", f"tag {i}") for i in range(count)]
 
 
 @settings(max_examples=60, deadline=None)

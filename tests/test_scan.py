@@ -42,7 +42,7 @@ def test_scan_finds_pictures_captions_repeats_and_counts_the_rest(tmp_path):
     (tmp_path / "notes.md").write_text("", encoding="utf-8")
     (tmp_path / "same.png").write_bytes((tmp_path / "b.png").read_bytes())
     pictures, report = scan(dataset(tmp_path, num_repeats=2))
-    assert [p.path.name for p in pictures] == ["a.jpg", "b.png", "same.png", "c.webp", "d.png"]
+    assert [p.name for p in pictures] == ["a.jpg", "b.png", "same.png", "c.webp", "d.png"]
     assert [p.repeats for p in pictures] == [2, 2, 2, 5, 5]
     assert [p.caption for p in pictures] == ["with BOM, 日本", "one", "", "", ""]
     assert report.lines() == [
@@ -105,6 +105,18 @@ def test_what_cannot_be_used_is_named(tmp_path, text):
     }
     with pytest.raises(FileError, match=messages[text]):
         scan(dataset(tmp_path / text))
+
+
+def test_file_names_in_any_script_and_in_none(tmp_path):
+    write(tmp_path, "日本 é\u3000(1).png")
+    write(tmp_path, "b.png", colour="blue")
+    try:
+        os.rename(tmp_path / "b.png", os.fsencode(tmp_path) + b"/b\xff.png")
+    except OSError:
+        pytest.skip("this file system takes Unicode only")
+    (picture,), report = scan(dataset(tmp_path), FileIndex(tmp_path / "index.sqlite"))
+    assert picture.name == "日本 é\u3000(1).png" and picture.caption == "a tag"
+    assert r"files whose names are not Unicode, left out: 1 ('b\udcff.png')" in report.warnings()
 
 
 # --- pictures of every kind
@@ -170,7 +182,7 @@ def test_pictures_of_every_kind_are_counted(tmp_path, name):
     pictures, report = scan(dataset(tmp_path))
     (line,) = [line for line in report.lines() if text in line]
     assert line.endswith(f": 1 ({name})")
-    kept = [p for p in pictures if p.path.name == name]
+    kept = [p for p in pictures if p.name == name]
     assert bool(kept) == ("left out" not in line)
     for picture in kept:
         assert load_picture(picture.path, (64, 64), digest=picture.digest).shape == (3, 64, 64)

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import NamedTuple
 
 import torch
 
@@ -13,8 +14,7 @@ from .buckets import Size, choose_bucket
 from .folder import Picture
 
 
-@dataclass(frozen=True)
-class Item:
+class Item(NamedTuple):
     """One picture at one resolution; repeats are items of their own."""
 
     picture: Picture
@@ -82,7 +82,7 @@ class Batches:
         for (dataset, _), numbers in sorted(groups.items()):
             size = self.datasets[dataset].batch_size
             batches += [numbers[i : i + size] for i in range(0, len(numbers), size)]
-        return [batches[i] for i in torch.randperm(len(batches), generator=generator)]
+        return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
     def _draw(self, number: int) -> Draw:
         item, seed = self.items[number], derive(self.seed, "draw", self.epoch, number)

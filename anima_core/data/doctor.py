@@ -1,9 +1,11 @@
 """What the owner of a dataset wants to know before hours of training: sizes against buckets, captions, an epoch's length."""
 
+import gc
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 
@@ -32,12 +34,24 @@ def check_datasets(
     tokens are counted.
     """
     found = []
-    with FileIndex(cache_dir / INDEX if cache_dir else None) as index:
+    with FileIndex(cache_dir / INDEX if cache_dir else None) as index, without_collector():
         for dataset in datasets:
             pictures, report = scan(dataset, index, stage)
             diagnose(dataset, pictures, report, t5)
             found.append((pictures, report))
     return found
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """Every picture's record stays: the garbage collector would walk over a growing heap of them again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def cache_beside(datasets: Sequence[DatasetConfig]) -> Path | None:
@@ -80,12 +94,14 @@ def look_at_sizes(dataset: DatasetConfig, pictures: Sequence[Picture], report: D
 
 def note_fit(picture: Picture, bucket: Size, report: DataReport) -> None:
     scale = max(bucket[0] / picture.size[0], bucket[1] / picture.size[1])
-    what = f"{picture.path.name} {picture.size[0]}x{picture.size[1]} -> {bucket[0]}x{bucket[1]}"
+    lost = 1 - bucket[0] * bucket[1] / (picture.size[0] * picture.size[1] * scale**2)
+    if scale <= 1.005 and lost <= MUCH_CROPPED:
+        return
+    what = f"{picture.name} {picture.size[0]}x{picture.size[1]} -> {bucket[0]}x{bucket[1]}"
     if scale > MUCH_ENLARGED:
         report.warn("pictures enlarged to more than twice their side", what)
     elif scale > 1.005:
         report.note("pictures enlarged", what)
-    lost = 1 - bucket[0] * bucket[1] / (picture.size[0] * picture.size[1] * scale**2)
     if lost > MUCH_CROPPED:
         report.warn("pictures cropped by more than a quarter", f"{what}, {lost:.0%} lost")
 
@@ -94,7 +110,7 @@ def look_at_captions(pictures: Sequence[Picture], report: DataReport, t5: T5Toke
     users: dict[str, list[str]] = defaultdict(list)
     for picture in pictures:
         if picture.caption and picture.caption != picture.subset.class_tokens:
-            users[picture.caption].append(picture.path.name)
+            users[picture.caption].append(picture.name)
     for caption, names in users.items():
         if len(names) > 1:
             report.note("captions that several pictures share", f"{excerpt(caption)} {len(names)} times")

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -41,15 +41,19 @@ NOTED_TRAITS = {
 Stage = Callable[[str], Progress]  # the name of a piece of work -> where its progress goes
 
 
-@dataclass(frozen=True, slots=True)
-class Picture:
-    path: Path
+class Picture(NamedTuple):  # a hundred thousand are made at each start: tuples are made in a third of the time
+    folder: Path
+    name: str
     subset: SubsetConfig
     repeats: int
     size: Size  # (width, height), after the EXIF rotation
     digest: str  # SHA-256 of the file
     caption: str  # as in its file
     mask_path: Path | None = None
+
+    @property
+    def path(self) -> Path:
+        return self.folder / self.name
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ def count_doubles(pictures: list[Picture], report: DataReport) -> None:
     for picture in pictures:
         other = first.setdefault(picture.digest, picture)
         if other is not picture:
-            report.warn("pictures that are in the data more than once", f"{picture.path.name} = {other.path.name}")
+            report.warn("pictures that are in the data more than once", f"{picture.name} = {other.name}")
 
 
 def scan_subset(state: Scan) -> list[Picture]:
@@ -127,27 +131,37 @@ def repeats_of(name: str) -> int | None:
 
 
 def list_files(folder: Path, report: DataReport) -> dict[str, Stamp]:
-    """Names and stamps of the files of a folder, sorted; hidden ones are not looked at."""
+    """Names and stamps of the files of a folder; hidden ones are not looked at."""
     files = {}
     try:
-        for entry in os.scandir(folder):
-            if entry.name.startswith(".") or not entry.is_file():
-                continue
-            if entry.name != entry.name.encode("utf-8", "replace").decode():
-                report.warn("files whose names are not Unicode, left out", ascii(entry.name))
-                continue
-            stat = entry.stat()
-            files[entry.name] = (stat.st_size, stat.st_mtime_ns)
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                name = entry.name
+                if name[0] == "." or not entry.is_file():
+                    continue
+                if not (name.isascii() or is_unicode(name)):
+                    report.warn("files whose names are not Unicode, left out", ascii(name))
+                    continue
+                stat = entry.stat()
+                files[name] = (stat.st_size, stat.st_mtime_ns)
     except OSError as error:
         raise FileError(f"{folder}: cannot be read ({error.strerror}); check image_dir") from None
-    return dict(sorted(files.items()))
+    return files
+
+
+def is_unicode(name: str) -> bool:
+    """Bytes that the file system's encoding does not explain come as lone surrogates, which no log or database takes."""
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def scan_folder(folder: Path, repeats: int, state: Scan) -> list[Picture]:
     files, extension = list_files(folder, state.report), state.subset.caption_extension
-    stems = {name: stem for name in files if (stem := picture_stem(name))}
+    stems = {name: stem for name in sorted(files) if (stem := picture_stem(name))}
     wanted = {stem + extension for stem in stems.values()}
-    for name in files.keys() - stems.keys() - wanted:
+    for name in sorted(files.keys() - stems.keys() - wanted):
         if name.endswith(extension):
             state.report.warn("captions without a picture", name)
         else:
@@ -155,7 +169,7 @@ def scan_folder(folder: Path, repeats: int, state: Scan) -> list[Picture]:
     look = {name: stamp for name, stamp in files.items() if name in stems or name in wanted}
     progress = state.stage(f"looking at {folder.name}")
     found = look_at(folder, look, lambda path: look_once(path, path.name in stems), state.index, progress)
-    pictures = (read_picture(folder / name, stem, repeats, found, state) for name, stem in stems.items())
+    pictures = (read_picture(folder, name, stem, repeats, found, state) for name, stem in stems.items())
     return [picture for picture in pictures if picture is not None]
 
 
@@ -175,21 +189,21 @@ def look_once(path: Path, is_picture: bool) -> list[Any]:
         return ["", "", str(error).removeprefix(f"{path}: ")]
 
 
-def read_picture(path: Path, stem: str, repeats: int, found: dict[str, Any], state: Scan) -> Picture | None:
+def read_picture(folder: Path, name: str, stem: str, repeats: int, found: dict[str, Any], state: Scan) -> Picture | None:
     """The picture with its caption and mask, or None for one that cannot be trained on."""
-    digest, size, problem, traits = found[path.name]
+    digest, size, problem, traits = found[name]
     if problem:
-        state.report.warn(LEFT_OUT.get(problem, f"{problem}, left out"), path.name)
+        state.report.warn(LEFT_OUT.get(problem, f"{problem}, left out"), name)
         return None
-    caption = caption_of(stem + state.subset.caption_extension, path.name, found, state)
+    caption = caption_of(stem + state.subset.caption_extension, name, found, state)
     if caption is None:
         return None
     for trait in traits:
         if trait in WARNED_TRAITS:
-            state.report.warn(WARNED_TRAITS[trait], path.name)
+            state.report.warn(WARNED_TRAITS[trait], name)
         elif trait != "transparent" or not state.subset.alpha_mask:
-            state.report.note(NOTED_TRAITS[trait], path.name)
-    return Picture(path, state.subset, repeats, tuple(size), digest, caption, mask_of(path.name, stem, state))
+            state.report.note(NOTED_TRAITS[trait], name)
+    return Picture(folder, name, state.subset, repeats, tuple(size), digest, caption, mask_of(name, stem, state))
 
 
 def caption_of(name: str, picture: str, found: dict[str, Any], state: Scan) -> str | None:

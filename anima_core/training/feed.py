@@ -101,7 +101,7 @@ class Feed:
             mask=stack_masks(masks, latents),
             weight=torch.tensor([draw.item.picture.subset.loss_weight for draw in draws]),
             text=data.conditioner.fetch([data.caption(draw) for draw in draws], self._model),
-            names=[draw.item.picture.path.name for draw in draws],
+            names=[draw.item.picture.name for draw in draws],
             data=data.batches.state_dict(),
         )
         return pin(batch) if self._model.device.type == "cuda" else batch

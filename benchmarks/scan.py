@@ -1,0 +1,123 @@
+"""What the first and the second look at a large folder cost: `python -m benchmarks.scan --pictures 100000`.
+
+Draws small distinct JPEGs with captions, then scans and buckets them in fresh processes: time, peak memory, and what an
+interruption in the middle keeps. Writes JSON.
+"""
+
+import argparse
+import io
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SIZES = [(128, 128), (160, 96), (96, 160), (144, 112), (112, 144)]
+
+
+def jpeg(number: int, ground: Image.Image) -> bytes:
+    """A few kB: a cut-out of `ground` that no other number has."""
+    width, height = SIZES[number % len(SIZES)]
+    left, top = number % 397, number // 397
+    out = io.BytesIO()
+    ground.crop((left, top, left + width, top + height)).save(out, "JPEG", quality=80)
+    return out.getvalue()
+
+
+def write_pictures(folder: Path, count: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    then = time.time() - 3600
+    colours = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    ground = Image.fromarray(colours).resize((640, 640), Image.Resampling.BICUBIC)
+    for number in range(count):
+        path = folder / f"{number:06d}.jpg"
+        path.write_bytes(jpeg(number, ground))
+        path.with_suffix(".txt").write_text(f"1girl, solo, number {number}, blue eyes, standing, outdoors", encoding="utf-8")
+        os.utime(path, (then, then))
+        os.utime(path.with_suffix(".txt"), (then, then))
+
+
+def look(folder: Path, cache: Path, stop_after: float = 0.0) -> dict:
+    """Scan and bucket in this process -> seconds, peak memory."""
+    from anima_core.config import DatasetConfig, SubsetConfig
+    from anima_core.data.batches import Batches, build_items
+    from anima_core.data.doctor import check_datasets
+
+    datasets = (DatasetConfig((SubsetConfig(str(folder)),), ((128, 128),), min_bucket_reso=64, bucket_reso_steps=16),)
+    before, started, told = peak_mb(), time.perf_counter(), []
+
+    def stage(name):
+        def progress(done: int, total: int) -> None:
+            told.append(done)
+            if stop_after and time.perf_counter() - started > stop_after:
+                raise KeyboardInterrupt
+
+        return progress
+
+    result = {}
+    try:
+        ((pictures, report),) = check_datasets(datasets, cache, None, stage)
+        result = {"pictures": report.pictures, "buckets": len(report.tables), "scan_seconds": time.perf_counter() - started}
+        Batches(build_items(datasets, (pictures,)), datasets, seed=0)
+    except KeyboardInterrupt:
+        result["interrupted_after_files"] = told[-1]
+    return result | {
+        "seconds": time.perf_counter() - started,
+        "progress_reports": len(told),
+        "files_read": told[-1] if told else 0,
+        "peak_mb": peak_mb(),
+        "peak_mb_before": before,
+    }
+
+
+def peak_mb() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+
+
+def in_a_fresh_process(folder: Path, cache: Path, stop_after: float = 0.0) -> dict:
+    command = [sys.executable, "-m", "benchmarks.scan", "--look", str(folder), str(cache), str(stop_after)]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pictures", type=int, default=100_000)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--look", nargs=3, metavar=("FOLDER", "CACHE", "STOP_AFTER"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.look:
+        print(json.dumps(look(Path(args.look[0]), Path(args.look[1]), float(args.look[2]))))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, cache = Path(temporary) / "pictures", Path(temporary) / "cache"
+        write_pictures(folder, args.pictures)
+        first = in_a_fresh_process(folder, cache)
+        second = in_a_fresh_process(folder, cache)
+        other = Path(temporary) / "cache2"
+        cut = in_a_fresh_process(folder, other, stop_after=first["seconds"] / 2)
+        rest = in_a_fresh_process(folder, other)
+    result = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, python {platform.python_version()}",
+        "pictures": args.pictures,
+        "first": first,
+        "second": second,
+        "second_is_quicker_by": first["seconds"] / second["seconds"],
+        "interrupted": cut,
+        "after_interruption": rest,
+    }
+    text = json.dumps(result, indent=1)
+    print(text)
+    if args.output:
+        args.output.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
