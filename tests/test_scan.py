@@ -286,14 +286,28 @@ def test_a_file_that_changed_a_moment_ago_is_read_again(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "damage", [b"not a database at all, but long enough to be looked at", b"", b"SQLite format 3\0" + b"\xff" * 200]
 )
-def test_a_damaged_index_is_made_anew(tmp_path, damage):
+def test_a_damaged_index_is_made_anew(tmp_path, monkeypatch, damage):
     write(tmp_path / "p", "a.png")
     age(tmp_path / "p")
     index = tmp_path / "index.sqlite"
     scan(dataset(tmp_path / "p"), FileIndex(index))
     index.write_bytes(damage)
     assert scan(dataset(tmp_path / "p"), FileIndex(index))[1].pictures == 1
-    assert FileIndex(index).known(tmp_path / "p").keys() == {"a.png", "a.txt"}
+    looked = counted(monkeypatch)
+    scan(dataset(tmp_path / "p"), FileIndex(index))
+    assert looked == []
+
+
+def test_files_that_are_gone_are_forgotten(tmp_path):
+    write(tmp_path / "p", "a.png")
+    write(tmp_path / "p", "b.png", colour="blue")
+    age(tmp_path / "p")
+    index = FileIndex(tmp_path / "index.sqlite")
+    scan(dataset(tmp_path / "p"), index)
+    (tmp_path / "p" / "b.png").unlink()
+    (tmp_path / "p" / "b.txt").unlink()
+    scan(dataset(tmp_path / "p"), index)
+    assert [row[0] for row in index._db.execute("SELECT name FROM files")] == ["a.png", "a.txt"]
 
 
 def test_an_interrupted_scan_keeps_what_it_did(tmp_path, monkeypatch):

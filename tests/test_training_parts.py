@@ -10,6 +10,7 @@ from anima_core.errors import RunError
 from anima_core.training.events import Events
 from anima_core.training.gradient import FlatGradient
 from anima_core.training.losses import LossReader, StepRecord, Watchdog
+from anima_core.training.rundir import prune, saved_on_the_way
 from anima_core.training.state import draw_generator, flatten_optimizer, unflatten_optimizer
 
 
@@ -147,3 +148,15 @@ def test_events_reach_the_log_and_the_listener(tmp_path):
     events.close()
     lines = (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 2 and "日本語" in lines[0] and seen == ["note", "step"]
+
+
+@pytest.mark.parametrize("name", ["x", "style [v2]", "a.b", "x-step"])
+def test_pruning_finds_a_runs_own_files_only(tmp_path, name):
+    own = [tmp_path / f"{name}-step{step:08d}.safetensors" for step in (20, 40, 100)]
+    others = [tmp_path / f"{name}{end}.safetensors" for end in ("", "-step2", "-step00000020-2", "-stepping")]
+    others += [tmp_path / f"other-{name}-step00000020.safetensors", tmp_path / f"{name}-step00000020.safetensors.bak"]
+    for path in own + others:
+        path.write_bytes(b"")
+    assert saved_on_the_way(tmp_path, name) == own
+    prune(saved_on_the_way(tmp_path, name), keep=1)
+    assert {*tmp_path.iterdir()} == {own[-1], *others}

@@ -3,7 +3,7 @@
 import gc
 import math
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
@@ -107,19 +107,14 @@ def note_fit(picture: Picture, bucket: Size, report: DataReport) -> None:
 
 
 def look_at_captions(pictures: Sequence[Picture], report: DataReport, t5: T5Tokenizer | None) -> None:
-    users: dict[str, list[str]] = defaultdict(list)
-    for picture in pictures:
-        if picture.caption and picture.caption != picture.subset.class_tokens:
-            users[picture.caption].append(picture.name)
-    for caption, names in users.items():
-        if len(names) > 1:
-            report.note("captions that several pictures share", f"{excerpt(caption)} {len(names)} times")
+    for caption, number in Counter(p.caption for p in pictures).items():
+        if number > 1 and caption:
+            report.note("captions that several pictures share", f"{excerpt(caption)} {number} times")
     # every token but a lone "▁" stands for at least one character, so shorter captions cannot reach the limit
-    long = [caption for caption in users if 2 * len(caption) + 1 > LONG_CAPTION]
-    for caption, ids in zip(long, t5.encode(long) if t5 is not None and long else []):
+    long = [p for p in pictures if 2 * len(p.caption) + 1 > LONG_CAPTION]
+    for picture, ids in zip(long, t5.encode([p.caption for p in long]) if t5 is not None and long else []):
         if len(ids) > LONG_CAPTION:
-            for name in users[caption]:
-                report.note(f"captions over {LONG_CAPTION} tokens, kept whole", f"{name}: {len(ids)}")
+            report.note(f"captions over {LONG_CAPTION} tokens, kept whole", f"{picture.name}: {len(ids)}")
 
 
 def epoch_line(reports: Sequence[DataReport], per_step: int) -> str:

@@ -166,9 +166,9 @@ def scan_folder(folder: Path, repeats: int, state: Scan) -> list[Picture]:
             state.report.warn("captions without a picture", name)
         else:
             state.report.note("files that are neither picture nor caption", name)
-    look = {name: stamp for name, stamp in files.items() if name in stems or name in wanted}
+    names = [*stems, *sorted(wanted & files.keys())]
     progress = state.stage(f"looking at {folder.name}")
-    found = look_at(folder, look, lambda path: look_once(path, path.name in stems), state.index, progress)
+    found = look_at(folder, files, names, lambda path: look_once(path, path.name in stems), state.index, progress)
     pictures = (read_picture(folder, name, stem, repeats, found, state) for name, stem in stems.items())
     return [picture for picture in pictures if picture is not None]
 
@@ -209,7 +209,7 @@ def read_picture(folder: Path, name: str, stem: str, repeats: int, found: dict[s
 def caption_of(name: str, picture: str, found: dict[str, Any], state: Scan) -> str | None:
     """The caption, or None when there is one that cannot be read."""
     subset, report = state.subset, state.report
-    if name not in found:
+    if name not in found:  # there is no such file
         if subset.class_tokens:
             report.note("pictures without a caption file (class_tokens used)", picture)
         else:

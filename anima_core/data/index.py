@@ -36,13 +36,15 @@ class FileIndex:
             except (sqlite3.Error, OSError):
                 self._db = open_database(None)
 
-    def known(self, folder: Path) -> dict[str, tuple[Stamp, Any]]:
+    def known(self, folder: Path, files: dict[str, Stamp]) -> dict[str, Any]:
+        """What is remembered of those files that are unchanged. Files that are gone are forgotten."""
         try:
             rows = self._db.execute("SELECT name, size, time, found FROM files WHERE folder = ?", (str(folder),)).fetchall()
             found = json.loads(f"[{','.join(row[3] for row in rows)}]")  # one call for all: a tenth of the time
-            return {name: ((size, when), what) for (name, size, when, _), what in zip(rows, found)}
         except (sqlite3.Error, ValueError):
             return {}
+        self._write("DELETE FROM files WHERE folder = ? AND name = ?", [(str(folder), r[0]) for r in rows if r[0] not in files])
+        return {row[0]: what for row, what in zip(rows, found) if files.get(row[0]) == row[1:3]}
 
     def remember(self, folder: Path, found: Iterable[tuple[str, Stamp, Any]]) -> None:
         """Files that changed a moment ago are not believed next time."""
@@ -52,9 +54,6 @@ class FileIndex:
             for name, (size, when), what in found
         ]
         self._write("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", rows)
-
-    def forget(self, folder: Path, names: Iterable[str]) -> None:
-        self._write("DELETE FROM files WHERE folder = ? AND name = ?", [(str(folder), name) for name in names])
 
     def _write(self, statement: str, rows: list[tuple]) -> None:
         try:
@@ -84,20 +83,24 @@ def open_database(path: Path | None) -> sqlite3.Connection:
 
 
 def look_at(
-    folder: Path, files: dict[str, Stamp], examine: Callable[[Path], Any], index: FileIndex, progress: Progress
+    folder: Path,
+    files: dict[str, Stamp],
+    names: Iterable[str],
+    examine: Callable[[Path], Any],
+    index: FileIndex,
+    progress: Progress,
 ) -> dict[str, Any]:
-    """What `examine` finds in each file (anything JSON can hold): remembered, or looked up now by several threads.
+    """What `examine` finds in each named file (anything JSON can hold): remembered, or looked up now by several threads.
 
-    What was done before an interruption is kept.
+    files: all that the folder holds. What was done before an interruption is kept.
     """
-    known = index.known(folder)
-    found = {name: what for name, (stamp, what) in known.items() if files.get(name) == stamp}
-    todo = [name for name in files if name not in found]
+    found = index.known(folder, files)
+    todo = [name for name in names if name not in found]
     with ThreadPoolExecutor(READERS, thread_name_prefix="anima-scan") as readers:
         for start in range(0, len(todo), AT_ONCE):
-            names = todo[start : start + AT_ONCE]
-            results = list(readers.map(lambda name: examine(folder / name), names))
-            found.update(zip(names, results))
-            index.remember(folder, [(name, files[name], what) for name, what in zip(names, results)])
-            progress(start + len(names), len(todo))
+            some = todo[start : start + AT_ONCE]
+            results = list(readers.map(lambda name: examine(folder / name), some))
+            found.update(zip(some, results))
+            index.remember(folder, [(name, files[name], what) for name, what in zip(some, results)])
+            progress(start + len(some), len(todo))
     return found

@@ -33,7 +33,7 @@ from .prepare import prepare_data
 from .previews import Previews
 from .ranks import Ranks
 from .resume import contents
-from .rundir import freeze_config, locked, open_run_dir, prune
+from .rundir import freeze_config, locked, open_run_dir, prune, saved_on_the_way
 from .state import TrainState
 
 KEEP_GOOD_EVERY = 100  # steps between copies of the adapter that a broken run falls back to
@@ -292,7 +292,7 @@ class Run:
         output, step = self.config.output, self.state.step
         folder = self.plan.adapter_path.parent
         self.save_adapter(folder / f"{output.name}-step{step:08d}.safetensors")
-        prune(sorted(folder.glob(f"{output.name}-step*.safetensors")), output.save_last_n)
+        prune(saved_on_the_way(folder, output.name), output.save_last_n)
         if output.save_state:
             self.save_checkpoint()
 
@@ -348,10 +348,12 @@ class Run:
         self.events.emit("finish", step=self.state.step, reason=type(error).__name__, path=str(path))
 
     def rescue_into(self, folder: Path, whole: bool) -> Path:
-        path = folder / f"{self.config.output.name}-step{self.state.step:08d}.safetensors"
+        name = self.config.output.name
+        path = folder / f"{name}-step{self.state.step:08d}.safetensors"
         if whole:
             self.save_checkpoint(folder)
         self.save_adapter(path)
+        prune(saved_on_the_way(folder, name), keep=1)  # of a run that is cancelled again and again
         return path
 
 

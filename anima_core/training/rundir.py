@@ -1,6 +1,7 @@
 """The run folder `<output_dir>/<name>-run/`: frozen config, log, samples, checkpoints."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,6 +49,12 @@ def freeze_config(plan: Plan) -> str:
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
     return text
+
+
+def saved_on_the_way(folder: Path, name: str) -> list[Path]:
+    """The files `name-step00000100.safetensors` of a run, by step: no other run's, however it is named."""
+    pattern = re.compile(re.escape(name) + r"-step\d{8}\.safetensors")
+    return sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name))
 
 
 def prune(paths: list[Path], keep: int) -> None:
