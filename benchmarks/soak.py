@@ -120,6 +120,7 @@ def main() -> int:
         "rounds": len(samples),
         "seconds": round(time.perf_counter() - started, 1),
         "greatest_in_first_and_last_third": changes,
+        "resident_mb_by_tenths": [round(s["resident_mb"], 1) for s in samples[:: max(1, len(samples) // 10)]],
         "grew": grew(changes),
     }
     text = json.dumps(result, indent=1)

@@ -15,7 +15,7 @@ from .networks import AnimaLoKrNetwork, AnimaLoRANetwork
 from .optimizers import AnimaOptimizer
 from .routes import add_routes
 from .samples import AnimaSamplePrompts
-from .train import AnimaTrain, AnimaTrainFromTOML
+from .train import AnimaContinueRun, AnimaTrain, AnimaTrainFromTOML
 
 NODES: list[type[io.ComfyNode]] = [
     AnimaTransformerLoader,
@@ -33,6 +33,7 @@ NODES: list[type[io.ComfyNode]] = [
     AnimaSamplePrompts,
     AnimaTrain,
     AnimaTrainFromTOML,
+    AnimaContinueRun,
     AnimaApplyAdapter,
     AnimaSaveAdapter,
     AnimaLoadAdapter,

@@ -5,7 +5,6 @@ import json
 import os
 from pathlib import Path
 
-import folder_paths
 import numpy as np
 import torch
 from comfy_api.latest import io
@@ -13,20 +12,13 @@ from PIL import Image
 
 from ..anima_core.compat.dataset_config import read_dataset_config
 from ..anima_core.config import DatasetConfig, SubsetConfig
-from ..anima_core.errors import FileError, SettingError
+from ..anima_core.errors import AnimaError, FileError, SettingError
 from . import types
 from .inspect_dataset import contact_sheet, report
+from .roots import allowed, user_path
 from .runs import store_folder
 
 Datasets = tuple[DatasetConfig, ...]
-
-
-def user_folder(name: str) -> str:
-    """A folder as a user types it: absolute, or inside ComfyUI's input folder."""
-    path = Path(os.path.expandvars(name.strip().strip('"'))).expanduser()
-    if not path.is_absolute():
-        path = Path(folder_paths.get_input_directory()) / path
-    return str(path)
 
 
 def caption_inputs() -> list[io.Input]:
@@ -111,7 +103,11 @@ class AnimaDatasetFolder(io.ComfyNode):
             category=types.CATEGORY,
             description="A folder of pictures with a .txt caption beside each. Sub-folders named N_name count N times.",
             inputs=[
-                io.String.Input("folder", default="", tooltip="A full path, or a folder inside ComfyUI's input folder."),
+                io.String.Input(
+                    "folder",
+                    default="",
+                    tooltip="A folder inside ComfyUI's input folder, or a full path that the server allows (see help).",
+                ),
                 io.Int.Input("repeats", default=1, min=1, max=1000, tooltip="How often each picture comes in an epoch."),
                 *size_inputs(),
                 *caption_inputs(),
@@ -141,7 +137,10 @@ class AnimaDatasetFolder(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, folder: str = "", mask_folder: str = "", **others) -> str:
         named = [name for name in (folder, mask_folder) if isinstance(name, str) and name.strip()]
-        return "".join(folder_state(user_folder(name)) for name in named)
+        try:
+            return "".join(folder_state(user_path(name, "folder")) for name in named)
+        except SettingError as error:  # said again, on the node, by execute
+            return str(error)
 
     @classmethod
     def execute(
@@ -149,10 +148,10 @@ class AnimaDatasetFolder(io.ComfyNode):
     ) -> io.NodeOutput:
         if not folder.strip():
             raise SettingError("folder='': name a folder of captioned pictures")
-        path = user_folder(folder)
+        path = user_path(folder, "folder")
         if not Path(path).is_dir():
             raise FileError(f"{path}: no such folder of pictures; check folder")
-        masks = user_folder(mask_folder) if mask_folder.strip() else ""
+        masks = user_path(mask_folder, "mask_folder") if mask_folder.strip() else ""
         subset = SubsetConfig(image_dir=path, num_repeats=repeats, flip_aug=flip, mask_dir=masks, **captions)
         return io.NodeOutput(dataset_from(subset, resolution, bucket_step, min_side, no_upscale))
 
@@ -236,6 +235,16 @@ def to_bytes(picture: torch.Tensor) -> np.ndarray:
     return picture.detach().cpu().float().mul(255).round().clamp(0, 255).to(torch.uint8).numpy()
 
 
+def read_datasets(path: str) -> tuple[Datasets, list[str]]:
+    """A dataset_config file, and its notes. Its folders are confined like those that are typed into a node."""
+    datasets, notes = read_dataset_config(user_path(path, "path"), {})
+    for subset in (subset for dataset in datasets for subset in dataset.subsets):
+        allowed(subset.image_dir, "image_dir")
+        if subset.mask_dir:
+            allowed(subset.mask_dir, "conditioning_data_dir")
+    return datasets, notes
+
+
 class AnimaDatasetTOML(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -244,21 +253,27 @@ class AnimaDatasetTOML(io.ComfyNode):
             display_name="Anima Dataset (TOML)",
             category=types.CATEGORY,
             description="A kohya dataset_config file: folders, repeats, resolutions, captions as sd-scripts reads them.",
-            inputs=[io.String.Input("path", default="", tooltip="A full path, or a file inside ComfyUI's input folder.")],
+            inputs=[
+                io.String.Input(
+                    "path",
+                    default="",
+                    tooltip="A file inside ComfyUI's input folder, or a full path that the server allows (see help).",
+                )
+            ],
             outputs=[types.Dataset.Output(display_name="dataset")],
         )
 
     @classmethod
     def fingerprint_inputs(cls, path: str = "") -> str:
         try:
-            datasets, _notes = read_dataset_config(user_folder(path), {})
-        except Exception:
-            return path
+            datasets, _notes = read_datasets(path)
+        except AnimaError as error:
+            return str(error)
         return repr(datasets) + "".join(folder_state(s.image_dir) for d in datasets for s in d.subsets)
 
     @classmethod
     def execute(cls, path: str) -> io.NodeOutput:
-        datasets, notes = read_dataset_config(user_folder(path), {})
+        datasets, notes = read_datasets(path)
         for note in notes:
             print(f"[Anima Trainer] {note}")
         return io.NodeOutput(datasets)

@@ -1,9 +1,12 @@
-"""HTTP routes: stop-and-keep. Training ends early, the node returns what it has, the rest of the graph goes on."""
+"""HTTP routes: what is training, what could be continued, and stop-and-keep: training ends early, the graph goes on."""
+
+from dataclasses import asdict
 
 from aiohttp import web
 from server import PromptServer
 
-from . import bridge
+from . import bridge, runs
+from .stop_request import BadRequest, node_of
 
 
 def add_routes() -> None:
@@ -14,10 +17,17 @@ def add_routes() -> None:
     @server.routes.post("/anima_trainer/stop")
     async def stop(request: web.Request) -> web.Response:
         """Body {"node": "<id>"} or {} for every training in progress -> {"stopping": [ids]}."""
-        data = await request.json() if request.can_read_body else {}
-        node = data.get("node") if isinstance(data, dict) else None
-        return web.json_response({"stopping": bridge.request_stop(str(node) if node is not None else None)})
+        try:
+            return web.json_response({"stopping": bridge.request_stop(node_of(await request.read()))})
+        except BadRequest as error:
+            return web.json_response({"error": str(error)}, status=400)
 
     @server.routes.get("/anima_trainer/running")
     async def running(request: web.Request) -> web.Response:
         return web.json_response({"running": bridge.running_nodes()})
+
+    @server.routes.get("/anima_trainer/runs")
+    async def unfinished_runs(request: web.Request) -> web.Response:
+        """Runs that Continue Anima Run offers -> {"runs": [{"name", "step", "total", "saved_at"}]}, the newest first."""
+        shown = [asdict(run) for run in runs.unfinished()]
+        return web.json_response({"runs": [{k: v for k, v in run.items() if k != "key"} for run in shown]})

@@ -10,8 +10,10 @@ from pathlib import Path
 import folder_paths
 
 from .. import anima_core
-from ..anima_core.config import OutputConfig, TrainConfig, to_dict
+from ..anima_core.config import OutputConfig, TrainConfig, from_dict, to_dict
+from ..anima_core.errors import AnimaError
 from ..anima_core.models.checkpoint import file_identity
+from ..anima_core.toml_file import read_toml
 from ..anima_core.training.loop import TrainResult
 from ..anima_core.training.preflight import Plan
 
@@ -35,8 +37,8 @@ def run_key(plan: Plan) -> str:
     config = to_dict(plan.config)
     config["model"] = {name: content(path) for name, path in config["model"].items()}
     config["network"]["weights"] = content(config["network"]["weights"])
-    for volatile in ("device", "cache_dir"):
-        del config[volatile]
+    for without_effect in ("device", "cache_dir", "strict_data"):
+        del config[without_effect]
     config["output"] = {name: config["output"][name] for name in ("name", "save_dtype", "key_format")}
     for dataset in config["datasets"]:
         for subset in dataset["subsets"]:
@@ -72,13 +74,66 @@ def claim(config: TrainConfig, key: str, go_on: bool) -> TrainConfig:
     """
     record = store_folder() / "unfinished" / f"{key}.json"
     name = read_name(record) if go_on else None
-    has_checkpoint = name is not None and any((store_folder() / f"{name}-run" / "checkpoints").glob("step-*"))
+    has_checkpoint = name is not None and any((run_folder(name) / "checkpoints").glob("step-*"))
     if not has_checkpoint:
         name = unused_name(config.output)
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text(json.dumps({"name": name}), encoding="utf-8")
     output = dataclasses.replace(config.output, name=name, resume="latest" if has_checkpoint else "")
     return dataclasses.replace(config, output=output)
+
+
+@dataclass(frozen=True)
+class UnfinishedRun:
+    """A run that was cancelled, stopped early or cut off. total: steps it was to take, 0 when epochs were asked for."""
+
+    name: str
+    key: str
+    step: int
+    total: int
+    saved_at: float  # seconds since 1970
+
+
+def unfinished() -> list[UnfinishedRun]:
+    """Every run that can be continued, the newest first."""
+    found: dict[str, UnfinishedRun] = {}
+    for record in (store_folder() / "unfinished").glob("*.json"):
+        name = read_name(record)
+        run = None if name is None else read_unfinished(name, record.stem)
+        if run is not None and (name not in found or found[name].saved_at < run.saved_at):
+            found[name] = run
+    return sorted(found.values(), key=lambda run: run.saved_at, reverse=True)
+
+
+def read_unfinished(name: str, key: str) -> UnfinishedRun | None:
+    folder = run_folder(name)
+    try:
+        newest = max((folder / "checkpoints").glob("step-*"), default=None)
+        if newest is None:
+            return None
+        total = frozen_config(name).max_train_steps
+        return UnfinishedRun(name, key, int(newest.name.removeprefix("step-")), total, newest.stat().st_mtime)
+    except (OSError, ValueError, AnimaError):
+        return None
+
+
+def run_folder(name: str) -> Path:
+    return store_folder() / f"{name}-run"
+
+
+def frozen_config(name: str) -> TrainConfig:
+    """The settings that a run was started with. Raises FileError, SettingError."""
+    path = run_folder(name) / "config.toml"
+    return from_dict(TrainConfig, read_toml(path), str(path))
+
+
+def finished_under(name: str) -> FinishedRun | None:
+    """A finished run by its name."""
+    for record in (store_folder() / "finished").glob("*.json"):
+        run = find(record.stem)
+        if run is not None and Path(run.run_dir) == run_folder(name):
+            return run
+    return None
 
 
 def read_name(record: Path) -> str | None:

@@ -1,6 +1,8 @@
 """The training nodes: settings from the sockets, a run, its results back into the graph."""
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import comfy.model_management as mm
@@ -21,14 +23,17 @@ from ..anima_core.config import (
     SampleConfig,
     TrainConfig,
 )
-from ..anima_core.errors import Interrupted
+from ..anima_core.errors import AnimaError, Interrupted, SettingError
 from ..anima_core.training.loop import train
 from ..anima_core.training.preflight import preflight
 from . import bridge, runs, types
 from .adapters import apply_adapter
+from .datasets import folder_state
 from .names import loras_folder, safe_name
+from .roots import allowed, check_config, user_path
 
 UNFINISHED = ("continue", "start over")
+NO_RUN = "(none)"
 MEMORY = ["auto", "recompute (least memory)", "keep activations (fastest)"]
 
 
@@ -125,7 +130,7 @@ class AnimaTrain(io.ComfyNode):
                     min=0,
                     max=100000,
                     advanced=True,
-                    tooltip="Steps between checkpoints; 0: only on cancel.",
+                    tooltip="Steps between checkpoints; one is also written every ten minutes and on every way out.",
                 ),
                 io.Combo.Input(
                     "unfinished",
@@ -140,6 +145,12 @@ class AnimaTrain(io.ComfyNode):
                     default="bf16",
                     advanced=True,
                     tooltip="Of the saved file.",
+                ),
+                io.Boolean.Input(
+                    "strict",
+                    default=False,
+                    advanced=True,
+                    tooltip="Problems in the data end the run before it begins, instead of being counted.",
                 ),
                 io.Model.Input("model", optional=True, tooltip="A loaded Anima model: comes out with the adapter applied."),
                 types.Samples.Input("samples", optional=True, tooltip="Preview pictures while training."),
@@ -170,6 +181,7 @@ class AnimaTrain(io.ComfyNode):
         checkpoint_every: int,
         unfinished: str,
         save_precision: str,
+        strict: bool = False,
         model=None,
         samples: SampleConfig | None = None,
     ) -> io.NodeOutput:
@@ -194,6 +206,7 @@ class AnimaTrain(io.ComfyNode):
             seed=seed,
             device=str(mm.get_torch_device()),
             cache_dir=str(runs.store_folder() / "cache"),
+            strict_data=strict,
         )
         return run_in_graph(config, model, cls.hidden.unique_id, unfinished)
 
@@ -209,7 +222,11 @@ class AnimaTrainFromTOML(io.ComfyNode):
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                io.String.Input("path", default="", tooltip="A full path, or a file inside ComfyUI's input folder."),
+                io.String.Input(
+                    "path",
+                    default="",
+                    tooltip="A file inside ComfyUI's input folder, or a full path that the server allows (see help).",
+                ),
                 io.String.Input("output_name", default="", tooltip="Empty: the file's own."),
                 io.Model.Input("model", optional=True, tooltip="A loaded Anima model: comes out with the adapter applied."),
             ],
@@ -218,30 +235,85 @@ class AnimaTrainFromTOML(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, path: str = "", output_name: str = "", **others) -> str:
-        from .datasets import folder_state, user_folder
-
-        file = Path(user_folder(path))
-        if not file.is_file():
-            return path
-        config, _notes = config_from_file(file)
+        try:
+            config, _notes = read_config(path)
+        except AnimaError as error:
+            return str(error)
         return repr(config) + "".join(folder_state(s.image_dir) for d in config.datasets for s in d.subsets)
 
     @classmethod
     def execute(cls, path: str, output_name: str, model=None) -> io.NodeOutput:
-        from .datasets import user_folder
-
-        config, notes = config_from_file(user_folder(path))
+        config, notes = read_config(path)
         for note in notes:
             print(f"[Anima Trainer] {note}")
-        output = dataclasses.replace(
-            config.output,
-            dir=str(runs.store_folder()),
-            name=safe_name(output_name or config.output.name),
-            adapter_dir=str(loras_folder()),
-            resume="",
+        return run_in_graph(in_this_server(config, output_name or config.output.name), model, cls.hidden.unique_id)
+
+
+def read_config(path: str) -> tuple[TrainConfig, tuple[str, ...]]:
+    """A training file and its notes. What it names is confined like what is typed into a node, before it is read."""
+    config, notes = config_from_file(user_path(path, "path"), guard=allowed)
+    return check_config(config), notes
+
+
+def in_this_server(config: TrainConfig, name: str, **output) -> TrainConfig:
+    """The same run, with the folders and the device of this ComfyUI."""
+    places = dict(dir=str(runs.store_folder()), name=safe_name(name), adapter_dir=str(loras_folder()), resume="")
+    cache_dir, device = str(runs.store_folder() / "cache"), str(mm.get_torch_device())
+    placed = dataclasses.replace(config.output, **(places | output))
+    return dataclasses.replace(config, output=placed, cache_dir=cache_dir, device=device)
+
+
+class AnimaContinueRun(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        names = [run.name for run in runs.unfinished()]
+        return io.Schema(
+            node_id="AnimaContinueRun",
+            display_name="Continue Anima Run",
+            category=types.CATEGORY,
+            description="Goes on with a run that was cancelled, stopped early or cut off, with its own settings.",
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.Combo.Input(
+                    "run",
+                    options=names or [NO_RUN],
+                    tooltip="Unfinished runs, the newest first. Press R to look again.",
+                ),
+                io.Boolean.Input(
+                    "with_changes",
+                    default=False,
+                    advanced=True,
+                    tooltip="Go on although pictures or captions are not what they were.",
+                ),
+                io.Model.Input("model", optional=True, tooltip="A loaded Anima model: comes out with the adapter applied."),
+            ],
+            outputs=outputs(),
         )
-        folders = dict(cache_dir=str(runs.store_folder() / "cache"), device=str(mm.get_torch_device()))
-        return run_in_graph(dataclasses.replace(config, output=output, **folders), model, cls.hidden.unique_id)
+
+    @classmethod
+    def validate_inputs(cls, run: str) -> bool | str:
+        """A run that was finished since is not in the list any more, and still has an adapter to hand on."""
+        known = run == NO_RUN or run in {r.name for r in runs.unfinished()} or runs.finished_under(run) is not None
+        return known or f"run={run!r}: no such unfinished run; press R to look again"
+
+    @classmethod
+    def fingerprint_inputs(cls, run: str = "", **others) -> str:
+        return repr([r for r in runs.unfinished() if r.name == run])
+
+    @classmethod
+    def execute(cls, run: str, with_changes: bool, model=None) -> io.NodeOutput:
+        node = cls.hidden.unique_id
+        found = next((r for r in runs.unfinished() if r.name == run), None)
+        done = runs.finished_under(run) if found is None else None
+        if found is None and done is None:
+            raise SettingError(f"run={run!r}: no unfinished run of this name; press R and choose one of the list")
+        if done is None:
+            output = dict(resume="latest", resume_with_changes=with_changes)
+            config = check_config(in_this_server(runs.frozen_config(run), run, **output))
+            with bridge.NodeListener(node) as listener:
+                done = train_now(config, found.key, listener)
+        return results(done, model)
 
 
 def recompute(memory: str) -> bool:
@@ -253,12 +325,18 @@ def recompute(memory: str) -> bool:
 
 def run_in_graph(config: TrainConfig, model, node: str, unfinished: str = UNFINISHED[0]) -> io.NodeOutput:
     """Return the finished run of these inputs, or train; then build the node's outputs."""
-    key = runs.run_key(preflight(config))
-    done = runs.find(key)
-    if done is None:
-        done = train_now(runs.claim(config, key, go_on=unfinished == UNFINISHED[0]), key, node)
-    else:
-        bridge.say(node, f"already trained: {Path(done.adapter).name}")
+    with bridge.NodeListener(node) as listener:
+        with interruptible():
+            key = runs.run_key(preflight(config, on_event=listener))
+        done = runs.find(key)
+        if done is None:
+            done = train_now(runs.claim(config, key, go_on=unfinished == UNFINISHED[0]), key, listener)
+        else:
+            bridge.say(node, f"already trained: {Path(done.adapter).name}")
+    return results(done, model)
+
+
+def results(done: runs.FinishedRun, model) -> io.NodeOutput:
     lora = load_file(done.adapter)
     return io.NodeOutput(
         lora,
@@ -270,17 +348,23 @@ def run_in_graph(config: TrainConfig, model, node: str, unfinished: str = UNFINI
     )
 
 
-def train_now(config: TrainConfig, key: str, node: str) -> runs.FinishedRun:
-    try:
-        with bridge.NodeListener(node) as listener, bridge.gpu_for_training():
-            result = train(config, listener)
-    except Interrupted:
-        mm.throw_exception_if_processing_interrupted()
-        raise
+def train_now(config: TrainConfig, key: str, listener: bridge.NodeListener) -> runs.FinishedRun:
+    with interruptible(), bridge.gpu_for_training():
+        result = train(config, listener)
     finished = runs.describe(result)
     if result.stop_reason == "finished":  # one that was stopped early is not yet what its settings ask for
         runs.remember(key, finished)
     return finished
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """A run that Cancel ended is ComfyUI's own interruption, not an error."""
+    try:
+        yield
+    except Interrupted:
+        mm.throw_exception_if_processing_interrupted()
+        raise
 
 
 def load_samples(paths: list[str]):

@@ -6,7 +6,7 @@ which wins also when it equals a default.
 
 import argparse
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,14 +75,23 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
     return args
 
 
-def request_from(args: argparse.Namespace) -> Request:
-    """The typed flags, with the files they name, as a run. Checks run in sd-scripts' order, with its texts."""
+Guard = Callable[[str, str], Any]  # (path, setting): raises for a path that may not be read
+
+
+def request_from(args: argparse.Namespace, guard: Guard = lambda path, setting: None) -> Request:
+    """The typed flags, with the files they name, as a run. Checks run in sd-scripts' order, with its texts.
+
+    guard: is asked about every path that a file gives before it is read.
+    """
     typed = typed_flags(args)
     notes = refuse_and_note(vars(args), "--")
     frozen = frozen_config(typed)
     if frozen is not None:
         return Request(frozen, tuple(notes), typed.get("output_config", False), "")
     values, explicit, file_notes = all_values(typed)
+    for flag in mapped_flags():
+        if flag.kind == "path" and values[flag.name]:
+            guard(values[flag.name], flag.name)
     config, more = train_config(values, explicit)
     board = values["logging_dir"] if values["log_with"] == "tensorboard" else ""
     return Request(config, (*notes, *file_notes, *more), values["output_config"], board)
@@ -202,10 +211,10 @@ def tables(data: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return [("", top), *((name, value) for name, value in data.items() if isinstance(value, dict))]
 
 
-def config_from_file(path: str | Path) -> tuple[TrainConfig, tuple[str, ...]]:
+def config_from_file(path: str | Path, guard: Guard = lambda path, setting: None) -> tuple[TrainConfig, tuple[str, ...]]:
     """A whole run in one file, of any dialect: frozen, sectioned or flat -> the run and its notes."""
     key = "config" if is_root_style(read_toml(path)) else "config_file"
-    request = request_from(argparse.Namespace(**{key: str(path)}))
+    request = request_from(argparse.Namespace(**{key: str(path)}), guard)
     return request.config, request.notes
 
 

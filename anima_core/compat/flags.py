@@ -13,7 +13,7 @@ from ..config import LOSSES, OPTIMIZERS, SCHEDULES
 
 @dataclass(frozen=True)
 class Flag:
-    """kind: str, int, float, switch (--x / --no-x), list. sets: what it sets here, for the help text and the docs."""
+    """kind: str, path (of what is read), int, float, switch (--x / --no-x), list. sets: what it sets here, for the help text and the docs."""
 
     name: str
     kind: str
@@ -45,18 +45,18 @@ TIMESTEPS = {  # sd-scripts' words -> ours
 
 MAPPED = {
     "models": [
-        Flag("anima_transformer", "str", "", "the Anima transformer, .safetensors", ("pretrained_model_name_or_path",)),
-        Flag("vae", "str", "", "the Qwen-Image VAE, .safetensors"),
-        Flag("qwen", "str", "", "Qwen3-0.6B: ComfyUI's .safetensors file or a Hugging Face directory", ("qwen3",)),
-        Flag("qwen_tokenizer_dir", "str", "", "Qwen's tokenizer; default: beside the model, else ComfyUI's"),
-        Flag("t5_tokenizer_dir", "str", "", "folder with config.json, spiece.model, tokenizer.json", ("t5_tokenizer_path",)),
+        Flag("anima_transformer", "path", "", "the Anima transformer, .safetensors", ("pretrained_model_name_or_path",)),
+        Flag("vae", "path", "", "the Qwen-Image VAE, .safetensors"),
+        Flag("qwen", "path", "", "Qwen3-0.6B: ComfyUI's .safetensors file or a Hugging Face directory", ("qwen3",)),
+        Flag("qwen_tokenizer_dir", "path", "", "Qwen's tokenizer; default: beside the model, else ComfyUI's"),
+        Flag("t5_tokenizer_dir", "path", "", "folder with config.json, spiece.model, tokenizer.json", ("t5_tokenizer_path",)),
         Flag("mixed_precision", "str", "auto", "dtype of the frozen base model", choices=tuple(PRECISIONS)),
         Flag("device", "str", "auto", "auto, cpu, cuda, cuda:1, xpu, mps"),
     ],
     "data": [
-        Flag("dataset_config", "str", "", "kohya's dataset TOML"),
-        Flag("train_data_dir", "str", "", "a folder of captioned pictures, instead of dataset_config"),
-        Flag("reg_data_dir", "str", "", "a folder of regularisation pictures beside train_data_dir"),
+        Flag("dataset_config", "path", "", "kohya's dataset TOML"),
+        Flag("train_data_dir", "path", "", "a folder of captioned pictures, instead of dataset_config"),
+        Flag("reg_data_dir", "path", "", "a folder of regularisation pictures beside train_data_dir"),
         Flag("prior_loss_weight", "float", 1.0, "loss weight of regularisation pictures"),
         Flag("resolution", "str", "1024", "1024 or 1024,768"),
         Flag("train_batch_size", "int", 1, "pictures in a micro-batch"),
@@ -78,7 +78,7 @@ MAPPED = {
         Flag("caption_tag_dropout_rate", "float", 0.0, "chance of each tag"),
         Flag("flip_aug", "switch", False, "also mirrored"),
         Flag("alpha_mask", "switch", False, "transparency weighs the loss"),
-        Flag("conditioning_data_dir", "str", "", "grey pictures of the same names that weigh the loss", ("mask_dir",)),
+        Flag("conditioning_data_dir", "path", "", "grey pictures of the same names that weigh the loss", ("mask_dir",)),
         Flag(
             "cache_latents",
             "switch",
@@ -104,7 +104,7 @@ MAPPED = {
         Flag("network_alpha", "float", 1.0, "the adapter is scaled by alpha / rank"),
         Flag("network_dropout", "float", 0.0, "dropout"),
         Flag("network_args", "list", (), "name=value: " + "see the table of network_args"),
-        Flag("network_weights", "str", "", "start from this adapter file"),
+        Flag("network_weights", "path", "", "start from this adapter file"),
         Flag("dim_from_weights", "switch", False, "take rank and alpha from network_weights"),
         Flag("train_norm", "switch", False, "also train the norms (sd-scripts-anima: on)"),
     ],
@@ -166,7 +166,7 @@ MAPPED = {
         Flag("keep_checkpoints", "int", 2, "how many of those to keep; 0 keeps all"),
         Flag("resume", "str", "", "a checkpoint folder, or latest"),
         Flag("resume_with_changes", "switch", False, "let learning rate, data and the like differ from the checkpoint's"),
-        Flag("sample_prompts", "str", "", "a text file, one prompt a line, with --w --h --s --l --d --n --fs"),
+        Flag("sample_prompts", "path", "", "a text file, one prompt a line, with --w --h --s --l --d --n --fs"),
         Flag("sample_every_n_steps", "int", 0, "steps between previews"),
         Flag("sample_every_n_epochs", "int", 0, "epochs between previews"),
         Flag("sample_at_first", "switch", False, "also before the first step"),
@@ -176,8 +176,8 @@ MAPPED = {
         Flag("training_comment", "str", "", "written into the metadata"),
         Flag("log_with", "str", "", "tensorboard also writes TensorBoard files", choices=("", "tensorboard")),
         Flag("logging_dir", "str", "logs", "where TensorBoard files go"),
-        Flag("config", "str", "", "a sectioned TOML: [model] [dataset] [training] [lora] [optimizer] [output]"),
-        Flag("config_file", "str", "", "a sectioned TOML, or a flat one of these flags"),
+        Flag("config", "path", "", "a sectioned TOML: [model] [dataset] [training] [lora] [optimizer] [output]"),
+        Flag("config_file", "path", "", "a sectioned TOML, or a flat one of these flags"),
         Flag("output_config", "switch", False, "write the settings as one TOML and stop"),
     ],
 }

@@ -5,7 +5,7 @@ from typing import Any
 from ..errors import SettingError
 from .flags import Flag
 
-TYPES = {"str": str, "int": int, "float": float}
+TYPES = {"str": str, "path": str, "int": int, "float": float}
 
 
 def typed_value(flag: Flag, value: Any, where: str) -> Any:
@@ -17,7 +17,7 @@ def typed_value(flag: Flag, value: Any, where: str) -> Any:
     elif flag.kind == "switch":
         if isinstance(value, bool):
             return value
-    elif flag.kind == "str":
+    elif flag.kind in ("str", "path"):
         if isinstance(value, list):
             return ",".join(map(str, value))
         if not isinstance(value, bool):

@@ -16,7 +16,7 @@ from .make_workflows import FOLDER, is_widget, specs
 from .server import ComfyUI, error_of, status, was_interrupted
 
 SNAPSHOT = Path(__file__).with_name("schema.json")
-NODES = 18
+NODES = 19
 
 
 @pytest.fixture(scope="module")

@@ -59,7 +59,7 @@ def texts(tree: dict) -> list[str]:
 
 def test_chinese_covers_every_node_input_and_output(nodes):
     translated = locale("zh", "nodeDefs")
-    assert len(nodes) == 18
+    assert len(nodes) == 19
     assert set(translated) == set(nodes)
     for name, node in nodes.items():
         entry = translated[name]

@@ -1,0 +1,88 @@
+"""Which folders and files of the server a graph may name.
+
+Whoever can queue a graph is not always the owner of the machine. So what a user types is confined to ComfyUI's own input,
+output and models folders and everything registered in extra_model_paths.yaml; the owner may allow more.
+"""
+
+import os
+from collections.abc import Iterator
+
+import folder_paths
+
+from ..anima_core.config import TrainConfig
+from ..anima_core.errors import SettingError
+from ..anima_core.models.tokenizers import comfyui_tokenizers
+
+ENVIRONMENT = "ANIMA_TRAINER_ROOTS"  # more folders, separated as in PATH; * allows everything
+NOT_DATA = ("custom_nodes",)
+
+
+def roots() -> list[str]:
+    registered = [
+        folder
+        for kind, (folders, _) in folder_paths.folder_names_and_paths.items()
+        if kind not in NOT_DATA
+        for folder in folders
+    ]
+    own = [folder_paths.get_input_directory(), folder_paths.get_output_directory(), folder_paths.models_dir]
+    bundled = map(str, comfyui_tokenizers() or ())
+    return [*own, *registered, *bundled, *filter(None, os.environ.get(ENVIRONMENT, "").split(os.pathsep))]
+
+
+def allowed(path: str, setting: str) -> str:
+    """`path`, if it lies in one of the roots; else SettingError, before the disk is asked whether there is such a thing.
+
+    The path is compared as it is written, `..` resolved: a link that the owner put into a root may lead out of it, and no
+    network share is contacted.
+    """
+    places = roots()
+    if "*" in places:
+        return path
+    if any(
+        is_inside(os.path.abspath(path), root)
+        for folder in places
+        for root in (os.path.abspath(folder), os.path.realpath(folder))
+    ):
+        return path
+    raise SettingError(
+        f"{setting}={path!r}: outside of the folders that this server reads; move it into ComfyUI's input folder, or let the "
+        f"server's owner add its folder to extra_model_paths.yaml (datasets) or to {ENVIRONMENT}"
+    )
+
+
+def is_inside(path: str, root: str) -> bool:
+    path, root = os.path.normcase(path), os.path.normcase(root)
+    try:
+        return os.path.commonpath([path, root]) == root
+    except ValueError:  # another drive
+        return False
+
+
+def user_path(name: str, setting: str) -> str:
+    """A folder or file as a user types it: a full path, or inside ComfyUI's input folder, or inside a datasets folder."""
+    name = name.strip().strip('"')
+    path = os.path.expanduser(name)
+    if os.path.isabs(path):
+        return allowed(path, setting)
+    datasets = folder_paths.folder_names_and_paths.get("datasets", ([],))[0]
+    places = [allowed(os.path.join(folder, path), setting) for folder in (folder_paths.get_input_directory(), *datasets)]
+    return next((place for place in places if os.path.exists(place)), places[0])
+
+
+def check_config(config: TrainConfig) -> TrainConfig:
+    """Every path that a run reads. Raises SettingError."""
+    for setting, path in paths_of(config):
+        if path:
+            allowed(path, setting)
+    return config
+
+
+def paths_of(config: TrainConfig) -> Iterator[tuple[str, str]]:
+    model = config.model
+    for setting in ("transformer", "vae", "qwen", "t5_tokenizer_dir", "qwen_tokenizer_dir"):
+        yield setting, getattr(model, setting)
+    yield "network_weights", config.network.weights
+    for dataset in config.datasets:
+        for subset in dataset.subsets:
+            yield "image_dir", subset.image_dir
+            yield "mask_dir", subset.mask_dir

@@ -1,0 +1,228 @@
+"""Lost servers, folders that a graph may not name, hostile requests: what a real ComfyUI makes of them."""
+
+import json
+import signal
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from .graphs import Graph, install_tiny_models
+from .server import ComfyUI, error_of, status
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    install_tiny_models(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(comfyui, base):
+    running = ComfyUI(*comfyui, base)
+    yield running
+    running.close()
+
+
+def store(base: Path) -> Path:
+    return base / "output" / "anima_trainer"
+
+
+def log_text(base: Path, name: str) -> str:
+    log = store(base) / f"{name}-run" / "log.jsonl"
+    return log.read_text(encoding="utf-8") if log.is_file() else ""
+
+
+def offered(server) -> list[str]:
+    """What the run picker's list shows."""
+    options = server.get("/object_info/AnimaContinueRun")["AnimaContinueRun"]["input"]["required"]["run"]
+    return options[1]["options"] if isinstance(options[0], str) else options[0]
+
+
+def wait_for(text: str, base: Path, name: str, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while text not in log_text(base, name):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_killed_server_offers_its_run_again(comfyui, base, server):
+    """SIGKILL in the middle of a training; a new server lists the run, goes on with it, and the old graph finds it done."""
+    steps = 600
+    victim = ComfyUI(*comfyui, base)
+    graph = Graph(victim)
+    graph.training(output_name="crashed", steps=steps, checkpoint_every=10)
+    victim.queue(graph.prompt)
+    wait_for('"event": "checkpoint", ', base, "crashed")
+    wait_for('"step": 30,', base, "crashed")
+    victim.process.send_signal(signal.SIGKILL)
+    victim.process.wait()
+    victim.log.close()
+    (run,) = [run for run in server.get("/anima_trainer/runs")["runs"] if run["name"] == "crashed"]
+    assert 20 <= run["step"] < steps and run["total"] == steps and time.time() - run["saved_at"] < 120
+    assert set(run) == {"name", "step", "total", "saved_at"}
+    assert "crashed" in offered(server)
+    picker = Graph(server)
+    picker.add("go", "AnimaContinueRun", run="crashed")
+    picker.add("loss", "LossGraphNode", loss=["go", 2])
+    entry = server.run(picker.prompt)
+    assert status(entry) == "success", error_of(entry)
+    assert entry["outputs"]["go"]["text"] == [f"crashed.safetensors: {steps} steps"]
+    assert f"resumed at step {run['step']} from" in log_text(base, "crashed")
+    assert "crashed" not in offered(server)
+    again = server.run(graph.prompt)  # the graph that was cut off
+    assert status(again) == "success" and again["outputs"]["train"]["text"] == [f"crashed.safetensors: {steps} steps"]
+    assert not (base / "models" / "loras" / "crashed-2.safetensors").exists()
+    picked = Graph(server)
+    picked.add("go", "AnimaContinueRun", run="crashed")  # a saved graph still names the run that is finished now
+    picked.add("loss", "LossGraphNode", loss=["go", 2])
+    picked.prompt["loss"]["inputs"]["filename_prefix"] = "other"
+    assert status(server.run(picked.prompt)) == "success"
+
+
+def stop_early(server, base, name: str) -> None:
+    graph = Graph(server)
+    graph.training(output_name=name, steps=3000, checkpoint_every=0)
+    prompt = server.queue(graph.prompt)
+    wait_for('"step": 5,', base, name)
+    server.post("/interrupt", {})
+    server.result(prompt)
+
+
+def test_a_run_whose_pictures_changed_is_named_and_goes_on_when_told_to(server, base):
+    folder = base / "input" / "changing"
+    folder.mkdir()
+    Image.new("RGB", (64, 64), "red").save(folder / "a.png")
+    (folder / "a.txt").write_text("red", encoding="utf-8")
+    graph = Graph(server)
+    graph.add("own", "AnimaDatasetFolder", folder="changing", resolution="64", bucket_step=16, min_side=64)
+    graph.training(output_name="changing", steps=60, dataset=["own", 0], checkpoint_every=5)
+    prompt = server.queue(graph.prompt)
+    wait_for('"step": 10,', base, "changing")
+    server.post("/interrupt", {})
+    server.result(prompt)
+    (folder / "a.txt").write_text("crimson", encoding="utf-8")
+    picker = Graph(server)
+    picker.add("go", "AnimaContinueRun", run="changing")
+    assert "content of the data is not what it was" in error_of(server.run(picker.prompt))
+    picker.prompt["go"]["inputs"]["with_changes"] = True
+    entry = server.run(picker.prompt)
+    assert status(entry) == "success", error_of(entry)
+
+
+def test_a_run_that_was_deleted_since_is_one_line(server, base):
+    import shutil
+
+    stop_early(server, base, "vanishing")
+    picker = Graph(server)
+    picker.add("go", "AnimaContinueRun", run="vanishing")
+    answer = server.post("/prompt", {"prompt": picker.prompt, "client_id": server.client})
+    server.result(answer["prompt_id"]) if "prompt_id" in answer else None
+    stop_early(server, base, "vanishing2")
+    shutil.rmtree(store(base) / "vanishing2-run")
+    picker.prompt["go"]["inputs"]["run"] = "vanishing2"
+    refused = server.post("/prompt", {"prompt": picker.prompt, "client_id": server.client})
+    assert "no such unfinished run; press R to look again" in json.dumps(refused)
+
+
+@pytest.mark.parametrize("name", ["../escape", "/etc", "(none)", "nobody"])
+def test_the_picker_takes_names_of_the_list_only(server, base, name):
+    picker = Graph(server)
+    picker.add("go", "AnimaContinueRun", run=name)
+    answer = server.post("/prompt", {"prompt": picker.prompt, "client_id": server.client})
+    text = error_of(server.result(answer["prompt_id"])) if "prompt_id" in answer else json.dumps(answer)
+    assert "no such unfinished run" in text or "no unfinished run of this name" in text
+
+
+def toml_for(folder: Path, base: Path) -> str:
+    return f"[[datasets]]\nresolution = 64\n[[datasets.subsets]]\nimage_dir = '{folder}'\n"
+
+
+@pytest.mark.parametrize("kind", ["folder", "mask", "dots", "dataset toml", "image_dir", "training toml", "prompts"])
+def test_folders_outside_of_comfyui_are_refused(server, base, tmp_path, kind):
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a secret caption", encoding="utf-8")
+    (tmp_path / "x.toml").write_text(toml_for(base / "input" / "pics", base), encoding="utf-8")
+    (base / "input" / "in.toml").write_text(toml_for(tmp_path, base), encoding="utf-8")
+    (base / "input" / "train.toml").write_text(f"sample_prompts = '{tmp_path / 'a.txt'}'\n", encoding="utf-8")
+    graph = Graph(server)
+    node, inputs = {
+        "folder": ("AnimaDatasetFolder", dict(folder=str(tmp_path))),
+        "mask": ("AnimaDatasetFolder", dict(folder="pics", mask_folder=str(tmp_path))),
+        "dots": ("AnimaDatasetFolder", dict(folder="../../../../../etc")),
+        "dataset toml": ("AnimaDatasetTOML", dict(path=str(tmp_path / "x.toml"))),
+        "image_dir": ("AnimaDatasetTOML", dict(path="in.toml")),
+        "training toml": ("AnimaTrainFromTOML", dict(path=str(tmp_path / "x.toml"))),
+        "prompts": ("AnimaTrainFromTOML", dict(path="train.toml")),
+    }[kind]
+    graph.add("bad", node, **inputs)
+    if node != "AnimaTrainFromTOML":
+        graph.add("look", "AnimaDatasetInspect", dataset=["bad", 0])
+    entry = server.run(graph.prompt)
+    assert "outside of the folders that this server reads" in error_of(entry), json.dumps(entry)[-2000:]
+    assert "a secret caption" not in json.dumps(entry)
+
+
+def test_the_owner_may_allow_more(comfyui, base, tmp_path, monkeypatch):
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("allowed", encoding="utf-8")
+    monkeypatch.setenv("ANIMA_TRAINER_ROOTS", str(tmp_path))
+    other = ComfyUI(*comfyui, base)
+    try:
+        graph = Graph(other)
+        graph.add("data", "AnimaDatasetFolder", folder=str(tmp_path))
+        graph.add("look", "AnimaDatasetInspect", dataset=["data", 0])
+        entry = other.run(graph.prompt)
+    finally:
+        other.close()
+    assert status(entry) == "success" and "a.png: allowed" in entry["outputs"]["look"]["text"][0]
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b'{"node": ["x"]}', b'{"node": "../../etc"}', b"\xff\xfe\x00", b"[" * 50000])
+def test_hostile_stop_requests(server, body):
+    request = urllib.request.Request(server.url("/anima_trainer/stop"), body, {"Content-Type": "application/json"})
+    with pytest.raises(urllib.error.HTTPError) as error:
+        urllib.request.urlopen(request, timeout=30)
+    answer = json.loads(error.value.read())
+    assert error.value.code == 400 and "\n" not in answer["error"]
+    assert server.get("/anima_trainer/running") == {"running": []}
+
+
+def test_strict_refuses_what_is_otherwise_counted(server, base):
+    folder = base / "input" / "flawed"
+    folder.mkdir()
+    Image.new("RGB", (64, 64), "red").save(folder / "a.png")
+    Image.new("RGB", (64, 64), "blue").save(folder / "b.png")
+    (folder / "a.txt").write_text("red", encoding="utf-8")
+
+    def run(strict: bool):
+        graph = Graph(server)
+        graph.add("own", "AnimaDatasetFolder", folder="flawed", resolution="64", bucket_step=16, min_side=64)
+        graph.training(output_name="flawed", dataset=["own", 0], strict=strict)
+        return server.run(graph.prompt)
+
+    assert "strict: 1 warnings about the data (pictures without a caption file: 1 (b.png))" in error_of(run(True))
+    assert status(run(False)) == "success"
+    assert "pictures without a caption file: 1 (b.png)" in log_text(base, "flawed")
+
+
+def test_a_scan_can_be_cancelled_and_goes_on_where_it_was(server, base):
+    """Six hundred pictures: Cancel arrives while they are looked at, or right after; nothing is trained."""
+    from benchmarks.scan import write_pictures
+
+    write_pictures(base / "input" / "many", 1500)
+    graph = Graph(server)
+    graph.add("own", "AnimaDatasetFolder", folder="many", resolution="128", bucket_step=16, min_side=64)
+    graph.training(output_name="many", dataset=["own", 0])
+    prompt = server.queue(graph.prompt)
+    deadline = time.monotonic() + 30
+    while not server.get("/anima_trainer/running")["running"] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    server.post("/interrupt", {})
+    entry = server.result(prompt)
+    assert any(m[0] == "execution_interrupted" for m in entry["status"]["messages"])
+    assert not (base / "models" / "loras" / "many.safetensors").exists()

@@ -1,0 +1,199 @@
+"""What a graph may name on a server, and what strangers may send to its routes; without a ComfyUI."""
+
+import dataclasses
+import importlib
+import importlib.util
+import json
+import os
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from anima_core.config import DatasetConfig, ModelConfig, SubsetConfig, TrainConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def roots(tmp_path, monkeypatch):
+    """nodes/roots.py around folders of this test."""
+    folder_paths = types.ModuleType("folder_paths")
+    folder_paths.get_input_directory = lambda: str(tmp_path / "input")
+    folder_paths.get_output_directory = lambda: str(tmp_path / "output")
+    folder_paths.models_dir = str(tmp_path / "models")
+    kinds = {
+        "loras": [tmp_path / "other_disk" / "loras"],
+        "custom_nodes": [tmp_path / "custom_nodes"],
+        "datasets": [tmp_path / "sets"],
+    }
+    folder_paths.folder_names_and_paths = {kind: ([str(f) for f in folders], set()) for kind, folders in kinds.items()}
+    monkeypatch.setitem(sys.modules, "folder_paths", folder_paths)
+    monkeypatch.delenv("ANIMA_TRAINER_ROOTS", raising=False)
+    for name, folder in (("pack", ROOT), ("pack.nodes", ROOT / "nodes")):
+        module = types.ModuleType(name)
+        module.__path__ = [str(folder)]
+        monkeypatch.setitem(sys.modules, name, module)
+    yield importlib.import_module("pack.nodes.roots")
+    for name in [n for n in sys.modules if n.startswith("pack.")]:
+        del sys.modules[name]
+
+
+INSIDE = ["input/a", "input", "output/anima_trainer/x", "models/vae/v.safetensors", "other_disk/loras/l.safetensors", "sets/s"]
+OUTSIDE = ["", "secret", "input/../secret", "inputs", "input_2/a", "models/../../etc", "custom_nodes/pack", "other_disk/x"]
+
+
+@pytest.mark.parametrize("path", INSIDE)
+def test_what_lies_in_comfyuis_folders_is_allowed(roots, tmp_path, path):
+    full = str(tmp_path / path)
+    assert roots.allowed(full, "folder") == full
+
+
+@pytest.mark.parametrize("path", OUTSIDE)
+def test_what_lies_elsewhere_is_refused_in_one_line(roots, tmp_path, path):
+    with pytest.raises(Exception, match="outside of the folders that this server reads; move it into ComfyUI's input") as error:
+        roots.allowed(os.path.join(tmp_path, path), "image_dir")
+    assert str(error.value).startswith("image_dir=") and "\n" not in str(error.value)
+
+
+def test_the_owner_allows_more(roots, tmp_path, monkeypatch):
+    secret = str(tmp_path / "secret" / "deep")
+    monkeypatch.setenv("ANIMA_TRAINER_ROOTS", os.pathsep.join([str(tmp_path / "x"), str(tmp_path / "secret")]))
+    assert roots.allowed(secret, "folder") == secret
+    monkeypatch.setenv("ANIMA_TRAINER_ROOTS", "*")
+    assert roots.allowed("/anywhere", "folder") == "/anywhere"
+
+
+def test_a_link_that_the_owner_made_may_lead_out(roots, tmp_path):
+    (tmp_path / "input").mkdir()
+    (tmp_path / "big_disk").mkdir()
+    os.symlink(tmp_path / "big_disk", tmp_path / "input" / "pics")
+    assert roots.allowed(str(tmp_path / "input" / "pics" / "a"), "folder")
+
+
+def test_the_disk_is_not_asked_about_refused_paths(roots, tmp_path, monkeypatch):
+    """Else the answer, or its time, would tell whether there is such a file."""
+    asked = []
+
+    def listening(real):
+        return lambda path, *args, **named: asked.append(str(path)) or real(path, *args, **named)
+
+    for name in ("stat", "lstat", "scandir", "listdir"):
+        monkeypatch.setattr(os, name, listening(getattr(os, name)))
+    with pytest.raises(Exception, match="outside"):
+        roots.allowed("/probe/this/path", "folder")
+    assert not [path for path in asked if "probe" in path]
+
+
+def test_typed_names(roots, tmp_path):
+    (tmp_path / "sets" / "mine").mkdir(parents=True)
+    assert roots.user_path(' "pics" ', "folder") == str(tmp_path / "input" / "pics")
+    assert roots.user_path("mine", "folder") == str(tmp_path / "sets" / "mine")
+    for name in ("../secret", "~", "~/x", "/etc", "pics/../../secret"):
+        with pytest.raises(Exception, match="outside of the folders"):
+            roots.user_path(name, "folder")
+
+
+def test_every_path_of_a_config_is_looked_at(roots, tmp_path):
+    inside = [str(tmp_path / "models" / name) for name in ("a", "b", "c", "d", "e", "w")]
+    subset = SubsetConfig(str(tmp_path / "input"), mask_dir=str(tmp_path / "input"))
+    good = TrainConfig(ModelConfig(*inside[:5]), (DatasetConfig((subset,)),))
+    good = dataclasses.replace(good, network=dataclasses.replace(good.network, weights=inside[5]))
+    assert roots.check_config(good) is good
+    strings = [value for _, value in roots.paths_of(good)]
+    assert len(strings) == 8
+    for field in ("transformer", "vae", "qwen", "t5_tokenizer_dir", "qwen_tokenizer_dir"):
+        with pytest.raises(Exception, match="outside"):
+            roots.check_config(dataclasses.replace(good, model=dataclasses.replace(good.model, **{field: "/etc/x"})))
+    for change in (dict(image_dir="/etc"), dict(mask_dir="/etc")):
+        other = (DatasetConfig((dataclasses.replace(subset, **change),)),)
+        with pytest.raises(Exception, match="outside"):
+            roots.check_config(dataclasses.replace(good, datasets=other))
+
+
+def test_files_that_a_toml_names_are_asked_about_before_they_are_read(tmp_path):
+    """A prompt file would show up in the previews' settings."""
+    from anima_core.compat.arguments import config_from_file
+
+    from .tiny import model_config
+
+    model = model_config(tmp_path)
+    (tmp_path / "secret.txt").write_text("a secret", encoding="utf-8")
+    lines = [
+        f"{name} = '{value}'"
+        for name, value in (("anima_transformer", model.transformer), ("vae", model.vae), ("qwen", model.qwen))
+    ]
+    lines += [f"t5_tokenizer_dir = '{model.t5_tokenizer_dir}'", f"train_data_dir = '{tmp_path}'"]
+    toml = tmp_path / "x.toml"
+    toml.write_text("\n".join([*lines, f"sample_prompts = '{tmp_path / 'secret.txt'}'"]), encoding="utf-8")
+    asked = {}
+
+    def guard(path, setting):
+        asked[setting] = path
+        if "secret" in path:
+            raise PermissionError(setting)
+
+    with pytest.raises(PermissionError, match="sample_prompts"):
+        config_from_file(toml, guard)
+    assert set(asked) >= {"anima_transformer", "vae", "qwen", "t5_tokenizer_dir", "train_data_dir", "sample_prompts"}
+
+
+# --- the body of a stop request
+
+
+def node_of(body: bytes):
+    spec = importlib.util.spec_from_file_location("stop_request", ROOT / "nodes" / "stop_request.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    try:
+        return module.node_of(body)
+    except module.BadRequest as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    "body, node",
+    [(b"", None), (b" ", None), (b"{}", None), (b'{"node": null}', None), (b'{"node": "12:5"}', "12:5"), (b'{"node": 7}', "7")],
+)
+def test_stop_requests(body, node):
+    assert node_of(body) == node
+
+
+HOSTILE = [b"{", b"[]", b'"x"', b"1", b"null", b'{"node": true}', b'{"node": []}', b'{"node": "../x"}', b'{"node": "a b"}']
+HOSTILE += [
+    b"[" * 100_000,
+    b'{"node": ' + b"9" * 5000 + b"}",
+    b'{"node": "' + b"a" * 100 + b'"}',
+    b"\xff\xfe",
+    '{"node": "日本"}'.encode(),
+]
+
+
+@pytest.mark.parametrize("body", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_stop_requests_are_answered_in_one_line(body):
+    answer = node_of(body)
+    assert isinstance(answer, ValueError) and "\n" not in str(answer) and len(str(answer)) < 100
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda x: st.lists(x) | st.dictionaries(st.text() | st.just("node"), x),
+)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    st.binary()
+    | JSON.map(lambda value: json.dumps(value).encode())
+    | st.builds(lambda v: json.dumps({"node": v}).encode(), JSON)
+)
+def test_no_body_breaks_the_stop_request(body):
+    answer = node_of(body)
+    assert (
+        answer is None
+        or isinstance(answer, ValueError)
+        or (isinstance(answer, str) and answer.replace(":", "").replace(".", "").replace("-", "").replace("_", "").isalnum())
+    )
