@@ -15,7 +15,8 @@ from .networks import AnimaLoKrNetwork, AnimaLoRANetwork
 from .optimizers import AnimaOptimizer
 from .routes import add_routes
 from .samples import AnimaSamplePrompts
-from .train import AnimaContinueRun, AnimaTrain, AnimaTrainFromTOML
+from .train import AnimaTrain
+from .train_again import AnimaContinueRun, AnimaTrainFromTOML
 
 NODES: list[type[io.ComfyNode]] = [
     AnimaTransformerLoader,

@@ -1,19 +1,10 @@
-"""The training nodes: settings from the sockets, a run, its results back into the graph."""
+"""The training node: settings from the sockets, a run, its results back into the graph."""
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import comfy.model_management as mm
-import numpy as np
-import torch
 from comfy_api.latest import io
-from comfy_execution.graph import ExecutionBlocker
-from PIL import Image
-from safetensors.torch import load_file
 
-from ..anima_core.compat.arguments import config_from_file
 from ..anima_core.config import (
     LOSSES,
     TIMESTEP_SAMPLINGS,
@@ -23,28 +14,11 @@ from ..anima_core.config import (
     SampleConfig,
     TrainConfig,
 )
-from ..anima_core.errors import AnimaError, Interrupted, SettingError
-from ..anima_core.training.loop import train
-from ..anima_core.training.preflight import preflight
-from . import bridge, runs, types
-from .adapters import apply_adapter
-from .datasets import folder_state
+from . import runs, types
 from .names import loras_folder, safe_name
-from .roots import allowed, check_config, user_path
+from .running import UNFINISHED, outputs, run_in_graph
 
-UNFINISHED = ("continue", "start over")
-NO_RUN = "(none)"
 MEMORY = ["auto", "recompute (least memory)", "keep activations (fastest)"]
-
-
-def outputs() -> list[io.Output]:
-    return [
-        types.LoraModel.Output(display_name="lora", tooltip="The adapter, for Load LoRA Model or Save LoRA."),
-        io.Model.Output(display_name="model", tooltip="The model input with the adapter applied, for KSampler."),
-        types.LossMap.Output(display_name="loss_map", tooltip="For Plot Loss Graph."),
-        io.Image.Output(display_name="samples", tooltip="The last preview pictures."),
-        io.String.Output(display_name="path", tooltip="The adapter file in models/loras."),
-    ]
 
 
 class AnimaTrain(io.ComfyNode):
@@ -211,169 +185,8 @@ class AnimaTrain(io.ComfyNode):
         return run_in_graph(config, model, cls.hidden.unique_id, unfinished)
 
 
-class AnimaTrainFromTOML(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="AnimaTrainFromTOML",
-            display_name="Train Anima Adapter (TOML)",
-            category=types.CATEGORY,
-            description="Trains as a TOML file says: an earlier run's config.toml, or one of sd-scripts' dialects.",
-            is_output_node=True,
-            hidden=[io.Hidden.unique_id],
-            inputs=[
-                io.String.Input(
-                    "path",
-                    default="",
-                    tooltip="A file inside ComfyUI's input folder, or a full path that the server allows (see help).",
-                ),
-                io.String.Input("output_name", default="", tooltip="Empty: the file's own."),
-                io.Model.Input("model", optional=True, tooltip="A loaded Anima model: comes out with the adapter applied."),
-            ],
-            outputs=outputs(),
-        )
-
-    @classmethod
-    def fingerprint_inputs(cls, path: str = "", output_name: str = "", **others) -> str:
-        try:
-            config, _notes = read_config(path)
-        except AnimaError as error:
-            return str(error)
-        return repr(config) + "".join(folder_state(s.image_dir) for d in config.datasets for s in d.subsets)
-
-    @classmethod
-    def execute(cls, path: str, output_name: str, model=None) -> io.NodeOutput:
-        config, notes = read_config(path)
-        for note in notes:
-            print(f"[Anima Trainer] {note}")
-        return run_in_graph(in_this_server(config, output_name or config.output.name), model, cls.hidden.unique_id)
-
-
-def read_config(path: str) -> tuple[TrainConfig, tuple[str, ...]]:
-    """A training file and its notes. What it names is confined like what is typed into a node, before it is read."""
-    config, notes = config_from_file(user_path(path, "path"), guard=allowed)
-    return check_config(config), notes
-
-
-def in_this_server(config: TrainConfig, name: str, **output) -> TrainConfig:
-    """The same run, with the folders and the device of this ComfyUI."""
-    places = dict(dir=str(runs.store_folder()), name=safe_name(name), adapter_dir=str(loras_folder()), resume="")
-    cache_dir, device = str(runs.store_folder() / "cache"), str(mm.get_torch_device())
-    placed = dataclasses.replace(config.output, **(places | output))
-    return dataclasses.replace(config, output=placed, cache_dir=cache_dir, device=device)
-
-
-class AnimaContinueRun(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        names = [run.name for run in runs.unfinished()]
-        return io.Schema(
-            node_id="AnimaContinueRun",
-            display_name="Continue Anima Run",
-            category=types.CATEGORY,
-            description="Goes on with a run that was cancelled, stopped early or cut off, with its own settings.",
-            is_output_node=True,
-            hidden=[io.Hidden.unique_id],
-            inputs=[
-                io.Combo.Input(
-                    "run",
-                    options=names or [NO_RUN],
-                    tooltip="Unfinished runs, the newest first. Press R to look again.",
-                ),
-                io.Boolean.Input(
-                    "with_changes",
-                    default=False,
-                    advanced=True,
-                    tooltip="Go on although pictures or captions are not what they were.",
-                ),
-                io.Model.Input("model", optional=True, tooltip="A loaded Anima model: comes out with the adapter applied."),
-            ],
-            outputs=outputs(),
-        )
-
-    @classmethod
-    def validate_inputs(cls, run: str) -> bool | str:
-        """A run that was finished since is not in the list any more, and still has an adapter to hand on."""
-        known = run == NO_RUN or run in {r.name for r in runs.unfinished()} or runs.finished_under(run) is not None
-        return known or f"run={run!r}: no such unfinished run; press R to look again"
-
-    @classmethod
-    def fingerprint_inputs(cls, run: str = "", **others) -> str:
-        return repr([r for r in runs.unfinished() if r.name == run])
-
-    @classmethod
-    def execute(cls, run: str, with_changes: bool, model=None) -> io.NodeOutput:
-        node = cls.hidden.unique_id
-        found = next((r for r in runs.unfinished() if r.name == run), None)
-        done = runs.finished_under(run) if found is None else None
-        if found is None and done is None:
-            raise SettingError(f"run={run!r}: no unfinished run of this name; press R and choose one of the list")
-        if done is None:
-            output = dict(resume="latest", resume_with_changes=with_changes)
-            config = check_config(in_this_server(runs.frozen_config(run), run, **output))
-            with bridge.NodeListener(node) as listener:
-                done = train_now(config, found.key, listener)
-        return results(done, model)
-
-
 def recompute(memory: str) -> bool:
     """Whether blocks are recomputed in backward: a 1024 px step needs about 15 GB without (reference: performance §5.5)."""
     if memory == MEMORY[0]:
         return mm.get_total_memory(mm.get_torch_device()) < 20e9
     return memory == MEMORY[1]
-
-
-def run_in_graph(config: TrainConfig, model, node: str, unfinished: str = UNFINISHED[0]) -> io.NodeOutput:
-    """Return the finished run of these inputs, or train; then build the node's outputs."""
-    with bridge.NodeListener(node) as listener:
-        with interruptible():
-            key = runs.run_key(preflight(config, on_event=listener))
-        done = runs.find(key)
-        if done is None:
-            done = train_now(runs.claim(config, key, go_on=unfinished == UNFINISHED[0]), key, listener)
-        else:
-            bridge.say(node, f"already trained: {Path(done.adapter).name}")
-    return results(done, model)
-
-
-def results(done: runs.FinishedRun, model) -> io.NodeOutput:
-    lora = load_file(done.adapter)
-    return io.NodeOutput(
-        lora,
-        ExecutionBlocker(None) if model is None else apply_adapter(model, lora, 1.0),
-        {"loss": done.losses},
-        load_samples(done.samples),
-        done.adapter,
-        ui={"text": [f"{Path(done.adapter).name}: {done.steps} steps"]},
-    )
-
-
-def train_now(config: TrainConfig, key: str, listener: bridge.NodeListener) -> runs.FinishedRun:
-    with interruptible(), bridge.gpu_for_training():
-        result = train(config, listener)
-    finished = runs.describe(result)
-    if result.stop_reason == "finished":  # one that was stopped early is not yet what its settings ask for
-        runs.remember(key, finished)
-    return finished
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """A run that Cancel ended is ComfyUI's own interruption, not an error."""
-    try:
-        yield
-    except Interrupted:
-        mm.throw_exception_if_processing_interrupted()
-        raise
-
-
-def load_samples(paths: list[str]):
-    """Preview files as an IMAGE batch, on white where their sizes differ; nothing downstream runs when there are none."""
-    pictures = [Image.open(path).convert("RGB") for path in paths if Path(path).is_file()]
-    if not pictures:
-        return ExecutionBlocker(None)
-    size = max(p.width for p in pictures), max(p.height for p in pictures)
-    canvases = [Image.new("RGB", size, "white") for _ in pictures]
-    for canvas, picture in zip(canvases, pictures):
-        canvas.paste(picture)
-    return torch.from_numpy(np.stack([np.array(c, dtype=np.float32) / 255 for c in canvases]))

@@ -1,0 +1,98 @@
+"""A run inside a node: found again, or trained now; its results as the node's outputs."""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import comfy.model_management as mm
+import numpy as np
+import torch
+from comfy_api.latest import io
+from comfy_execution.graph import ExecutionBlocker
+from PIL import Image
+from safetensors.torch import load_file
+
+from ..anima_core.config import TrainConfig
+from ..anima_core.errors import Interrupted
+from ..anima_core.training.loop import train
+from ..anima_core.training.preflight import preflight
+from . import bridge, runs, types
+from .adapters import apply_adapter
+from .names import loras_folder, safe_name
+
+UNFINISHED = ("continue", "start over")
+
+
+def outputs() -> list[io.Output]:
+    return [
+        types.LoraModel.Output(display_name="lora", tooltip="The adapter, for Load LoRA Model or Save LoRA."),
+        io.Model.Output(display_name="model", tooltip="The model input with the adapter applied, for KSampler."),
+        types.LossMap.Output(display_name="loss_map", tooltip="For Plot Loss Graph."),
+        io.Image.Output(display_name="samples", tooltip="The last preview pictures."),
+        io.String.Output(display_name="path", tooltip="The adapter file in models/loras."),
+    ]
+
+
+def in_this_server(config: TrainConfig, name: str, **output) -> TrainConfig:
+    """The same run, with the folders and the device of this ComfyUI."""
+    places = dict(dir=str(runs.store_folder()), name=safe_name(name), adapter_dir=str(loras_folder()), resume="")
+    cache_dir, device = str(runs.store_folder() / "cache"), str(mm.get_torch_device())
+    placed = dataclasses.replace(config.output, **(places | output))
+    return dataclasses.replace(config, output=placed, cache_dir=cache_dir, device=device)
+
+
+def run_in_graph(config: TrainConfig, model, node: str, unfinished: str = UNFINISHED[0]) -> io.NodeOutput:
+    """Return the finished run of these inputs, or train; then build the node's outputs."""
+    with bridge.NodeListener(node) as listener:
+        with interruptible():
+            key = runs.run_key(preflight(config, on_event=listener))
+        done = runs.find(key)
+        if done is None:
+            done = train_now(runs.claim(config, key, go_on=unfinished == UNFINISHED[0]), key, listener)
+        else:
+            bridge.say(node, f"already trained: {Path(done.adapter).name}")
+    return results(done, model)
+
+
+def results(done: runs.FinishedRun, model) -> io.NodeOutput:
+    lora = load_file(done.adapter)
+    return io.NodeOutput(
+        lora,
+        ExecutionBlocker(None) if model is None else apply_adapter(model, lora, 1.0),
+        {"loss": done.losses},
+        load_samples(done.samples),
+        done.adapter,
+        ui={"text": [f"{Path(done.adapter).name}: {done.steps} steps"]},
+    )
+
+
+def train_now(config: TrainConfig, key: str, listener: bridge.NodeListener) -> runs.FinishedRun:
+    with interruptible(), bridge.gpu_for_training():
+        result = train(config, listener)
+    finished = runs.describe(result)
+    if result.stop_reason == "finished":  # one that was stopped early is not yet what its settings ask for
+        runs.remember(key, finished)
+    return finished
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """A run that Cancel ended is ComfyUI's own interruption, not an error."""
+    try:
+        yield
+    except Interrupted:
+        mm.throw_exception_if_processing_interrupted()
+        raise
+
+
+def load_samples(paths: list[str]):
+    """Preview files as an IMAGE batch, on white where their sizes differ; nothing downstream runs when there are none."""
+    pictures = [Image.open(path).convert("RGB") for path in paths if Path(path).is_file()]
+    if not pictures:
+        return ExecutionBlocker(None)
+    size = max(p.width for p in pictures), max(p.height for p in pictures)
+    canvases = [Image.new("RGB", size, "white") for _ in pictures]
+    for canvas, picture in zip(canvases, pictures):
+        canvas.paste(picture)
+    return torch.from_numpy(np.stack([np.array(c, dtype=np.float32) / 255 for c in canvases]))

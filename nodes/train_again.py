@@ -1,0 +1,110 @@
+"""Training nodes that take their settings from a file: a TOML, or the run that is to be continued."""
+
+from comfy_api.latest import io
+
+from ..anima_core.compat.arguments import config_from_file
+from ..anima_core.config import TrainConfig
+from ..anima_core.errors import AnimaError, SettingError
+from . import bridge, runs, types
+from .datasets import folder_state
+from .roots import allowed, check_config, user_path
+from .running import in_this_server, outputs, results, run_in_graph, train_now
+
+NO_RUN = "(none)"
+
+
+class AnimaTrainFromTOML(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AnimaTrainFromTOML",
+            display_name="Train Anima Adapter (TOML)",
+            category=types.CATEGORY,
+            description="Trains as a TOML file says: an earlier run's config.toml, or one of sd-scripts' dialects.",
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.String.Input(
+                    "path",
+                    default="",
+                    tooltip="A file inside ComfyUI's input folder, or a full path that the server allows (see help).",
+                ),
+                io.String.Input("output_name", default="", tooltip="Empty: the file's own."),
+                io.Model.Input("model", optional=True, tooltip="A loaded Anima model: comes out with the adapter applied."),
+            ],
+            outputs=outputs(),
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, path: str = "", output_name: str = "", **others) -> str:
+        try:
+            config, _notes = read_config(path)
+        except AnimaError as error:
+            return str(error)
+        return repr(config) + "".join(folder_state(s.image_dir) for d in config.datasets for s in d.subsets)
+
+    @classmethod
+    def execute(cls, path: str, output_name: str, model=None) -> io.NodeOutput:
+        config, notes = read_config(path)
+        for note in notes:
+            print(f"[Anima Trainer] {note}")
+        return run_in_graph(in_this_server(config, output_name or config.output.name), model, cls.hidden.unique_id)
+
+
+def read_config(path: str) -> tuple[TrainConfig, tuple[str, ...]]:
+    """A training file and its notes. What it names is confined like what is typed into a node, before it is read."""
+    config, notes = config_from_file(user_path(path, "path"), guard=allowed)
+    return check_config(config), notes
+
+
+class AnimaContinueRun(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        names = [run.name for run in runs.unfinished()]
+        return io.Schema(
+            node_id="AnimaContinueRun",
+            display_name="Continue Anima Run",
+            category=types.CATEGORY,
+            description="Goes on with a run that was cancelled, stopped early or cut off, with its own settings.",
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.Combo.Input(
+                    "run",
+                    options=names or [NO_RUN],
+                    tooltip="Unfinished runs, the newest first. Press R to look again.",
+                ),
+                io.Boolean.Input(
+                    "with_changes",
+                    default=False,
+                    advanced=True,
+                    tooltip="Go on although pictures or captions are not what they were.",
+                ),
+                io.Model.Input("model", optional=True, tooltip="A loaded Anima model: comes out with the adapter applied."),
+            ],
+            outputs=outputs(),
+        )
+
+    @classmethod
+    def validate_inputs(cls, run: str) -> bool | str:
+        """A run that was finished since is not in the list any more, and still has an adapter to hand on."""
+        known = run == NO_RUN or run in {r.name for r in runs.unfinished()} or runs.finished_under(run) is not None
+        return known or f"run={run!r}: no such unfinished run; press R to look again"
+
+    @classmethod
+    def fingerprint_inputs(cls, run: str = "", **others) -> str:
+        return repr([r for r in runs.unfinished() if r.name == run])
+
+    @classmethod
+    def execute(cls, run: str, with_changes: bool, model=None) -> io.NodeOutput:
+        node = cls.hidden.unique_id
+        found = next((r for r in runs.unfinished() if r.name == run), None)
+        done = runs.finished_under(run) if found is None else None
+        if found is None and done is None:
+            raise SettingError(f"run={run!r}: no unfinished run of this name; press R and choose one of the list")
+        if done is None:
+            output = dict(resume="latest", resume_with_changes=with_changes)
+            config = check_config(in_this_server(runs.frozen_config(run), run, **output))
+            with bridge.NodeListener(node) as listener:
+                done = train_now(config, found.key, listener)
+        return results(done, model)
