@@ -6,7 +6,7 @@ An empty string, an empty tuple or 0 means "not set" (TOML, which freezes a run,
 """
 
 import math
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
 from .errors import SettingError
@@ -375,10 +375,15 @@ def _plain(value: Any) -> Any:
 
 def from_dict(cls: type, data: dict[str, Any], where: str = "config") -> Any:
     """Rebuild a config class from `to_dict`'s output. An unknown key is an error that names its table."""
+    if not isinstance(data, dict):
+        raise SettingError(f"{where}={data!r}: must be a table")
     hints = get_type_hints(cls)
     unknown = set(data) - {f.name for f in fields(cls)}
     if unknown:
-        raise SettingError(f"{where}: unknown setting {', '.join(sorted(unknown))}")
+        raise SettingError(f"{where}: unknown setting {', '.join(sorted(map(str, unknown)))}")
+    missing = [f.name for f in fields(cls) if f.name not in data and f.default is MISSING and f.default_factory is MISSING]
+    if missing:
+        raise SettingError(f"{where}: {', '.join(missing)} is missing")
     return cls(**{key: _typed(hints[key], value, f"{where}.{key}") for key, value in data.items()})
 
 
@@ -390,7 +395,7 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, list | tuple):
             raise SettingError(f"{where}={value!r}: must be a list")
         return tuple(_typed(inner[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1000:
         return float(value)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
         raise SettingError(f"{where}={value!r}: must be {hint.__name__}")

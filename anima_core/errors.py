@@ -6,6 +6,9 @@ class AnimaError(Exception):
 
     exit_status = 1
 
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(str(message).splitlines()))  # a key or a file's name may hold line breaks
+
 
 class SettingError(AnimaError):
     """A setting that is refused, before anything is loaded."""

@@ -19,6 +19,9 @@ except ModuleNotFoundError:  # Python 3.10
     from toml import loads
 
 
+MOST_DOTS = 1000  # in a line: the parsers take the square of a dotted key's length, minutes for 50,000
+
+
 class Encoder(toml.TomlEncoder):
     def __init__(self) -> None:
         super().__init__()
@@ -32,13 +35,18 @@ def dump_toml(data: dict[str, Any]) -> str:
 def read_toml(path: str | Path) -> dict[str, Any]:
     """Raises FileError that names the file and what is wrong with it."""
     try:
-        return loads(Path(path).read_text(encoding="utf-8-sig"))
+        text = Path(path).read_text(encoding="utf-8-sig")
+        if any(line.count(".") > MOST_DOTS for line in text.splitlines()):
+            raise FileError(f"{path}: not valid TOML: a line of more than {MOST_DOTS} dots")
+        return loads(text)
     except FileNotFoundError:
         raise FileError(f"{path}: no such file; check the path") from None
     except OSError as error:
         raise FileError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    except (ValueError, IndexError) as error:  # both libraries' errors are ValueErrors; `toml` also trips over its own feet
-        raise FileError(f"{path}: not valid TOML: {str(error).splitlines()[0]}") from None
+    except RecursionError:
+        raise FileError(f"{path}: not valid TOML: nested too deeply") from None
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:  # `toml` also trips over its own feet
+        raise FileError(f"{path}: not valid TOML: {' '.join(str(error).split())[:200]}") from None
 
 
 def line_of(path: str | Path, table: str, key: str) -> int:

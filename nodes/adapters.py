@@ -6,12 +6,11 @@ from pathlib import Path
 import comfy.sd
 import folder_paths
 from comfy_api.latest import io
-from safetensors.torch import load_file
 
 from ..anima_core.adapters.formats import convert_keys, save_adapter
 from ..anima_core.config import KEY_FORMATS
 from ..anima_core.errors import FileError, SettingError
-from ..anima_core.models.checkpoint import read_header
+from ..anima_core.models.checkpoint import load_tensors
 from . import types
 from .names import loras_folder, safe_name, unused_path
 from .runs import store_folder
@@ -117,6 +116,7 @@ class AnimaLoadAdapter(io.ComfyNode):
     @classmethod
     def execute(cls, adapter: str) -> io.NodeOutput:
         path = folder_paths.get_full_path_or_raise("loras", adapter)
-        if not read_header(path):
+        tensors = load_tensors(path)
+        if not tensors:
             raise FileError(f"{path}: holds no tensors; choose another adapter")
-        return io.NodeOutput(load_file(path))
+        return io.NodeOutput(tensors)

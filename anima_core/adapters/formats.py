@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import FileError, SettingError
-from ..models.checkpoint import read_header, read_metadata
+from ..models.checkpoint import load_tensors, read_header, read_metadata
 from .layers import AdaptedLinear
 from .lora import LoRA
 from .network import AdapterNetwork
@@ -97,8 +97,7 @@ def convert_keys(state: dict[str, Tensor], to: str) -> dict[str, Tensor]:
 
 def convert_file(source: str | Path, target: str | Path, to: str) -> int:
     """Rename a file's keys; metadata is kept. Returns the number of tensors."""
-    read_header(source)
-    state = convert_keys(load_file(source), to)
+    state = convert_keys(load_tensors(source), to)
     save_adapter(Path(target), state, read_metadata(source))
     return len(state)
 
@@ -146,11 +145,14 @@ def save_adapter(path: str | Path, state: dict[str, Tensor], metadata: dict[str,
 
 def read_adapter(path: str | Path) -> dict[str, dict[str, Tensor]]:
     """An adapter file of either family -> {dotted module name: {tensor name: tensor}}."""
-    read_header(path)
     modules: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    for key, tensor in load_file(path).items():
+    for key, tensor in load_tensors(path).items():
         module, name = split_key(key)
+        if tensor.numel() != 1 if name == "alpha" else tensor.ndim == 0:
+            raise FileError(f"{path}: {key} has shape {list(tensor.shape)}; is this an adapter?")
         modules[module][name] = tensor
+    if not modules:
+        raise FileError(f"{path}: holds no tensors; is this an adapter?")
     return dict(modules)
 
 

@@ -68,11 +68,12 @@ def read_dataset_config(path: str | Path, fallback: dict[str, Any]) -> Datasets:
 
 def datasets_from(data: dict[str, Any], fallback: dict[str, Any], where: str) -> Datasets:
     notes: list[str] = []
+    require_table(data, where, "the file")
     known = {*SUBSET_KEYS, *DATASET_KEYS, "resolution", "prior_loss_weight"}
     check_keys(data, {"general", "datasets"}, where, "", notes)
     general = data.get("general", {})
     check_keys(general, known, where, "general", notes)
-    entries = data.get("datasets", [])
+    entries = list_of(data, "datasets", where)
     if not entries:
         raise SettingError(f"{where}: no [[datasets]]; add one with [[datasets.subsets]] and image_dir")
     outer = KOHYA_DEFAULTS | fallback | general
@@ -82,7 +83,7 @@ def datasets_from(data: dict[str, Any], fallback: dict[str, Any], where: str) ->
 def _dataset(entry: dict[str, Any], outer: dict[str, Any], where: str, notes: list[str]) -> DatasetConfig:
     check_keys(entry, {*SUBSET_KEYS, *DATASET_KEYS, *OWN_DATASET_KEYS}, where, "datasets", notes)
     values = outer | entry
-    subsets = entry.get("subsets", [])
+    subsets = list_of(entry, "subsets", where)
     if not subsets:
         raise SettingError(f"{where}: [[datasets]] without [[datasets.subsets]]; add one with image_dir")
     settings = {
@@ -102,23 +103,37 @@ def _subset(entry: dict[str, Any], outer: dict[str, Any], where: str, notes: lis
         raise SettingError(f"{where}: [[datasets.subsets]] without image_dir; name a folder of pictures")
     given = {key: values[key] for key in SUBSET_KEYS if values.get(key) is not None}
     settings = {SUBSET_KEYS[key]: typed(SubsetConfig, SUBSET_KEYS[key], value, key, where) for key, value in given.items()}
-    weight = float(values.get("prior_loss_weight", 1.0)) if entry.get("is_reg") else 1.0
+    weight = typed(SubsetConfig, "loss_weight", values.get("prior_loss_weight", 1.0), "prior_loss_weight", where)
+    settings["loss_weight"] = weight if entry.get("is_reg") else 1.0
     masks = entry.get("conditioning_data_dir", entry.get("mask_dir", ""))
-    return SubsetConfig(image_dir=str(entry["image_dir"]), mask_dir=str(masks), loss_weight=weight, **settings)
+    return SubsetConfig(image_dir=str(entry["image_dir"]), mask_dir=str(masks), **settings)
 
 
 def typed(cls: type, name: str, value: Any, key: str, where: str) -> Any:
     """A value as the setting's own type; a whole number serves as a float."""
     kind = cls.__dataclass_fields__[name].type
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1000:
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise SettingError(f"{where}: {key}={value!r}: must be {kind.__name__}")
     return value
 
 
+def require_table(value: Any, where: str, name: str) -> None:
+    if not isinstance(value, dict):
+        raise SettingError(f"{where}: {name} must be a table, not {value!r}")
+
+
+def list_of(table: dict[str, Any], key: str, where: str) -> list[Any]:
+    value = table.get(key, [])
+    if not isinstance(value, list):
+        raise SettingError(f"{where}: {key}={value!r}: must be tables [[{key}]]")
+    return value
+
+
 def check_keys(table: dict[str, Any], known: set[str], where: str, name: str, notes: list[str]) -> None:
     """Note keys without effect; refuse unknown ones with their line."""
+    require_table(table, where, f"[{name}]")
     for key in table:
         line = f", line {line_of(where, name, key)}" if Path(where).is_file() else ""
         if key in WITHOUT_EFFECT:
@@ -134,7 +149,7 @@ def resolution(value: Any, where: str) -> tuple[int, int]:
     parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
     try:
         sides = [int(p) for p in parts]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         sides = []
     if len(sides) not in (1, 2):
         raise SettingError(f"{where}: resolution={value!r}: write 1024 or [1024, 768]")

@@ -193,7 +193,11 @@ def network_values(data: dict[str, Any], values: Values, path: str) -> None:
     arguments = [f"{key}={lora[key]}" for key in NETWORK_ARGS if key in lora and (kind == "lokr" or not key.startswith("lokr"))]
     targets = lora.get("lora_targets")
     if targets:
-        arguments.append(f"target_modules={targets if isinstance(targets, str) else ','.join(targets)}")
+        names = [targets] if isinstance(targets, str) else targets
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            line = line_of(path, "lora", "lora_targets")
+            raise SettingError(f"{path}, line {line}: lora.lora_targets={targets!r}: must be a list of names")
+        arguments.append(f"target_modules={','.join(names)}")
     elif lora.get("anima_target_preset"):
         preset = PRESETS.get(str(lora["anima_target_preset"]))
         if preset is None:

@@ -9,18 +9,21 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import FileError
 
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own bound
+MAX_DIMENSIONS = 64  # torch's own bound
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FLOAT_DTYPES = {"F64", "F32", "F16", "BF16"}
@@ -51,7 +54,26 @@ def read_header(path: str | Path) -> dict[str, TensorInfo]:
 
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The `__metadata__` of a safetensors file."""
-    return _json_header(Path(path)).get("__metadata__", {})
+    found = _json_header(Path(path)).get("__metadata__", {})
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise FileError(f"{path}: its safetensors header is damaged; download it again")
+    return found
+
+
+def load_tensors(path: str | Path) -> dict[str, Tensor]:
+    """All tensors of a small file, an adapter say. Raises FileError."""
+    read_header(path)
+    with readable(path):
+        return load_file(path)
+
+
+@contextmanager
+def readable(path: str | Path) -> Iterator[None]:
+    """What the safetensors library still objects to after the header was checked, in one line."""
+    try:
+        yield
+    except (SafetensorError, OSError, OverflowError) as error:
+        raise FileError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]}); download it again") from None
 
 
 def _tensor_entries(path: str | Path) -> dict[str, dict]:
@@ -62,6 +84,9 @@ def _tensor_entries(path: str | Path) -> dict[str, dict]:
     missing = 8 + _header_length(path) + end - path.stat().st_size
     if missing > 0:
         raise FileError(f"{path}: truncated, {missing:,} bytes are missing; download it again")
+    if missing < 0:
+        raise FileError(f"{path}: {-missing:,} bytes too long for its header; download it again")
+    read_metadata(path)
     return entries
 
 
@@ -72,10 +97,12 @@ def check_layout(path: Path, entries: dict[str, dict]) -> int:
     """Offsets must lie one behind the other and fit the shapes, before anything is allocated. Returns the data's length."""
     end = 0
     try:
-        places = sorted((*e["data_offsets"], tuple(e["shape"]), str(e["dtype"])) for e in entries.values())
+        places = sorted((*e["data_offsets"], tuple(e["shape"]), e["dtype"]) for e in entries.values())
         for begin, stop, shape, dtype in places:
-            fits = dtype not in ITEM_BITS or stop - begin == math.prod(shape) * ITEM_BITS[dtype] // 8
-            if begin != end or stop < begin or min(shape, default=0) < 0 or not fits:
+            plain = type(begin) is type(stop) is int and isinstance(dtype, str) and len(shape) <= MAX_DIMENSIONS
+            if not plain or begin != end or stop < begin or not all(type(side) is int and side >= 0 for side in shape):
+                raise ValueError
+            if dtype in ITEM_BITS and stop - begin != math.prod(shape) * ITEM_BITS[dtype] // 8:
                 raise ValueError
             end = stop
     except (AttributeError, KeyError, TypeError, ValueError):
@@ -93,14 +120,14 @@ def _json_header(path: Path) -> dict:
     length = _header_length(path)
     if length > MAX_HEADER_BYTES or length < 2:
         raise FileError(f"{path}: not a safetensors file; convert it to safetensors first")
+    if length > path.stat().st_size - 8:  # before anything of that size is asked for
+        raise FileError(f"{path}: truncated inside its header; download it again")
     with open(path, "rb") as file:
         file.seek(8)
         raw = file.read(length)
-    if len(raw) < length:
-        raise FileError(f"{path}: truncated inside its header; download it again")
     try:
         header = json.loads(raw)
-    except (UnicodeDecodeError, json.JSONDecodeError):
+    except (ValueError, RecursionError):  # not UTF-8, not JSON, numbers of thousands of digits, nested without end
         header = None
     if not isinstance(header, dict):
         raise FileError(f"{path}: not a safetensors file; convert it to safetensors first")
@@ -154,7 +181,7 @@ def load_strict(
     _check_names(files[0], what, wanted.keys(), [name for names in sources.values() for name in names])
     state = {}
     for file, names in sources.items():
-        with safe_open(str(file), framework="pt", device="cpu") as tensors:
+        with readable(file), safe_open(str(file), framework="pt", device="cpu") as tensors:
             for name, key in names.items():
                 tensor = transform(name, tensors.get_tensor(key))
                 if tensor.shape != wanted[name].shape:
