@@ -126,7 +126,7 @@ def save_adapter(path: str | Path, state: dict[str, Tensor], metadata: dict[str,
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.stem[:40]}.", suffix=".tmp", dir=path.parent)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.stem[:200]}.", suffix=".tmp", dir=path.parent)
         os.close(handle)
     except OSError as error:
         raise FileError(f"{path}: cannot be written ({error.strerror}); choose another output_dir") from None

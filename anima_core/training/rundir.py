@@ -24,6 +24,16 @@ def open_run_dir(plan: Plan) -> None:
             number += 1
         os.replace(folder, folder.with_name(f"{folder.name}-{number}"))
     folder.mkdir(parents=True, exist_ok=True)
+    for left in half_written(plan):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def half_written(plan: Plan) -> list[Path]:
+    """What a run of this name that was killed while saving has left: nobody else writes these while the name is held."""
+    temporary = re.compile(rf"\.{re.escape(plan.adapter_path.stem[:200])}(-step\d{{8}})?\.\w{{8}}\.tmp")  # see `save_adapter`
+    beside = {plan.adapter_path.parent, plan.run_dir}
+    files = [path for folder in beside if folder.is_dir() for path in folder.iterdir() if temporary.fullmatch(path.name)]
+    return [*files, *(plan.run_dir / "checkpoints").glob(".step-*.tmp")]
 
 
 @contextmanager

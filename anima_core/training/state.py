@@ -65,6 +65,7 @@ class TrainState:
                 flush_to_disk(file)
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(temporary, folder)
+            flush_to_disk(folder.parent)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             reason = getattr(error, "strerror", None) or error
@@ -137,8 +138,14 @@ def unflatten_optimizer(tensors: dict[str, Tensor], scalars: dict[str, Any]) -> 
 
 
 def flush_to_disk(path: Path) -> None:
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
+    """A power cut after this keeps the file, or the names in the folder, which Windows keeps by itself."""
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def find_checkpoint(resume: str, run_dir: Path) -> tuple[Path, list[str]]:

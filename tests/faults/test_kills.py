@@ -1,8 +1,10 @@
 """Runs that are ended from outside: whatever happens, the next start goes on from a whole state."""
 
+import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,6 +96,48 @@ def test_thirty_kills_cost_nothing_but_time(model, pictures, tmp_path):
     status, errors = finish(start(model, pictures, parts, resume="latest" if resumable(parts) else None))
     assert status == 0, errors
     assert same_tensors(load_file(whole / "x.safetensors"), load_file(parts / "x.safetensors"))
+
+
+def kill_when(process: subprocess.Popen, seen) -> bool:
+    """SIGKILL as soon as `seen()`; False when the process ended before."""
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        with contextlib.suppress(FileNotFoundError):  # a folder that is not there yet, or was renamed meanwhile
+            if seen():
+                process.kill()
+                process.communicate()
+                return True
+    process.communicate()
+    return False
+
+
+def test_kills_at_the_worst_moments(model, pictures, tmp_path):
+    """In the middle of caching, of a checkpoint, of the adapter file: twice each, then the uninterrupted run's bits."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    settings = dict(max_train_steps=30, save_every_n_steps=3, checkpoint_every_n_steps=2)
+    assert finish(start(model, pictures, whole, **settings))[0] == 0
+    settings["cache_dir"] = parts / "cache"
+    moments = [
+        (parts / "cache" / "latents", "*/*.safetensors"),
+        (parts / "x-run" / "checkpoints", ".step-*.tmp"),
+        (parts, ".x*.tmp"),
+    ]
+    kills = []
+    for folder, pattern in moments * 2:
+        resume = "latest" if resumable(parts) else None
+        if "cache" in str(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        before = set(folder.glob(pattern)) if folder.is_dir() else set()
+        process = start(model, pictures, parts, resume=resume, **settings)
+        if kill_when(process, lambda: set(folder.glob(pattern)) - before):  # noqa: B023
+            kills.append(pattern)
+    assert len(set(kills)) == 3
+    status, errors = finish(start(model, pictures, parts, resume="latest" if resumable(parts) else None, **settings))
+    assert status == 0, errors
+    assert same_tensors(load_file(whole / "x.safetensors"), load_file(parts / "x.safetensors"))
+    for checkpoint in (parts / "x-run" / "checkpoints").iterdir():  # hidden ones too: what was half-written is gone
+        assert (checkpoint / "sha256.json").is_file(), checkpoint
+    assert not list(parts.glob(".x*.tmp"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
