@@ -94,6 +94,12 @@ def folder_state(folder: str) -> str:
     return digest.hexdigest()
 
 
+def datasets_state(datasets: Datasets) -> str:
+    """The settings, and the state of every folder of pictures and of masks."""
+    subsets = [subset for dataset in datasets for subset in dataset.subsets]
+    return repr(datasets) + "".join(folder_state(path) for s in subsets for path in (s.image_dir, s.mask_dir) if path)
+
+
 class AnimaDatasetFolder(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -269,7 +275,7 @@ class AnimaDatasetTOML(io.ComfyNode):
             datasets, _notes = read_datasets(path)
         except AnimaError as error:
             return str(error)
-        return repr(datasets) + "".join(folder_state(s.image_dir) for d in datasets for s in d.subsets)
+        return datasets_state(datasets)
 
     @classmethod
     def execute(cls, path: str) -> io.NodeOutput:

@@ -18,15 +18,13 @@ NOT_DATA = ("custom_nodes",)
 
 
 def roots() -> list[str]:
+    """An empty entry, of another pack or in the variable, is no folder: it would mean the one the server was started in."""
     registered = [
-        folder
-        for kind, (folders, _) in folder_paths.folder_names_and_paths.items()
-        if kind not in NOT_DATA
-        for folder in folders
+        folder for kind, entry in folder_paths.folder_names_and_paths.items() if kind not in NOT_DATA for folder in entry[0]
     ]
     own = [folder_paths.get_input_directory(), folder_paths.get_output_directory(), folder_paths.models_dir]
-    bundled = map(str, comfyui_tokenizers() or ())
-    return [*own, *registered, *bundled, *filter(None, os.environ.get(ENVIRONMENT, "").split(os.pathsep))]
+    more = os.environ.get(ENVIRONMENT, "").split(os.pathsep)
+    return [os.fspath(folder) for folder in (*own, *registered, *(comfyui_tokenizers() or ()), *more) if folder]
 
 
 def allowed(path: str, setting: str) -> str:
@@ -35,6 +33,8 @@ def allowed(path: str, setting: str) -> str:
     The path is compared as it is written, `..` resolved: a link that the owner put into a root may lead out of it, and no
     network share is contacted.
     """
+    if "\0" in path:
+        raise SettingError(f"{setting}={path!r}: no path has a NUL character; write another")
     places = roots()
     if "*" in places:
         return path

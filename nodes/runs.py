@@ -11,11 +11,16 @@ import folder_paths
 
 from .. import anima_core
 from ..anima_core.config import OutputConfig, TrainConfig, from_dict, to_dict
-from ..anima_core.errors import AnimaError
+from ..anima_core.errors import AnimaError, SettingError
 from ..anima_core.models.checkpoint import file_identity
 from ..anima_core.toml_file import read_toml
 from ..anima_core.training.loop import TrainResult
 from ..anima_core.training.preflight import Plan
+from .names import safe_name
+
+# Settings that shape no number, so that a run which went out of memory goes on when these are changed.
+WITHOUT_EFFECT = ("device", "cache_dir", "cache_latents", "cache_text", "gradient_checkpointing", "strict_data")
+CHANGED = "-changed"  # ends the key of a run that went on with other data
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ def run_key(plan: Plan) -> str:
     config = to_dict(plan.config)
     config["model"] = {name: content(path) for name, path in config["model"].items()}
     config["network"]["weights"] = content(config["network"]["weights"])
-    for without_effect in ("device", "cache_dir", "strict_data"):
+    for without_effect in WITHOUT_EFFECT:
         del config[without_effect]
     config["output"] = {name: config["output"][name] for name in ("name", "save_dtype", "key_format")}
     for dataset in config["datasets"]:
@@ -59,12 +64,19 @@ def content(path: str) -> str:
 
 def find(key: str) -> FinishedRun | None:
     """The finished run of this key, if its adapter is still there and unchanged."""
+    run = read_finished(_path(key))
+    return run if run is not None and is_intact(run) else None
+
+
+def read_finished(record: Path) -> FinishedRun | None:
     try:
-        run = FinishedRun(**json.loads(_path(key).read_text(encoding="utf-8")))
+        return FinishedRun(**json.loads(record.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
-    intact = Path(run.adapter).is_file() and file_identity(run.adapter) == run.adapter_sha256
-    return run if intact else None
+
+
+def is_intact(run: FinishedRun) -> bool:
+    return Path(run.adapter).is_file() and file_identity(run.adapter) == run.adapter_sha256
 
 
 def claim(config: TrainConfig, key: str, go_on: bool) -> TrainConfig:
@@ -77,6 +89,7 @@ def claim(config: TrainConfig, key: str, go_on: bool) -> TrainConfig:
     has_checkpoint = name is not None and any((run_folder(name) / "checkpoints").glob("step-*"))
     if not has_checkpoint:
         name = unused_name(config.output)
+        forget(name)
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text(json.dumps({"name": name}), encoding="utf-8")
     output = dataclasses.replace(config.output, name=name, resume="latest" if has_checkpoint else "")
@@ -96,25 +109,48 @@ class UnfinishedRun:
 
 def unfinished() -> list[UnfinishedRun]:
     """Every run that can be continued, the newest first."""
-    found: dict[str, UnfinishedRun] = {}
-    for record in (store_folder() / "unfinished").glob("*.json"):
-        name = read_name(record)
-        run = None if name is None else read_unfinished(name, record.stem)
-        if run is not None and (name not in found or found[name].saved_at < run.saved_at):
-            found[name] = run
-    return sorted(found.values(), key=lambda run: run.saved_at, reverse=True)
+    found = [run for record in records() if (run := read_unfinished(record)) is not None]
+    by_name = {run.name: run for run in found}  # of two records the later one is the folder's
+    return sorted(by_name.values(), key=lambda run: run.saved_at, reverse=True)
 
 
-def read_unfinished(name: str, key: str) -> UnfinishedRun | None:
-    folder = run_folder(name)
+def records() -> list[Path]:
+    """What is known of unfinished runs, the oldest first."""
+
+    def written_at(record: Path) -> float:
+        try:
+            return record.stat().st_mtime
+        except OSError:  # its run has just finished
+            return 0.0
+
+    return sorted((store_folder() / "unfinished").glob("*.json"), key=written_at)
+
+
+def read_unfinished(record: Path) -> UnfinishedRun | None:
+    name = read_name(record)
     try:
-        newest = max((folder / "checkpoints").glob("step-*"), default=None)
+        newest = None if name is None else max((run_folder(name) / "checkpoints").glob("step-*"), default=None)
         if newest is None:
             return None
         total = frozen_config(name).max_train_steps
-        return UnfinishedRun(name, key, int(newest.name.removeprefix("step-")), total, newest.stat().st_mtime)
+        return UnfinishedRun(name, record.stem, int(newest.name.removeprefix("step-")), total, newest.stat().st_mtime)
     except (OSError, ValueError, AnimaError):
         return None
+
+
+def set_apart(run: UnfinishedRun) -> str:
+    """The key of a run that goes on with other data: only the picker finds it, not the graph of the data before."""
+    record = store_folder() / "unfinished" / f"{run.key}.json"
+    apart = record.with_name(f"{run.key.removesuffix(CHANGED)}{CHANGED}.json")
+    os.replace(record, apart)
+    return apart.stem
+
+
+def forget(name: str) -> None:
+    """A name that is given anew, or whose run is finished, is no unfinished run's any more."""
+    for record in records():
+        if read_name(record) == name:
+            record.unlink(missing_ok=True)
 
 
 def run_folder(name: str) -> Path:
@@ -129,17 +165,16 @@ def frozen_config(name: str) -> TrainConfig:
 
 def finished_under(name: str) -> FinishedRun | None:
     """A finished run by its name."""
-    for record in (store_folder() / "finished").glob("*.json"):
-        run = find(record.stem)
-        if run is not None and Path(run.run_dir) == run_folder(name):
-            return run
-    return None
+    found = map(read_finished, (store_folder() / "finished").glob("*.json"))
+    return next((run for run in found if run and Path(run.run_dir) == run_folder(name) and is_intact(run)), None)
 
 
 def read_name(record: Path) -> str | None:
+    """The run's name in a record; None for a record that is none, or whose name is no plain one."""
     try:
-        return str(json.loads(record.read_text(encoding="utf-8"))["name"])
-    except (OSError, ValueError, KeyError):
+        name = json.loads(record.read_text(encoding="utf-8"))["name"]
+        return name if safe_name(name) == name else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SettingError):
         return None
 
 
@@ -163,7 +198,7 @@ def remember(key: str, run: FinishedRun) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(asdict(run)), encoding="utf-8")
     os.replace(temporary, path)
-    (store_folder() / "unfinished" / f"{key}.json").unlink(missing_ok=True)
+    forget(Path(run.run_dir).name.removesuffix("-run"))
 
 
 def _path(key: str) -> Path:

@@ -123,6 +123,7 @@ class AnimaTrain(io.ComfyNode):
                 io.Boolean.Input(
                     "strict",
                     default=False,
+                    optional=True,  # prompts that were saved before it was there still run
                     advanced=True,
                     tooltip="Problems in the data end the run before it begins, instead of being counted.",
                 ),

@@ -5,10 +5,13 @@ from comfy_api.latest import io
 from ..anima_core.compat.arguments import config_from_file
 from ..anima_core.config import TrainConfig
 from ..anima_core.errors import AnimaError, SettingError
+from ..anima_core.training.preflight import preflight
+from ..anima_core.training.resume import contents
+from ..anima_core.training.state import read_content
 from . import bridge, runs, types
-from .datasets import folder_state
+from .datasets import datasets_state
 from .roots import allowed, check_config, user_path
-from .running import in_this_server, outputs, results, run_in_graph, train_now
+from .running import in_this_server, interruptible, outputs, results, run_in_graph, train_now
 
 NO_RUN = "(none)"
 
@@ -41,7 +44,7 @@ class AnimaTrainFromTOML(io.ComfyNode):
             config, _notes = read_config(path)
         except AnimaError as error:
             return str(error)
-        return repr(config) + "".join(folder_state(s.image_dir) for d in config.datasets for s in d.subsets)
+        return repr(config) + datasets_state(config.datasets)
 
     @classmethod
     def execute(cls, path: str, output_name: str, model=None) -> io.NodeOutput:
@@ -77,6 +80,7 @@ class AnimaContinueRun(io.ComfyNode):
                 io.Boolean.Input(
                     "with_changes",
                     default=False,
+                    optional=True,
                     advanced=True,
                     tooltip="Go on although pictures or captions are not what they were.",
                 ),
@@ -88,23 +92,29 @@ class AnimaContinueRun(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, run: str) -> bool | str:
         """A run that was finished since is not in the list any more, and still has an adapter to hand on."""
-        known = run == NO_RUN or run in {r.name for r in runs.unfinished()} or runs.finished_under(run) is not None
-        return known or f"run={run!r}: no such unfinished run; press R to look again"
+        if run in [NO_RUN, *(r.name for r in runs.unfinished())] or runs.finished_under(run) is not None:
+            return True
+        return f"run={run!r}: no such unfinished run; press R to look again"
 
     @classmethod
     def fingerprint_inputs(cls, run: str = "", **others) -> str:
         return repr([r for r in runs.unfinished() if r.name == run])
 
     @classmethod
-    def execute(cls, run: str, with_changes: bool, model=None) -> io.NodeOutput:
-        node = cls.hidden.unique_id
+    def execute(cls, run: str, with_changes: bool = False, model=None) -> io.NodeOutput:
         found = next((r for r in runs.unfinished() if r.name == run), None)
-        done = runs.finished_under(run) if found is None else None
-        if found is None and done is None:
-            raise SettingError(f"run={run!r}: no unfinished run of this name; press R and choose one of the list")
+        done = runs.finished_under(run) if found is None else go_on(found, with_changes, cls.hidden.unique_id)
         if done is None:
-            output = dict(resume="latest", resume_with_changes=with_changes)
-            config = check_config(in_this_server(runs.frozen_config(run), run, **output))
-            with bridge.NodeListener(node) as listener:
-                done = train_now(config, found.key, listener)
+            raise SettingError(f"run={run!r}: no unfinished run of this name; press R and choose one of the list")
         return results(done, model)
+
+
+def go_on(run: runs.UnfinishedRun, with_changes: bool, node: str) -> runs.FinishedRun:
+    """Train a run to its end. What goes on with other data is no more what the graph that began it asks for."""
+    output = dict(resume="latest", resume_with_changes=with_changes)
+    config = check_config(in_this_server(runs.frozen_config(run.name), run.name, **output))
+    with bridge.NodeListener(node) as listener:
+        with interruptible():
+            plan = preflight(config, on_event=listener)
+        same = contents(config, plan.pictures) == read_content(plan.resume_from)
+        return train_now(config, run.key if same else runs.set_apart(run), listener)

@@ -1,13 +1,11 @@
 """What a graph may name on a server, and what strangers may send to its routes; without a ComfyUI."""
 
 import dataclasses
-import importlib
 import importlib.util
 import json
+import ntpath
 import os
-import sys
-import types
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -15,34 +13,24 @@ from hypothesis import strategies as st
 
 from anima_core.config import DatasetConfig, ModelConfig, SubsetConfig, TrainConfig
 
-ROOT = Path(__file__).resolve().parents[1]
+from .comfyui.pack import ROOT, import_nodes
 
 
 @pytest.fixture
 def roots(tmp_path, monkeypatch):
     """nodes/roots.py around folders of this test."""
-    folder_paths = types.ModuleType("folder_paths")
-    folder_paths.get_input_directory = lambda: str(tmp_path / "input")
-    folder_paths.get_output_directory = lambda: str(tmp_path / "output")
-    folder_paths.models_dir = str(tmp_path / "models")
-    kinds = {
-        "loras": [tmp_path / "other_disk" / "loras"],
-        "custom_nodes": [tmp_path / "custom_nodes"],
-        "datasets": [tmp_path / "sets"],
-    }
-    folder_paths.folder_names_and_paths = {kind: ([str(f) for f in folders], set()) for kind, folders in kinds.items()}
-    monkeypatch.setitem(sys.modules, "folder_paths", folder_paths)
-    monkeypatch.delenv("ANIMA_TRAINER_ROOTS", raising=False)
-    for name, folder in (("pack", ROOT), ("pack.nodes", ROOT / "nodes")):
-        module = types.ModuleType(name)
-        module.__path__ = [str(folder)]
-        monkeypatch.setitem(sys.modules, name, module)
-    yield importlib.import_module("pack.nodes.roots")
-    for name in [n for n in sys.modules if n.startswith("pack.")]:
-        del sys.modules[name]
+    return import_nodes(tmp_path, monkeypatch)("roots")
 
 
-INSIDE = ["input/a", "input", "output/anima_trainer/x", "models/vae/v.safetensors", "other_disk/loras/l.safetensors", "sets/s"]
+INSIDE = [
+    "input/a",
+    "input",
+    "output/anima_trainer/x",
+    "models/vae/v.safetensors",
+    "other_disk/loras/l.safetensors",
+    "sets/s",
+    "more/s",
+]
 OUTSIDE = ["", "secret", "input/../secret", "inputs", "input_2/a", "models/../../etc", "custom_nodes/pack", "other_disk/x"]
 
 
@@ -65,6 +53,46 @@ def test_the_owner_allows_more(roots, tmp_path, monkeypatch):
     assert roots.allowed(secret, "folder") == secret
     monkeypatch.setenv("ANIMA_TRAINER_ROOTS", "*")
     assert roots.allowed("/anywhere", "folder") == "/anywhere"
+
+
+def test_odd_registrations_of_other_packs_open_nothing(roots, tmp_path, monkeypatch):
+    """An empty folder name would be the folder that the server was started in."""
+    monkeypatch.chdir(tmp_path)
+    odd = {"a": ([""], set()), "b": [[tmp_path / "b"], set()], "c": ([None], set()), "d": ((), set(), 1)}
+    roots.folder_paths.folder_names_and_paths.update(odd)
+    assert roots.allowed(str(tmp_path / "b" / "x"), "folder")
+    with pytest.raises(Exception, match="outside"):
+        roots.allowed(str(tmp_path / "secret"), "folder")
+
+
+def test_a_nul_is_refused(roots):
+    with pytest.raises(Exception, match="folder=.*NUL"):
+        roots.user_path("pics\0", "folder")
+
+
+ON_WINDOWS = {
+    r"C:\ComfyUI\input\a": True,
+    r"c:/comfyui/INPUT/a": True,
+    r"D:\sets\a": True,
+    r"D:\sets\..\secret": False,
+    r"C:\ComfyUI\input\..\user": False,
+    r"C:\ComfyUI\input_2\a": False,
+    r"D:\ComfyUI\input\a": False,
+    r"\\server\share\a": False,
+    r"\\?\C:\ComfyUI\input\..\secret": False,
+}
+
+
+@pytest.mark.parametrize("path", ON_WINDOWS)
+def test_drives_and_cases_of_windows(roots, monkeypatch, path):
+    """By ntpath's rules, which only compare text: no drive is asked."""
+    monkeypatch.setattr(roots, "roots", lambda: ["C:\\ComfyUI\\input", "D:\\sets"])
+    monkeypatch.setattr(roots, "os", SimpleNamespace(path=ntpath))
+    if ON_WINDOWS[path]:
+        assert roots.allowed(path, "folder") == path
+    else:
+        with pytest.raises(Exception, match="outside"):
+            roots.allowed(path, "folder")
 
 
 def test_a_link_that_the_owner_made_may_lead_out(roots, tmp_path):

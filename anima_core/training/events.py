@@ -41,12 +41,13 @@ class Events:
             self.command = answer
 
     def progress(self, stage: str) -> Callable[[int, int], None]:
-        """For work before the first step: a cancel ends it at once, as nothing is lost."""
+        """For work before the first step: either command ends it at once, as there is no adapter yet to keep."""
 
         def report(done: int, total: int) -> None:
             self.emit("progress", stage=stage, done=done, total=total)
-            if self.command == "cancel":
-                raise Interrupted(f"cancelled at {stage}, {done} of {total}; what is done is kept in the cache")
+            if self.command is not None:
+                word = "cancelled" if self.command == "cancel" else "stopped"
+                raise Interrupted(f"{word} at {stage}, {done} of {total}, before the first step; the cache keeps what is done")
 
         return report
 

@@ -16,7 +16,9 @@ START_SECONDS = 120
 
 
 class ComfyUI:
-    def __init__(self, checkout: Path, python: Path, base: Path, folder: str = "ComfyUI-Anima-Trainer") -> None:
+    def __init__(
+        self, checkout: Path, python: Path, base: Path, *arguments: str, folder: str = "ComfyUI-Anima-Trainer"
+    ) -> None:
         self.base = base
         self.port = free_port()
         self.client = uuid.uuid4().hex
@@ -34,6 +36,7 @@ class ComfyUI:
             os.symlink(ROOT, link, target_is_directory=True)
         command = [str(python), str(checkout / "main.py"), "--cpu", "--port", str(self.port), "--base-directory", str(base)]
         command += ["--disable-api-nodes", "--database-url", f"sqlite:///{base}/comfy.db"]
+        command += arguments
         self.log = open(base / "server.log", "w+", encoding="utf-8")
         self.process = subprocess.Popen(command, stdout=self.log, stderr=subprocess.STDOUT, cwd=base)
         self.wait()

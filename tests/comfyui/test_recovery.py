@@ -50,7 +50,7 @@ def wait_for(text: str, base: Path, name: str, seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
-def test_a_killed_server_offers_its_run_again(comfyui, base, server):
+def test_a_killed_server_offers_its_run_again(comfyui, base, request):
     """SIGKILL in the middle of a training; a new server lists the run, goes on with it, and the old graph finds it done."""
     steps = 600
     victim = ComfyUI(*comfyui, base)
@@ -62,6 +62,7 @@ def test_a_killed_server_offers_its_run_again(comfyui, base, server):
     victim.process.send_signal(signal.SIGKILL)
     victim.process.wait()
     victim.log.close()
+    server = request.getfixturevalue("server")  # starts now, unless another test came first
     (run,) = [run for run in server.get("/anima_trainer/runs")["runs"] if run["name"] == "crashed"]
     assert 20 <= run["step"] < steps and run["total"] == steps and time.time() - run["saved_at"] < 120
     assert set(run) == {"name", "step", "total", "saved_at"}
@@ -112,6 +113,61 @@ def test_a_run_whose_pictures_changed_is_named_and_goes_on_when_told_to(server, 
     picker.prompt["go"]["inputs"]["with_changes"] = True
     entry = server.run(picker.prompt)
     assert status(entry) == "success", error_of(entry)
+    assert "changing" not in offered(server)
+    (folder / "a.txt").write_text("red", encoding="utf-8")  # what the first graph asks for is still not trained
+    entry = server.run(graph.prompt)
+    assert entry["outputs"]["train"]["text"] == ["changing-2.safetensors: 60 steps"], error_of(entry)
+
+
+def test_a_run_goes_on_when_only_memory_is_changed(server, base):
+    """After an out of memory, say. And a graph that was saved before `strict` was there still runs."""
+    graph = Graph(server)
+    graph.training(output_name="memory", steps=60, checkpoint_every=5, memory="keep activations (fastest)")
+    del graph.prompt["train"]["inputs"]["strict"]
+    prompt = server.queue(graph.prompt)
+    wait_for('"step": 10,', base, "memory")
+    server.post("/interrupt", {})
+    server.result(prompt)
+    graph.prompt["train"]["inputs"]["memory"] = "recompute (least memory)"
+    entry = server.run(graph.prompt)
+    assert status(entry) == "success", error_of(entry)
+    assert "resumed at step" in log_text(base, "memory")
+
+
+def test_a_run_of_a_toml_goes_on_when_queued_again(server, base):
+    first = Graph(server)
+    first.training(output_name="source", steps=1)
+    assert status(server.run(first.prompt)) == "success"
+    text = (store(base) / "source-run" / "config.toml").read_text(encoding="utf-8")
+    longer = text.replace("max_train_steps = 1\n", "max_train_steps = 60\n").replace("every_n_steps = 250", "every_n_steps = 5")
+    (base / "input" / "longer.toml").write_text(longer, encoding="utf-8")
+    graph = Graph(server)
+    graph.add("train", "AnimaTrainFromTOML", path="longer.toml", output_name="from_toml")
+    prompt = server.queue(graph.prompt)
+    wait_for('"step": 10,', base, "from_toml")
+    server.post("/interrupt", {})
+    server.result(prompt)
+    assert "from_toml" in offered(server)
+    entry = server.run(graph.prompt)
+    assert status(entry) == "success" and "resumed at step" in log_text(base, "from_toml")
+    assert entry["outputs"]["train"]["text"] == ["from_toml.safetensors: 60 steps"]
+    assert "from_toml" not in offered(server)
+
+
+def test_a_run_that_was_killed_after_its_last_step_is_only_saved(server, base):
+    """Between the last checkpoint and the record of the finished run there is a moment, too."""
+    graph = Graph(server)
+    graph.training(output_name="last_moment", steps=8)
+    assert status(server.run(graph.prompt)) == "success"
+    (done,) = [p for p in (store(base) / "finished").glob("*.json") if "last_moment" in p.read_text(encoding="utf-8")]
+    done.rename(store(base) / "unfinished" / done.name)
+    (store(base) / "unfinished" / done.name).write_text(json.dumps({"name": "last_moment"}), encoding="utf-8")
+    picker = Graph(server)
+    picker.add("go", "AnimaContinueRun", run="last_moment")
+    del picker.prompt["go"]["inputs"]["with_changes"]
+    entry = server.run(picker.prompt)
+    assert status(entry) == "success", error_of(entry)
+    assert entry["outputs"]["go"]["text"] == ["last_moment.safetensors: 8 steps"]
 
 
 def test_a_run_that_was_deleted_since_is_one_line(server, base):
@@ -126,7 +182,7 @@ def test_a_run_that_was_deleted_since_is_one_line(server, base):
     assert "no such unfinished run; press R to look again" in json.dumps(refused)
 
 
-@pytest.mark.parametrize("name", ["../escape", "/etc", "(none)", "nobody"])
+@pytest.mark.parametrize("name", ["../escape", "/etc", "(none)", "nobody", "", 7, {"x": 1}, None])
 def test_the_picker_takes_names_of_the_list_only(server, base, name):
     picker = Graph(server)
     picker.add("go", "AnimaContinueRun", run=name)
@@ -165,18 +221,27 @@ def test_folders_outside_of_comfyui_are_refused(server, base, tmp_path, kind):
 
 
 def test_the_owner_may_allow_more(comfyui, base, tmp_path, monkeypatch):
-    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
-    (tmp_path / "a.txt").write_text("allowed", encoding="utf-8")
-    monkeypatch.setenv("ANIMA_TRAINER_ROOTS", str(tmp_path))
-    other = ComfyUI(*comfyui, base)
+    """By the environment, and by any key of extra_model_paths.yaml."""
+    places = {name: tmp_path / name for name in ("environment", "yaml", "neither")}
+    for name, place in places.items():
+        place.mkdir()
+        Image.new("RGB", (64, 64)).save(place / "a.png")
+        (place / "a.txt").write_text(f"of {name}", encoding="utf-8")
+    (tmp_path / "paths.yaml").write_text(f"mine:\n  anima_datasets: {places['yaml']}\n", encoding="utf-8")
+    monkeypatch.setenv("ANIMA_TRAINER_ROOTS", str(places["environment"]))
+    other = ComfyUI(*comfyui, base, "--extra-model-paths-config", str(tmp_path / "paths.yaml"))
+    entries = {}
     try:
-        graph = Graph(other)
-        graph.add("data", "AnimaDatasetFolder", folder=str(tmp_path))
-        graph.add("look", "AnimaDatasetInspect", dataset=["data", 0])
-        entry = other.run(graph.prompt)
+        for name, place in places.items():
+            graph = Graph(other)
+            graph.add("data", "AnimaDatasetFolder", folder=str(place))
+            graph.add("look", "AnimaDatasetInspect", dataset=["data", 0])
+            entries[name] = other.run(graph.prompt)
     finally:
         other.close()
-    assert status(entry) == "success" and "a.png: allowed" in entry["outputs"]["look"]["text"][0]
+    for name in ("environment", "yaml"):
+        assert f"a.png: of {name}" in entries[name]["outputs"]["look"]["text"][0]
+    assert "outside of the folders that this server reads" in error_of(entries["neither"])
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b'{"node": ["x"]}', b'{"node": "../../etc"}', b"\xff\xfe\x00", b"[" * 50000])
@@ -208,7 +273,7 @@ def test_strict_refuses_what_is_otherwise_counted(server, base):
 
 
 def test_a_scan_can_be_cancelled_and_goes_on_where_it_was(server, base):
-    """Six hundred pictures: Cancel arrives while they are looked at, or right after; nothing is trained."""
+    """Many pictures: Cancel arrives while they are looked at, or right after; nothing is trained."""
     from benchmarks.scan import write_pictures
 
     write_pictures(base / "input" / "many", 1500)

@@ -202,9 +202,11 @@ def test_caching_that_never_fits_says_so_in_one_line(model, pictures, tmp_path, 
     assert train(config).steps == 6
 
 
-@pytest.mark.parametrize("stage", ["looking at pictures", "latents", "captions"])
-def test_cancel_works_before_the_first_step(model, pictures, tmp_path, stage):
+@pytest.mark.parametrize("command, word", [("cancel", "cancelled"), ("stop", "stopped")])
+@pytest.mark.parametrize("stage", ["looking at pictures", "latents", "captions", "text embeddings"])
+def test_commands_work_before_the_first_step(model, pictures, tmp_path, stage, command, word):
     config = train_config(model, pictures, tmp_path)
-    with pytest.raises(Interrupted, match=f"cancelled at {stage}"):
-        train(config, lambda event: "cancel" if event.get("stage") == stage else None)
+    with pytest.raises(Interrupted, match=f"{word} at {stage}, .* before the first step"):
+        train(config, lambda event: command if event.get("stage") == stage else None)
+    assert not list(tmp_path.glob("*.safetensors"))
     assert train(config).steps == 6
