@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +96,9 @@ def run_check(args: argparse.Namespace) -> None:
     if not t5_folder:
         print("note: captions are not measured in tokens: set --t5_tokenizer_dir", file=sys.stderr)
     cache_dir = Path(request.cache_dir) if request.cache_dir else cache_beside(request.datasets)
-    with ProgressBar() as bar:
-        stage = Events(None, bar.on_event).progress
-        checked = check_datasets(request.datasets, cache_dir, load_t5_tokenizer(t5_folder) if t5_folder else None, stage)
+    t5 = load_t5_tokenizer(t5_folder) if t5_folder else None
+    with ProgressBar() as bar, closing(Events(None, bar.on_event)) as events:
+        checked = check_datasets(request.datasets, cache_dir, t5, events.progress)
     reports = [report for _, report in checked]
     print("\n".join(sheet(reports, request.per_step, shown=EVERY if args.all else SHOWN)))
     warnings = sum(len(report.warnings()) for report in reports)

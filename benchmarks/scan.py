@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-SIZES = [(128, 128), (160, 96), (96, 160), (144, 112), (112, 144)]
+SIZES = [(256, 256), (320, 192), (192, 320), (288, 224), (224, 288)]
 
 
 def jpeg(number: int, ground: Image.Image) -> bytes:
-    """A few kB: a cut-out of `ground` that no other number has."""
+    """About 15 kB: a cut-out of `ground` that no other number has."""
     width, height = SIZES[number % len(SIZES)]
-    left, top = number % 397, number // 397
+    left, top = number % 797, number // 797
     out = io.BytesIO()
     ground.crop((left, top, left + width, top + height)).save(out, "JPEG", quality=80)
     return out.getvalue()
@@ -35,7 +35,7 @@ def write_pictures(folder: Path, count: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     then = time.time() - 3600
     colours = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    ground = Image.fromarray(colours).resize((640, 640), Image.Resampling.BICUBIC)
+    ground = Image.fromarray(colours).resize((1280, 1280), Image.Resampling.BICUBIC)
     for number in range(count):
         path = folder / f"{number:06d}.jpg"
         path.write_bytes(jpeg(number, ground))
@@ -50,7 +50,7 @@ def look(folder: Path, cache: Path, stop_after: float = 0.0) -> dict:
     from anima_core.data.batches import Batches, build_items
     from anima_core.data.doctor import check_datasets
 
-    datasets = (DatasetConfig((SubsetConfig(str(folder)),), ((128, 128),), min_bucket_reso=64, bucket_reso_steps=16),)
+    datasets = (DatasetConfig((SubsetConfig(str(folder)),), ((256, 256),), min_bucket_reso=128, bucket_reso_steps=32),)
     before, started, told = peak_mb(), time.perf_counter(), []
 
     def stage(name):

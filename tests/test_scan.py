@@ -163,7 +163,7 @@ KINDS = {
     "deep.png": (lambda p: Image.new("I;16", (64, 64), 999).save(p), "16-bit pictures, reduced to 8 bits"),
     "palette.png": (lambda p: noise((64, 64)).quantize(16).save(p), "palette pictures, turned into RGB"),
     "grey.jpg": (lambda p: noise((64, 64)).convert("L").save(p), "grey pictures, turned into RGB"),
-    "clear.png": (lambda p: noise((64, 64)).convert("RGBA").save(p), "transparent pictures, put on white"),
+    "clear.png": (lambda p: Image.new("RGBA", (64, 64), (9, 9, 9, 99)).save(p), "transparent pictures, put on white"),
 }
 
 
@@ -186,6 +186,24 @@ def test_pictures_of_every_kind_are_counted(tmp_path, name):
     assert bool(kept) == ("left out" not in line)
     for picture in kept:
         assert load_picture(picture.path, (64, 64), digest=picture.digest).shape == (3, 64, 64)
+
+
+def test_an_opaque_alpha_channel_is_not_worth_a_word(tmp_path):
+    noise((64, 64)).convert("RGBA").save(tmp_path / "a.png")
+    assert (
+        lines_of(tmp_path, class_tokens="x")
+        == "1 pictures, 1 with repeats\npictures without a caption file (class_tokens used): 1 (a.png)"
+    )
+
+
+@pytest.mark.parametrize("save", [dict(progressive=True), dict(), dict(subsampling=0, quality=95)])
+@pytest.mark.parametrize("keep", [0.3, 0.7, 0.98])
+def test_every_cut_of_a_jpeg_is_seen(tmp_path, save, keep):
+    """Decoding at an eighth of the size still reads to the end."""
+    write(tmp_path, "good.png")
+    noise((512, 384)).save(tmp_path / "bad.jpg", **save)
+    cut(tmp_path / "bad.jpg", keep)
+    assert "left out: 1 (bad.jpg)" in lines_of(tmp_path)
 
 
 def test_truncation_is_seen_where_another_pack_told_pillow_to_look_away(tmp_path, monkeypatch):

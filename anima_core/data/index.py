@@ -74,12 +74,16 @@ class FileIndex:
 
 def open_database(path: Path | None) -> sqlite3.Connection:
     db = sqlite3.connect(path or ":memory:", timeout=10)
-    if db.execute("PRAGMA user_version").fetchone()[0] not in (0, VERSION):
-        db.execute("DROP TABLE files")
-    db.execute(TABLE)
-    db.execute(f"PRAGMA user_version = {VERSION}")
-    db.execute("PRAGMA synchronous = OFF")  # a lost index is made anew
-    return db
+    try:
+        if db.execute("PRAGMA user_version").fetchone()[0] not in (0, VERSION):
+            db.execute("DROP TABLE files")
+        db.execute(TABLE)
+        db.execute(f"PRAGMA user_version = {VERSION}")
+        db.execute("PRAGMA synchronous = OFF")  # a lost index is made anew
+        return db
+    except sqlite3.Error:
+        db.close()  # Windows deletes no open file
+        raise
 
 
 def look_at(

@@ -46,11 +46,12 @@ def examine(path: Path) -> Facts:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data)) as image:
-                size, traits = upright(image), tuple(traits_of(image))
+                size = upright(image)
                 problem = size_problem(size)
                 if not problem:
+                    image.draft(image.mode, (1, 1))  # a JPEG is read to its end as well at an eighth of its size
                     image.load()
-        return Facts(digest, size, problem, traits)
+                return Facts(digest, size, problem, () if problem else tuple(traits_of(image)))
     except Image.DecompressionBombError:
         return Facts(digest, (0, 0), "huge")
     except Exception as error:  # Pillow raises many kinds for damaged files
@@ -68,6 +69,7 @@ def is_truncation(error: Exception) -> bool:
 
 
 def traits_of(image: Image.Image) -> Iterator[str]:
+    """Of a picture that is loaded."""
     if getattr(image, "is_animated", False) and image.format != "MPO":  # a phone's JPEG with a second view in it
         yield "animated"
     if image.mode == "CMYK":
@@ -78,7 +80,7 @@ def traits_of(image: Image.Image) -> Iterator[str]:
         yield "palette"
     elif image.mode in ("L", "LA", "1"):
         yield "grey"
-    if has_alpha(image):
+    if has_alpha(image) and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
         yield "transparent"
 
 
