@@ -1,11 +1,10 @@
-"""What the first and the second look at a large folder cost: `python -m benchmarks.scan --pictures 100000`.
+"""What the first and the second look at a large folder cost: `python -m benchmarks.scan --pictures 100000 --side 64`.
 
-Draws small distinct JPEGs with captions, then scans and buckets them in fresh processes: time, peak memory, and what an
+Draws distinct JPEGs with captions, then scans and buckets them in fresh processes: time, peak memory, and what an
 interruption in the middle keeps. Writes JSON.
 """
 
 import argparse
-import io
 import json
 import os
 import platform
@@ -19,26 +18,20 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-SIZES = [(256, 256), (320, 192), (192, 320), (288, 224), (224, 288)]
+SHAPES = [(1.0, 1.0), (1.25, 0.75), (0.75, 1.25)]
 
 
-def jpeg(number: int, ground: Image.Image) -> bytes:
-    """About 15 kB: a cut-out of `ground` that no other number has."""
-    width, height = SIZES[number % len(SIZES)]
-    left, top = number % 797, number // 797
-    out = io.BytesIO()
-    ground.crop((left, top, left + width, top + height)).save(out, "JPEG", quality=80)
-    return out.getvalue()
-
-
-def write_pictures(folder: Path, count: int) -> None:
+def write_pictures(folder: Path, count: int, side: int = 64) -> None:
+    """JPEGs, each a cut-out of one coloured ground that no other has, and captions; an hour old."""
     folder.mkdir(parents=True, exist_ok=True)
     then = time.time() - 3600
     colours = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    ground = Image.fromarray(colours).resize((1280, 1280), Image.Resampling.BICUBIC)
+    ground = Image.fromarray(colours).resize((4 * side + 400, 4 * side + 400), Image.Resampling.BICUBIC)
     for number in range(count):
+        width, height = (round(side * part) for part in SHAPES[number % len(SHAPES)])
+        left, top = number % 397, number // 397
         path = folder / f"{number:06d}.jpg"
-        path.write_bytes(jpeg(number, ground))
+        ground.crop((left, top, left + width, top + height)).save(path, "JPEG", quality=80)
         path.with_suffix(".txt").write_text(f"1girl, solo, number {number}, blue eyes, standing, outdoors", encoding="utf-8")
         os.utime(path, (then, then))
         os.utime(path.with_suffix(".txt"), (then, then))
@@ -50,7 +43,7 @@ def look(folder: Path, cache: Path, stop_after: float = 0.0) -> dict:
     from anima_core.data.batches import Batches, build_items
     from anima_core.data.doctor import check_datasets
 
-    datasets = (DatasetConfig((SubsetConfig(str(folder)),), ((256, 256),), min_bucket_reso=128, bucket_reso_steps=32),)
+    datasets = (DatasetConfig((SubsetConfig(str(folder)),), ((64, 64),), min_bucket_reso=32, bucket_reso_steps=16),)
     before, started, told = peak_mb(), time.perf_counter(), []
 
     def stage(name):
@@ -90,6 +83,7 @@ def in_a_fresh_process(folder: Path, cache: Path, stop_after: float = 0.0) -> di
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pictures", type=int, default=100_000)
+    parser.add_argument("--side", type=int, default=64, help="px")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--look", nargs=3, metavar=("FOLDER", "CACHE", "STOP_AFTER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -98,7 +92,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder, cache = Path(temporary) / "pictures", Path(temporary) / "cache"
-        write_pictures(folder, args.pictures)
+        write_pictures(folder, args.pictures, args.side)
         first = in_a_fresh_process(folder, cache)
         second = in_a_fresh_process(folder, cache)
         other = Path(temporary) / "cache2"
@@ -107,6 +101,7 @@ def main() -> None:
     result = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, python {platform.python_version()}",
         "pictures": args.pictures,
+        "side": args.side,
         "first": first,
         "second": second,
         "second_is_quicker_by": first["seconds"] / second["seconds"],

@@ -13,7 +13,7 @@ from ..anima_core.config import DatasetConfig
 from ..anima_core.data.captions import process_caption
 from ..anima_core.data.doctor import check_datasets, sheet
 from ..anima_core.data.folder import Picture
-from ..anima_core.data.pictures import open_picture
+from ..anima_core.data.picture_files import open_picture
 from ..anima_core.models.tokenizers import comfyui_tokenizers, load_t5_tokenizer
 
 SHOWN_CAPTIONS = 8

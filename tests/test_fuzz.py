@@ -18,7 +18,8 @@ from anima_core.compat.arguments import config_from_file, data_request_from, par
 from anima_core.compat.dataset_config import datasets_from, read_dataset_config
 from anima_core.compat.flags import mapped_flags
 from anima_core.config import DatasetConfig, SampleConfig, SubsetConfig, TrainConfig, from_dict, to_dict
-from anima_core.data.captions import process_caption, read_caption
+from anima_core.data.caption_files import read_caption
+from anima_core.data.captions import process_caption
 from anima_core.errors import AnimaError, FileError
 from anima_core.models.checkpoint import read_header, read_metadata
 from anima_core.models.qwen import load_qwen

@@ -1,17 +1,20 @@
 """Scanning folders, the index of files, and the check of a dataset before training."""
 
 import os
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
+from anima_core.data.caption_files import decode
 from anima_core.data.doctor import diagnose, epoch_line
-from anima_core.data.encodings import decode
 from anima_core.data.folder import scan
 from anima_core.data.index import FileIndex
-from anima_core.data.pictures import HUGE, load_picture
+from anima_core.data.picture_files import HUGE
+from anima_core.data.pictures import load_picture
 from anima_core.errors import FileError
 
 from .tiny import dataset, write
@@ -395,3 +398,26 @@ def test_many_names_are_cut_but_counted(tmp_path):
     report = diagnosed(tmp_path)
     assert report.warnings()[0] == "empty captions: 5 (1.txt, 2.txt, 3.txt, … and 2 more)"
     assert report.warnings(shown=9)[0] == "empty captions: 5 (1.txt, 2.txt, 3.txt, 4.txt, 5.txt)"
+
+
+def test_an_index_of_another_version_starts_afresh(tmp_path, monkeypatch):
+    from anima_core.data import index as module
+
+    path = tmp_path / "index.sqlite"
+    monkeypatch.setattr(module, "VERSION", module.VERSION - 1)
+    write(tmp_path / "p", "a.png")
+    age(tmp_path / "p")
+    with FileIndex(path) as old:
+        scan(dataset(tmp_path / "p"), old)
+        old._db.execute("UPDATE files SET found = 'another format'")
+        old._db.commit()
+    monkeypatch.undo()
+    assert scan(dataset(tmp_path / "p"), FileIndex(path))[1].pictures == 1
+
+
+def test_looking_at_a_folder_loads_no_torch(tmp_path):
+    """The check of a folder starts at once."""
+    write(tmp_path, "a.png")
+    code = "import sys; from anima_core.cli import main; assert main(sys.argv[1:]) == 0; assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code, "check", str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

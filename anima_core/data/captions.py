@@ -1,26 +1,8 @@
-"""Captions: read from files, and changed from draw to draw the way kohya's trainers do, without mangling prose."""
-
-from pathlib import Path
+"""Captions, changed from draw to draw the way kohya's trainers do, without mangling prose."""
 
 import torch
 
 from ..config import SubsetConfig
-from ..errors import FileError
-from .encodings import decode
-
-
-def read_caption(path: str | Path) -> tuple[str, str]:
-    """The text of a caption file without the white space around it, and the encoding it was in (see `encodings`).
-
-    Raises FileError, naming the file, when it cannot be read.
-    """
-    try:
-        text, encoding = decode(Path(path).read_bytes())
-    except UnicodeError as error:
-        raise FileError(f"{path}: {error}; save the caption as UTF-8") from None
-    except OSError as error:
-        raise FileError(f"{path}: cannot be read ({error.strerror}); check the caption file") from None
-    return text.replace("\r\n", "\n").replace("\r", "\n").strip(), encoding
 
 
 def process_caption(text: str, subset: SubsetConfig, generator: torch.Generator, drop: bool | None = None) -> str:

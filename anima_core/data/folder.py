@@ -3,18 +3,18 @@
 import os
 import re
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from PIL import Image
 
 from ..config import DatasetConfig, SubsetConfig
 from ..errors import FileError
 from .buckets import Size
-from .captions import read_caption
+from .caption_files import read_caption
 from .index import FileIndex, Progress, Stamp, look_at
-from .pictures import examine, whole_files_only
+from .picture_files import examine, whole_files_only
 from .report import DataReport
 
 Image.init()
@@ -37,6 +37,8 @@ NOTED_TRAITS = {
     "grey": "grey pictures, turned into RGB",
     "transparent": "transparent pictures, put on white",
 }
+
+SEPARATOR = "\0"  # `decode` gives no text that holds one
 
 Stage = Callable[[str], Progress]  # the name of a piece of work -> where its progress goes
 
@@ -179,34 +181,37 @@ def picture_stem(name: str) -> str:
     return stem if dot and f".{extension.lower()}" in EXTENSIONS else ""
 
 
-def look_once(path: Path, is_picture: bool) -> list[Any]:
-    """What the index keeps of a file: the fields of `Facts`, or a caption's [text, encoding, problem]."""
+def look_once(path: Path, is_picture: bool) -> str:
+    """What the index keeps of a file: `Facts`, or a caption's encoding, problem and text, with what no text holds between."""
     if is_picture:
-        return list(astuple(examine(path)))
+        facts = examine(path)
+        return SEPARATOR.join([facts.digest, *map(str, facts.size), facts.problem, ",".join(facts.traits)])
     try:
-        return [*read_caption(path), ""]
+        text, encoding = read_caption(path)
+        return SEPARATOR.join([encoding, "", text])
     except FileError as error:
-        return ["", "", str(error).removeprefix(f"{path}: ")]
+        return SEPARATOR.join(["", str(error).removeprefix(f"{path}: "), ""])
 
 
-def read_picture(folder: Path, name: str, stem: str, repeats: int, found: dict[str, Any], state: Scan) -> Picture | None:
+def read_picture(folder: Path, name: str, stem: str, repeats: int, found: dict[str, str], state: Scan) -> Picture | None:
     """The picture with its caption and mask, or None for one that cannot be trained on."""
-    digest, size, problem, traits = found[name]
+    digest, width, height, problem, traits = found[name].split(SEPARATOR)
     if problem:
         state.report.warn(LEFT_OUT.get(problem, f"{problem}, left out"), name)
         return None
     caption = caption_of(stem + state.subset.caption_extension, name, found, state)
     if caption is None:
         return None
-    for trait in traits:
+    for trait in traits.split(",") if traits else ():
         if trait in WARNED_TRAITS:
             state.report.warn(WARNED_TRAITS[trait], name)
         elif trait != "transparent" or not state.subset.alpha_mask:
             state.report.note(NOTED_TRAITS[trait], name)
-    return Picture(folder, name, state.subset, repeats, tuple(size), digest, caption, mask_of(name, stem, state))
+    mask = None if state.masks is None else mask_of(name, stem, state)
+    return Picture(folder, name, state.subset, repeats, (int(width), int(height)), digest, caption, mask)
 
 
-def caption_of(name: str, picture: str, found: dict[str, Any], state: Scan) -> str | None:
+def caption_of(name: str, picture: str, found: dict[str, str], state: Scan) -> str | None:
     """The caption, or None when there is one that cannot be read."""
     subset, report = state.subset, state.report
     if name not in found:  # there is no such file
@@ -215,7 +220,7 @@ def caption_of(name: str, picture: str, found: dict[str, Any], state: Scan) -> s
         else:
             report.warn("pictures without a caption file", picture)
         return subset.class_tokens
-    caption, encoding, problem = found[name]
+    encoding, problem, caption = found[name].split(SEPARATOR, 2)
     if problem:
         report.warn("pictures left out, their captions cannot be read", f"{name}: {problem}")
         return None
@@ -243,8 +248,6 @@ def mask_files(subset: SubsetConfig) -> dict[str, Path] | None:
 
 
 def mask_of(name: str, stem: str, state: Scan) -> Path | None:
-    if state.masks is None:
-        return None
     if stem not in state.masks:
         state.report.note("pictures without a mask (counted whole)", name)
     return state.masks.get(stem)

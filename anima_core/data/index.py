@@ -1,14 +1,12 @@
 """Remembers what was found in files, so that the next start reads only what is new or changed."""
 
-import json
 import sqlite3
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-VERSION = 1  # of what is remembered; another one starts afresh
+VERSION = 2  # of what is remembered; another one starts afresh
 TABLE = "CREATE TABLE IF NOT EXISTS files (folder, name, size, time, found, PRIMARY KEY (folder, name)) WITHOUT ROWID"
 SETTLED_NS = 2_000_000_000  # a file younger than this may change again within one tick of its clock (2 s on FAT)
 READERS = 4  # threads: decoding and hashing let go of Python's lock
@@ -36,22 +34,20 @@ class FileIndex:
             except (sqlite3.Error, OSError):
                 self._db = open_database(None)
 
-    def known(self, folder: Path, files: dict[str, Stamp]) -> dict[str, Any]:
+    def known(self, folder: Path, files: dict[str, Stamp]) -> dict[str, str]:
         """What is remembered of those files that are unchanged. Files that are gone are forgotten."""
         try:
             rows = self._db.execute("SELECT name, size, time, found FROM files WHERE folder = ?", (str(folder),)).fetchall()
-            found = json.loads(f"[{','.join(row[3] for row in rows)}]")  # one call for all: a tenth of the time
-        except (sqlite3.Error, ValueError):
+        except sqlite3.Error:
             return {}
         self._write("DELETE FROM files WHERE folder = ? AND name = ?", [(str(folder), r[0]) for r in rows if r[0] not in files])
-        return {row[0]: what for row, what in zip(rows, found) if files.get(row[0]) == row[1:3]}
+        return {name: found for name, size, when, found in rows if files.get(name) == (size, when)}
 
-    def remember(self, folder: Path, found: Iterable[tuple[str, Stamp, Any]]) -> None:
+    def remember(self, folder: Path, found: Iterable[tuple[str, Stamp, str]]) -> None:
         """Files that changed a moment ago are not believed next time."""
         now = time.time_ns()
         rows = [
-            (str(folder), name, size, when if abs(now - when) > SETTLED_NS else -1, json.dumps(what))
-            for name, (size, when), what in found
+            (str(folder), name, size, when if abs(now - when) > SETTLED_NS else -1, what) for name, (size, when), what in found
         ]
         self._write("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", rows)
 
@@ -90,11 +86,11 @@ def look_at(
     folder: Path,
     files: dict[str, Stamp],
     names: Iterable[str],
-    examine: Callable[[Path], Any],
+    examine: Callable[[Path], str],
     index: FileIndex,
     progress: Progress,
-) -> dict[str, Any]:
-    """What `examine` finds in each named file (anything JSON can hold): remembered, or looked up now by several threads.
+) -> dict[str, str]:
+    """What `examine` finds in each named file, as text: remembered, or looked up now by several threads.
 
     files: all that the folder holds. What was done before an interruption is kept.
     """

@@ -1,4 +1,4 @@
-"""Which encoding a caption file is in. UTF-8 is the rule; old editors on Windows leave GBK, Shift-JIS, UTF-16 or Latin-1.
+"""Caption files, and their encodings. UTF-8 is the rule; old editors on Windows leave GBK, Shift-JIS, UTF-16 or Latin-1.
 
 Bytes that are not UTF-8 are read in each candidate, and the one that gives the most ordinary text wins: common hanzi, kana
 and common kanji, single accented letters. Text that is ordinary in none of them, or in two, is not guessed at.
@@ -6,6 +6,9 @@ and common kanji, single accented letters. Text that is ordinary in none of them
 
 import codecs
 from collections.abc import Callable
+from pathlib import Path
+
+from ..errors import FileError
 
 BOMS = (
     (codecs.BOM_UTF8, "utf-8", "UTF-8"),
@@ -16,6 +19,20 @@ BOMS = (
 )
 LEAST = 0.5  # of the non-ASCII characters that must be ordinary
 MARGIN = 0.2  # by which the best reading must lead
+
+
+def read_caption(path: str | Path) -> tuple[str, str]:
+    """The text of a caption file without the white space around it, and the encoding it was in.
+
+    Raises FileError, naming the file, when it cannot be read.
+    """
+    try:
+        text, encoding = decode(Path(path).read_bytes())
+    except UnicodeError as error:
+        raise FileError(f"{path}: {error}; save the caption as UTF-8") from None
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({error.strerror}); check the caption file") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n").strip(), encoding
 
 
 def decode(data: bytes) -> tuple[str, str]:

@@ -1,0 +1,130 @@
+"""Picture files: what is in one, whether it is whole, and its pixels as RGB. No torch: looking at a folder starts at once."""
+
+import hashlib
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps
+
+from ..errors import FileError
+from .buckets import Size
+
+WHITE = (255, 255, 255)
+SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
+
+
+HUGE = 178_956_970  # pixels: where Pillow refuses, whatever another program in this process has set its limit to
+SMALLEST = 16  # px: one token of the transformer
+ROTATION = 0x0112  # EXIF orientation; 5 to 8 lie on their side
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What one look at a picture file found. size: (width, height) after the EXIF rotation."""
+
+    digest: str  # SHA-256 of the file
+    size: Size
+    problem: str = ""  # why it cannot be trained on
+    traits: tuple[str, ...] = ()  # what is done to it that its owner may not expect
+
+
+def examine(path: Path) -> Facts:
+    """Read a picture once, whole: its hash, and whether it can be decoded to the last row."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        return Facts("", (0, 0), f"unreadable: {error.strerror}")
+    digest = hashlib.sha256(data).hexdigest()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as image:
+                size = upright(image)
+                problem = size_problem(size)
+                if not problem:
+                    image.draft(image.mode, (1, 1))  # a JPEG is read to its end as well at an eighth of its size
+                    image.load()
+                return Facts(digest, size, problem, () if problem else tuple(traits_of(image)))
+    except Image.DecompressionBombError:
+        return Facts(digest, (0, 0), "huge")
+    except Exception as error:  # Pillow raises many kinds for damaged files
+        return Facts(digest, (0, 0), "truncated" if is_truncation(error) else "unreadable")
+
+
+def size_problem(size: Size) -> str:
+    if size[0] * size[1] > HUGE:
+        return "huge"
+    return "tiny" if min(size) < SMALLEST else ""
+
+
+def is_truncation(error: Exception) -> bool:
+    return isinstance(error, EOFError) or "truncated" in str(error).lower()
+
+
+def traits_of(image: Image.Image) -> Iterator[str]:
+    """Of a picture that is loaded."""
+    if getattr(image, "is_animated", False) and image.format != "MPO":  # a phone's JPEG with a second view in it
+        yield "animated"
+    if image.mode == "CMYK":
+        yield "CMYK"
+    elif image.mode in SIXTEEN_BIT:
+        yield "16-bit"
+    elif image.mode in ("P", "PA"):
+        yield "palette"
+    elif image.mode in ("L", "LA", "1"):
+        yield "grey"
+    if has_alpha(image) and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+        yield "transparent"
+
+
+@contextmanager
+def whole_files_only() -> Iterator[None]:
+    """Other programs in this process may have told Pillow to fill truncated pictures with grey."""
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def open_picture(path: Path, digest: str = "") -> Image.Image:
+    """Decode, apply the EXIF rotation, put transparency on white -> RGB. Raises FileError that names the file.
+
+    digest: the SHA-256 that the file had when it was scanned; another picture under its name is refused.
+    """
+    try:
+        data = path.read_bytes()
+        if digest and hashlib.sha256(data).hexdigest() != digest:
+            raise FileError(f"{path}: has changed since it was looked at; start again")
+        with Image.open(io.BytesIO(data)) as image:
+            return to_rgb(ImageOps.exif_transpose(image))
+    except FileError:
+        raise
+    except Exception as error:
+        raise FileError(f"{path}: cannot be read as a picture ({error}); repair or remove it") from None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in SIXTEEN_BIT:  # a plain conversion would clip at 255
+        values = np.asarray(image, dtype=np.float32)
+        scale = 255 / 65535 if values.max(initial=0) > 255 else 1.0
+        image = Image.fromarray((values * scale).clip(0, 255).astype(np.uint8))
+    if has_alpha(image):
+        image = image.convert("RGBA")
+        ground = Image.new("RGBA", image.size, (*WHITE, 255))
+        image = Image.alpha_composite(ground, image)
+    return image.convert("RGB")
+
+
+def has_alpha(image: Image.Image) -> bool:
+    return image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+
+
+def upright(image: Image.Image) -> Size:
+    """(width, height) after the EXIF rotation, from the header alone."""
+    return image.size[::-1] if image.getexif().get(ROTATION, 1) >= 5 else image.size
