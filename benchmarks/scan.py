@@ -1,4 +1,4 @@
-"""What the first and the second look at a large folder cost: `python -m benchmarks.scan --pictures 100000 --side 64`.
+"""What the first and the second look at a large folder cost: `python -m benchmarks.scan --pictures 100000`.
 
 Draws distinct JPEGs with captions, then scans and buckets them in fresh processes: time, peak memory, and what an
 interruption in the middle keeps. Writes JSON.
@@ -80,35 +80,38 @@ def in_a_fresh_process(folder: Path, cache: Path, stop_after: float = 0.0) -> di
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
+def measure(count: int, side: int) -> dict:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, cache, other = (Path(temporary) / name for name in ("pictures", "cache", "cache2"))
+        write_pictures(folder, count, side)
+        first = in_a_fresh_process(folder, cache)
+        second = in_a_fresh_process(folder, cache)
+        cut = in_a_fresh_process(folder, other, stop_after=first["seconds"] / 2)
+        rest = in_a_fresh_process(folder, other)
+    quicker = first["seconds"] / second["seconds"]
+    return {
+        "pictures": count,
+        "side": side,
+        "first": first,
+        "second": second,
+        "second_is_quicker_by": quicker,
+        "interrupted": cut,
+        "after_interruption": rest,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pictures", type=int, default=100_000)
-    parser.add_argument("--side", type=int, default=64, help="px")
+    parser.add_argument("--sides", type=int, nargs="+", default=[64, 256, 512], help="px; the smaller, the harder to beat")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--look", nargs=3, metavar=("FOLDER", "CACHE", "STOP_AFTER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.look:
         print(json.dumps(look(Path(args.look[0]), Path(args.look[1]), float(args.look[2]))))
         return
-    with tempfile.TemporaryDirectory() as temporary:
-        folder, cache = Path(temporary) / "pictures", Path(temporary) / "cache"
-        write_pictures(folder, args.pictures, args.side)
-        first = in_a_fresh_process(folder, cache)
-        second = in_a_fresh_process(folder, cache)
-        other = Path(temporary) / "cache2"
-        cut = in_a_fresh_process(folder, other, stop_after=first["seconds"] / 2)
-        rest = in_a_fresh_process(folder, other)
-    result = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, python {platform.python_version()}",
-        "pictures": args.pictures,
-        "side": args.side,
-        "first": first,
-        "second": second,
-        "second_is_quicker_by": first["seconds"] / second["seconds"],
-        "interrupted": cut,
-        "after_interruption": rest,
-    }
-    text = json.dumps(result, indent=1)
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, python {platform.python_version()}"
+    text = json.dumps({"machine": machine, "runs": [measure(args.pictures, side) for side in args.sides]}, indent=1)
     print(text)
     if args.output:
         args.output.write_text(text + "\n", encoding="utf-8")

@@ -19,6 +19,7 @@ from .report import DataReport
 
 Image.init()
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl"} & ({*Image.EXTENSION} | {".png"})
+KINDS = {extension.removeprefix(".") for extension in EXTENSIONS}
 REPEATS = re.compile(r"^(\d+)_")  # kohya's folder names: <repeats>_<name>
 
 LEFT_OUT = {  # a picture's problem -> how the report says it
@@ -161,24 +162,29 @@ def is_unicode(name: str) -> bool:
 
 def scan_folder(folder: Path, repeats: int, state: Scan) -> list[Picture]:
     files, extension = list_files(folder, state.report), state.subset.caption_extension
-    stems = {name: stem for name in sorted(files) if (stem := picture_stem(name))}
+    stems = {name: stem for name in files if (stem := picture_stem(name))}
     wanted = {stem + extension for stem in stems.values()}
-    for name in sorted(files.keys() - stems.keys() - wanted):
-        if name.endswith(extension):
+    captions = [name for name in wanted if name in files]
+    if len(stems) + len(captions) < len(files):
+        count_others(files.keys() - stems.keys() - wanted, state)
+    progress = state.stage(f"looking at {folder.name}")
+    found = look_at(folder, files, [*stems, *captions], lambda path: look_once(path, path.name in stems), state.index, progress)
+    pictures = (read_picture(folder, name, stem, repeats, found, state) for name, stem in sorted(stems.items()))
+    return [picture for picture in pictures if picture is not None]
+
+
+def count_others(names: set[str], state: Scan) -> None:
+    for name in sorted(names):
+        if name.endswith(state.subset.caption_extension):
             state.report.warn("captions without a picture", name)
         else:
             state.report.note("files that are neither picture nor caption", name)
-    names = [*stems, *sorted(wanted & files.keys())]
-    progress = state.stage(f"looking at {folder.name}")
-    found = look_at(folder, files, names, lambda path: look_once(path, path.name in stems), state.index, progress)
-    pictures = (read_picture(folder, name, stem, repeats, found, state) for name, stem in stems.items())
-    return [picture for picture in pictures if picture is not None]
 
 
 def picture_stem(name: str) -> str:
     """ "a.b.PNG" -> "a.b"; empty when it is no picture."""
-    stem, dot, extension = name.rpartition(".")
-    return stem if dot and f".{extension.lower()}" in EXTENSIONS else ""
+    stem, _, extension = name.rpartition(".")
+    return stem if extension.lower() in KINDS else ""
 
 
 def look_once(path: Path, is_picture: bool) -> str:
