@@ -64,6 +64,21 @@ def test_a_folder_named_with_repeats_has_them(tmp_path):
     assert scan(dataset(tmp_path / "7_style"))[0][0].repeats == 7
 
 
+@pytest.mark.parametrize("name", ["20240131_party", "99999999999999999999_x"])
+def test_a_date_is_no_number_of_repeats(tmp_path, name):
+    write(tmp_path / name, "a.png")
+    for folder in (tmp_path, tmp_path / name):
+        with pytest.raises(FileError, match="repeats of each picture; rename it if it is a date"):
+            scan(dataset(folder))
+
+
+def test_pictures_of_other_kinds_are_named(tmp_path):
+    write(tmp_path, "a.png")
+    Image.new("RGB", (64, 64)).save(tmp_path / "b.gif")
+    (line,) = scan(dataset(tmp_path))[1].warnings()
+    assert line.startswith("pictures of kinds that are not read (those that are: ") and line.endswith(": 1 (b.gif)")
+
+
 def test_class_tokens_stand_in(tmp_path):
     write(tmp_path, "a.png", caption=None)
     (picture,), report = scan(dataset(tmp_path, class_tokens="a person"))

@@ -20,6 +20,8 @@ from .report import DataReport
 Image.init()
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl"} & ({*Image.EXTENSION} | {".png"})
 KINDS = {extension.removeprefix(".") for extension in EXTENSIONS}
+NOT_READ = {"gif", "tif", "tiff", "heic", "heif", "psd", "tga", "jp2", "svg", "mp4", "webm", "zip"}
+MOST_REPEATS = 10_000  # a larger number in front of a folder's name is a date
 REPEATS = re.compile(r"^(\d+)_")  # kohya's folder names: <repeats>_<name>
 
 LEFT_OUT = {  # a picture's problem -> how the report says it
@@ -129,8 +131,13 @@ def picture_folders(root: Path, subset: SubsetConfig, report: DataReport) -> lis
 
 
 def repeats_of(name: str) -> int | None:
+    """What kohya's folder name asks for. Raises FileError for what can only be a mistake, before memory runs out."""
     found = REPEATS.match(name)
-    return max(1, int(found[1])) if found else None
+    if found is None:
+        return None
+    if len(found[1]) > 9 or int(found[1]) > MOST_REPEATS:
+        raise FileError(f"{name}: as a folder's name this means {found[1]} repeats of each picture; rename it if it is a date")
+    return max(1, int(found[1]))
 
 
 def list_files(folder: Path, report: DataReport) -> dict[str, Stamp]:
@@ -177,6 +184,8 @@ def count_others(names: set[str], state: Scan) -> None:
     for name in sorted(names):
         if name.endswith(state.subset.caption_extension):
             state.report.warn("captions without a picture", name)
+        elif name.rpartition(".")[2].lower() in NOT_READ:
+            state.report.warn(f"pictures of kinds that are not read (those that are: {' '.join(sorted(KINDS))})", name)
         else:
             state.report.note("files that are neither picture nor caption", name)
 
