@@ -11,7 +11,7 @@ import torch
 
 from ..config import DatasetConfig
 from .buckets import Size, choose_bucket
-from .folder import Picture
+from .folder import Picture, without_collector
 
 
 class Item(NamedTuple):
@@ -33,6 +33,7 @@ class Draw:
     caption_seed: int
 
 
+@without_collector()
 def build_items(datasets: Sequence[DatasetConfig], pictures: Sequence[Sequence[Picture]]) -> list[Item]:
     """Every picture of every dataset, at each resolution, as often as it repeats."""
     items: list[Item] = []
@@ -72,6 +73,7 @@ class Batches:
         self.index += 1
         return batch
 
+    @without_collector()
     def _plan_epoch(self, epoch: int) -> list[list[int]]:
         generator = torch.Generator().manual_seed(derive(self.seed, "order", epoch))
         groups: dict[tuple[int, Size], list[int]] = defaultdict(list)

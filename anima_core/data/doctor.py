@@ -1,11 +1,9 @@
 """What the owner of a dataset wants to know before hours of training: sizes against buckets, captions, an epoch's length."""
 
-import gc
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 
@@ -13,7 +11,7 @@ from ..config import DatasetConfig
 from ..errors import FileError
 from ..models.tokenizers import T5Tokenizer
 from .buckets import Size, bucket_table, choose_bucket
-from .folder import Picture, Stage, excerpt, scan, silent
+from .folder import Picture, Stage, excerpt, scan, silent, without_collector
 from .index import FileIndex
 from .report import SHOWN, DataReport
 
@@ -27,6 +25,7 @@ MUCH_CROPPED = 0.25  # of its area
 Checked = list[tuple[list[Picture], DataReport]]  # of each dataset
 
 
+@without_collector()
 def check_datasets(
     datasets: Sequence[DatasetConfig], cache_dir: Path | None, t5: T5Tokenizer | None, stage: Stage = silent
 ) -> Checked:
@@ -34,24 +33,12 @@ def check_datasets(
     tokens are counted.
     """
     found = []
-    with FileIndex(cache_dir / INDEX if cache_dir else None) as index, without_collector():
+    with FileIndex(cache_dir / INDEX if cache_dir else None) as index:
         for dataset in datasets:
             pictures, report = scan(dataset, index, stage)
             diagnose(dataset, pictures, report, t5)
             found.append((pictures, report))
     return found
-
-
-@contextmanager
-def without_collector() -> Iterator[None]:
-    """Every picture's record stays: the garbage collector would walk over a growing heap of them again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def cache_beside(datasets: Sequence[DatasetConfig]) -> Path | None:

@@ -1,8 +1,10 @@
 """Scanning folders of captioned pictures. Everything that is left out, or read in another way than it stands, is counted."""
 
+import gc
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -59,6 +61,18 @@ class Picture(NamedTuple):  # a hundred thousand are made at each start: tuples 
     @property
     def path(self) -> Path:
         return self.folder / self.name
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """Every picture's record stays: the garbage collector would walk over a growing heap of them again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,11 @@ class FileIndex:
             rows = self._db.execute("SELECT name, size, time, found FROM files WHERE folder = ?", (str(folder),)).fetchall()
         except sqlite3.Error:
             return {}
-        self._write("DELETE FROM files WHERE folder = ? AND name = ?", [(str(folder), r[0]) for r in rows if r[0] not in files])
-        return {name: found for name, size, when, found in rows if files.get(name) == (size, when)}
+        found = {name: what for name, size, when, what in rows if files.get(name) == (size, when)}
+        if len(found) < len(rows):
+            gone = [(str(folder), row[0]) for row in rows if row[0] not in files]
+            self._write("DELETE FROM files WHERE folder = ? AND name = ?", gone)
+        return found
 
     def remember(self, folder: Path, found: Iterable[tuple[str, Stamp, str]]) -> None:
         """Files that changed a moment ago are not believed next time."""
