@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .data.cache import TensorCache, cache_key
-from .errors import RunError
+from .errors import RunError, is_out_of_memory
 from .models.llm_adapter import MIN_TEXT_ROWS
 from .models.qwen import AnimaQwen
 from .models.tokenizers import T5Tokenizer
@@ -21,6 +21,11 @@ from .models.transformer import AnimaTransformer
 Progress = Callable[[int, int], None]
 
 ENCODE_BATCH = 8
+
+
+def encoded_at_once(device: torch.device, wanted: int) -> int:
+    """On the CPU one: in another batch the last bits differ, and what is cached must not depend on where a run was cut."""
+    return 1 if device.type == "cpu" else wanted
 
 
 class Conditioner:
@@ -44,16 +49,19 @@ class Conditioner:
         if todo:
             model = qwen()
             todo.sort(key=len)  # equal lengths together: little padding
-            for start in range(0, len(todo), ENCODE_BATCH):
-                self._encode_batch(todo[start : start + ENCODE_BATCH], model)
-                progress(min(start + ENCODE_BATCH, len(todo)), len(todo))
+            at_once = encoded_at_once(model.model.device, ENCODE_BATCH)
+            for start in range(0, len(todo), at_once):
+                self._encode_batch(todo[start : start + at_once], model)
+                progress(min(start + at_once, len(todo)), len(todo))
         return len(todo)
 
     def _encode_batch(self, captions: list[str], qwen: AnimaQwen) -> None:
         """Out of memory, half as many at once are tried."""
         try:
             entries = self._encode_now(captions, qwen)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             if len(captions) == 1:
                 raise RunError("Qwen: out of memory even at one caption; free memory on the device") from None
             entries = None

@@ -30,3 +30,9 @@ class Interrupted(AnimaError):
     """The user stopped the run; its state was saved first."""
 
     exit_status = 130
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """torch's own error, or what drivers, cuBLAS and MPS say in a plain RuntimeError when they are the ones to fail."""
+    text = str(error).lower()
+    return type(error).__name__ == "OutOfMemoryError" or "out of memory" in text or "alloc_failed" in text

@@ -95,7 +95,7 @@ MAPPED = {
         ),
         Flag("cache_dir", "str", "", "where caches are; default: .anima_cache in the first folder of pictures"),
         Flag("caption_variants", "int", 16, "cached shuffles of each caption; 0 encodes on the fly"),
-        Flag("vae_batch_size", "int", 1, "pictures that the VAE encodes at once"),
+        Flag("vae_batch_size", "int", 1, "pictures that the VAE encodes at once; on the CPU one"),
         Flag("strict", "switch", False, "whatever the data check warns of ends the run before it begins"),
     ],
     "network": [

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import FileError, RunError, SettingError
+from ..errors import FileError, RunError, SettingError, is_out_of_memory
 from .checkpoint import TensorInfo, kind_of, load_strict, read_header, strip_prefix
 from .tiling import tiled
 
@@ -217,7 +217,9 @@ class AnimaVAE(nn.Module):
             try:
                 parts = [self._fit(function, part, tile, scale, unit) for part in x.split(count)]
                 return parts[0] if len(parts) == 1 else torch.cat(parts)
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 if count == 1 and tile <= MIN_TILE:
                     raise RunError(f"VAE: out of memory on {self.device} even at {tile} px; free memory there") from None
             if count > 1:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ..conditioning import Conditioner
+from ..conditioning import Conditioner, encoded_at_once
 from ..config import TrainConfig
 from ..data.batches import Batches, Draw, Item, build_items
 from ..data.captions import process_caption
@@ -105,7 +105,7 @@ def cache_latents(plan: Plan, items: list[Item], events: Events) -> LatentStore:
     store.fill(
         items,
         vae=lambda: load_vae(config.model.vae, dtype=torch.float32, device=plan.device),
-        batch_size=config.vae_batch_size,
+        batch_size=encoded_at_once(plan.device, config.vae_batch_size),
         tile=config.vae_tile,
         progress=events.progress("latents"),
     )
