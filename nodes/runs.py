@@ -16,6 +16,7 @@ from ..anima_core.models.checkpoint import file_identity
 from ..anima_core.toml_file import read_toml
 from ..anima_core.training.loop import TrainResult
 from ..anima_core.training.preflight import Plan
+from ..anima_core.training.state import checkpoints_in, step_of
 from .names import safe_name
 
 # Settings that shape no number, so that a run which went out of memory goes on when these are changed.
@@ -86,7 +87,7 @@ def claim(config: TrainConfig, key: str, go_on: bool) -> TrainConfig:
     """
     record = store_folder() / "unfinished" / f"{key}.json"
     name = read_name(record) if go_on else None
-    has_checkpoint = name is not None and any((run_folder(name) / "checkpoints").glob("step-*"))
+    has_checkpoint = name is not None and bool(checkpoints_in(run_folder(name)))
     if not has_checkpoint:
         name = unused_name(config.output)
         forget(name)
@@ -129,11 +130,11 @@ def records() -> list[Path]:
 def read_unfinished(record: Path) -> UnfinishedRun | None:
     name = read_name(record)
     try:
-        newest = None if name is None else max((run_folder(name) / "checkpoints").glob("step-*"), default=None)
+        newest = next(iter(checkpoints_in(run_folder(name))), None) if name else None
         if newest is None:
             return None
         total = frozen_config(name).max_train_steps
-        return UnfinishedRun(name, record.stem, int(newest.name.removeprefix("step-")), total, newest.stat().st_mtime)
+        return UnfinishedRun(name, record.stem, step_of(newest)[0], total, newest.stat().st_mtime)
     except (OSError, ValueError, AnimaError):
         return None
 

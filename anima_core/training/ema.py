@@ -13,8 +13,12 @@ class EMA:
     def __init__(self, parameters: list[nn.Parameter], decay: float) -> None:
         self.parameters = parameters
         self.decay = decay
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin from the parameters as they are."""
         self.updates = 0
-        self.shadow = [p.detach().float().clone() for p in parameters]
+        self.shadow = [p.detach().float().clone() for p in self.parameters]
 
     @torch.no_grad()
     def update(self) -> None:

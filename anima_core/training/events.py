@@ -5,6 +5,7 @@ sample (step, path), checkpoint (step, path), saved (step, path), warning (text)
 A listener may answer "stop" (end early, keep the adapter) or "cancel" (save the state, end as interrupted).
 """
 
+import errno
 import json
 import os
 import time
@@ -29,19 +30,34 @@ class Events:
     def __init__(self, log: Path | None, listener: Listener | None = None) -> None:
         if log is not None:
             log.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(log or os.devnull, "a", encoding="utf-8", buffering=1)
+        self._file = open(log or os.devnull, "ab", buffering=0)  # a line is there, or not, when a kill comes
+        self._whole = ends_whole(log)
         self._listener = listener
         self.command: str | None = None
 
     def emit(self, event: str, **data: Any) -> None:
         entry: Event = {"event": event, "time": time.time(), **data}
-        self._file.write(json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n")
+        self._write(json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n")
         answer = self._listener(entry) if self._listener else None
         if answer in COMMANDS:
             self.command = answer
 
+    def _write(self, line: str) -> None:
+        """A disk that is full or gone costs lines of the log, and says so once; what matters is saved elsewhere."""
+        data = line.encode()
+        try:
+            data = data if self._whole else b"\n" + data
+            if self._file.write(data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._whole = True
+        except OSError as error:
+            first, self._whole = self._whole, False
+            if first and self._listener:
+                text = f"log.jsonl: {error.strerror}; lines are lost"
+                self._listener({"event": "warning", "time": time.time(), "text": text})
+
     def progress(self, stage: str) -> Callable[[int, int], None]:
-        """For work before the first step: either command ends it at once, as there is no adapter yet to keep."""
+        """For work outside of the steps: either command ends it at once. Before the first step there is nothing to keep."""
 
         def report(done: int, total: int) -> None:
             self.emit("progress", stage=stage, done=done, total=total)
@@ -53,3 +69,12 @@ class Events:
 
     def close(self) -> None:
         self._file.close()
+
+
+def ends_whole(log: Path | None) -> bool:
+    """Whether the next line can follow at once: a power cut may have left half a line."""
+    if log is None or not log.stat().st_size:
+        return True
+    with open(log, "rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"

@@ -18,7 +18,7 @@ from ..adapters.metadata import build_metadata
 from ..adapters.network import AdapterNetwork
 from ..config import TrainConfig
 from ..data.doctor import epoch_line
-from ..errors import AnimaError, Interrupted, RunError
+from ..errors import AnimaError, Interrupted, RunError, is_out_of_memory
 from ..models.checkpoint import DTYPES
 from ..models.transformer import AnimaTransformer, load_transformer
 from . import flow, optimizers, schedules
@@ -34,6 +34,7 @@ from .previews import Previews
 from .ranks import Ranks
 from .resume import contents
 from .rundir import freeze_config, locked, open_run_dir, prune, saved_on_the_way
+from .signals import signals_cancel
 from .state import TrainState
 
 KEEP_GOOD_EVERY = 100  # steps between copies of the adapter that a broken run falls back to
@@ -55,7 +56,7 @@ def train(config: TrainConfig, on_event: Listener | None = None) -> TrainResult:
 
     on_event receives every event as a dict (see `events`) and may answer "stop" (end early, keep the adapter) or "cancel".
     Raises SettingError or FileError before a model is loaded where that can be known, RunError for a failure in the run,
-    Interrupted after a cancel; in the last two cases the state was saved first when checkpoints are on.
+    Interrupted after a cancel, Ctrl-C or SIGTERM; in the last two cases the state was saved first.
     """
     ranks = Ranks()
     with ranks.first_first():
@@ -66,12 +67,13 @@ def train(config: TrainConfig, on_event: Listener | None = None) -> TrainResult:
 
 def train_plan(plan: Plan, ranks: Ranks, on_event: Listener | None) -> TrainResult:
     """`train`, once the plan is made and the run's name is held."""
-    if ranks.first:
-        open_run_dir(plan)
+    kept = open_run_dir(plan) if ranks.first else []
     events = Events(plan.run_dir / "log.jsonl", on_event) if ranks.first else Events(None)
     try:
+        for text in kept:
+            events.emit("note", text=text)
         # ComfyUI runs nodes in inference mode and other packs switch gradients off: state what training needs.
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), signals_cancel(events):
             return Run(plan, events, ranks).go()
     finally:
         events.close()
@@ -90,6 +92,7 @@ class Run:
         self.started = time.time()
         self.saved_at = time.monotonic()  # the last checkpoint; the clock on the wall may jump
         self.reader = LossReader()
+        self.within_step = False  # the weights are not those of any step: half an optimizer step may be done
 
     def go(self) -> TrainResult:
         self.report_start()
@@ -108,6 +111,8 @@ class Run:
         try:
             reason = self.run_steps()
             path = self.finish(reason)
+        except KeyboardInterrupt:  # a second signal: at once means at once, see `signals_cancel`
+            raise
         except BaseException as error:
             self.rescue(error)
             raise
@@ -175,13 +180,14 @@ class Run:
                 self.ranks.mean_(state.gradient.buffer)
                 self.ranks.mean_(loss)
                 grad_norm = state.gradient.finish(config.optimizer.max_grad_norm)
+                self.within_step = True
                 state.optimizer.step()
                 state.gradient.zero()
                 if state.ema is not None:
                     state.ema.update()
-                # together and last: a signal that comes before finds the step not begun, and resuming takes it again
                 state.batch, state.data = state.batch + len(batches) * self.ranks.world, batches[-1].data
                 state.step += 1
+                self.within_step = False
 
                 lr = config.optimizer.learning_rate * factor
                 names = [name for batch in batches for name in batch.names]
@@ -191,9 +197,12 @@ class Run:
                     self.events.emit("warning", text=text)
                 self.every_so_often()
             self.report(self.reader.ready(wait=True))
-        if self.events.command == "cancel":
-            raise Interrupted(f"cancelled at step {state.step} of {self.total}")
+        self.check_cancelled()
         return "stopped" if self.events.command == "stop" else "finished"
+
+    def check_cancelled(self) -> None:
+        if self.events.command == "cancel":
+            raise Interrupted(f"cancelled at step {self.state.step} of {self.total}")
 
     def command(self) -> str | None:
         """What the listener asked for; all processes go by the first one's."""
@@ -205,12 +214,16 @@ class Run:
         loss = torch.zeros((), device=self.model.device)
         try:
             for batch in batches:
+                if self.ranks.world == 1:  # of several processes none may leave within a step
+                    self.check_cancelled()
                 self.network.begin_step(batch.number)
                 micro_loss = self.forward(batch) / len(batches)
                 self.state.gradient.backward(micro_loss)
                 loss += micro_loss.detach()
             return loss
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             if last_try:
                 raise RunError(out_of_memory_advice(self.config, batches, error)) from None
         self.state.gradient.zero()
@@ -300,6 +313,7 @@ class Run:
         if not self.ranks.first:
             return
         self.report(self.reader.ready(wait=True))  # the loss history is part of the state
+        self.watchdog.check_finite(self.state.step)  # else it would in time push out the last good one
         folder = (run_dir or self.plan.run_dir) / "checkpoints" / f"step-{self.state.step:08d}"
         self.state.save(folder, self.config_text)
         self.saved_at = time.monotonic()
@@ -337,14 +351,17 @@ class Run:
         broken = self.watchdog.restore_if_broken()
         if broken is not None:
             self.events.emit("warning", text=f"the adapter was not finite any more: the one of step {broken} is kept")
+        if self.within_step:
+            self.events.emit("warning", text=f"failed within step {self.state.step + 1}: the checkpoint before is the last")
         if self.state.step == 0:
             return
+        whole = broken is None and not self.within_step
         try:
-            path = self.rescue_into(self.plan.run_dir, whole=broken is None)
+            path = self.rescue_into(self.plan.run_dir, whole)
         except (AnimaError, OSError) as full:  # a full disk, say: another one may have room
             elsewhere = Path(tempfile.gettempdir()) / self.plan.run_dir.name
             self.events.emit("warning", text=f"{full}; the state is saved in {elsewhere} instead")
-            path = self.rescue_into(elsewhere, whole=broken is None)
+            path = self.rescue_into(elsewhere, whole)
         self.events.emit("finish", step=self.state.step, reason=type(error).__name__, path=str(path))
 
     def rescue_into(self, folder: Path, whole: bool) -> Path:

@@ -78,7 +78,7 @@ class Watchdog:
                 f"step {record.step}: the loss was not finite {self.non_finite} times in a row (pictures: {pictures}); "
                 f"lower the learning rate, or check these pictures"
             )
-        return f"step {record.step}: the loss is {record.loss}; the step was skipped (pictures: {pictures})"
+        return f"step {record.step}: the loss is {record.loss}; its gradient was left out (pictures: {pictures})"
 
     def keep(self, step: int) -> None:
         """Remember the adapter as good if it is finite: one copy to the host, done every so often."""
@@ -86,9 +86,16 @@ class Watchdog:
         if all(bool(tensor.isfinite().all()) for tensor in copy.values()):
             self.last_good, self.good_step = copy, step
 
+    def is_finite(self) -> bool:
+        return all(bool(p.isfinite().all()) for p in self.network.parameters())
+
+    def check_finite(self, step: int) -> None:
+        if not self.is_finite():
+            raise RunError(f"step {step}: the adapter is not finite any more; lower the learning rate")
+
     def restore_if_broken(self) -> int | None:
         """Put the last good adapter back when the present one is not finite; returns the step that it was of."""
-        if all(bool(p.isfinite().all()) for p in self.network.parameters()):
+        if self.is_finite():
             return None
         self.network.load_state_dict(self.last_good)
         return self.good_step

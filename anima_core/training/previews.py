@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from ..adapters.network import AdapterNetwork
-from ..conditioning import Conditioner
+from ..conditioning import Conditioner, Progress
 from ..config import SampleConfig
+from ..errors import Interrupted
 from ..models.transformer import AnimaTransformer
 from ..models.vae import AnimaVAE, load_vae
 from ..preview_prompt import PreviewRequest
@@ -35,7 +36,7 @@ class Previews:
         return by_step or by_epoch or (config.at_end and step == total)
 
     def make(self, model: AnimaTransformer, network: AdapterNetwork, step: int, events: Events) -> None:
-        """Draw every prompt with the adapter as it is now. A failure is a warning."""
+        """Draw every prompt with the adapter as it is now. A failure is a warning; a cancel leaves the rest undrawn."""
         self.folder.mkdir(parents=True, exist_ok=True)
         training = network.training
         network.eval()
@@ -43,8 +44,10 @@ class Previews:
             vae = load_vae(self.vae_path, device=model.device)
             for index, request in enumerate(self.config.requests()):
                 path = self.folder / f"step-{step:08d}-{index}.png"
-                self._one(model, vae, request, path)
+                self._one(model, vae, request, path, events.progress("preview"))
                 events.emit("sample", step=step, path=str(path), prompt=request.prompt)
+        except Interrupted:  # the loop sees it next
+            pass
         except Exception as error:
             events.emit("warning", text=f"step {step}: the preview failed and was left out ({error})")
         finally:
@@ -53,12 +56,15 @@ class Previews:
             free_memory()
 
     @torch.no_grad()
-    def _one(self, model: AnimaTransformer, vae: AnimaVAE, request: PreviewRequest, path: Path) -> None:
+    def _one(self, model: AnimaTransformer, vae: AnimaVAE, request: PreviewRequest, path: Path, progress: Progress) -> None:
         positive = self._embeds(request.prompt, model)
         negative = self._embeds(request.negative, model) if request.cfg != 1 else None
         noise = noise_for(request.seed, request.width, request.height).to(model.device)
         sigmas = simple_sigmas(request.steps, shift=request.shift)
-        latents = sample(model, positive, noise, sigmas, negative=negative, cfg=request.cfg)
+        steps = request.steps
+        latents = sample(
+            model, positive, noise, sigmas, negative=negative, cfg=request.cfg, on_step=lambda done: progress(done, steps)
+        )
         temporary = path.with_suffix(".tmp")
         preview_image(latents, vae, tile=self.tile).save(temporary, format="PNG")
         temporary.replace(path)

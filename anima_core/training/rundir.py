@@ -1,5 +1,6 @@
 """The run folder `<output_dir>/<name>-run/`: frozen config, log, samples, checkpoints."""
 
+import itertools
 import os
 import re
 import shutil
@@ -10,22 +11,61 @@ from pathlib import Path
 from filelock import FileLock, Timeout  # torch itself brings it along
 
 from ..config import to_dict
-from ..errors import SettingError
+from ..errors import FileError, SettingError
 from ..toml_file import dump_toml
 from .preflight import Plan
+from .state import step_of
 
 
-def open_run_dir(plan: Plan) -> None:
-    """Make the run folder. An earlier run's folder of this name is moved aside, unless this run resumes it."""
-    folder = plan.run_dir
-    if plan.resume_from is None and (folder / "log.jsonl").exists():
-        number = 1
-        while folder.with_name(f"{folder.name}-{number}").exists():
-            number += 1
-        os.replace(folder, folder.with_name(f"{folder.name}-{number}"))
-    folder.mkdir(parents=True, exist_ok=True)
-    for left in half_written(plan):
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
+def open_run_dir(plan: Plan) -> list[str]:
+    """Make the run folder, out of whose way everything goes that is not this run's. Returns what was done, in words."""
+    try:
+        notes = keep_later_steps(plan) if resumes_own(plan) else keep_earlier_run(plan)
+        plan.run_dir.mkdir(parents=True, exist_ok=True)
+        for left in half_written(plan):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        return notes
+    except OSError as error:
+        raise FileError(
+            f"{plan.run_dir}: cannot be made ready ({error.strerror}); close what has it open, or choose another output_name"
+        ) from None
+
+
+def resumes_own(plan: Plan) -> bool:
+    """Whether the checkpoint is one of this run folder's."""
+    return plan.resume_from is not None and plan.run_dir.resolve() in plan.resume_from.resolve().parents
+
+
+def keep_earlier_run(plan: Plan) -> list[str]:
+    """An earlier run of this name, with the adapter that the new one will replace."""
+    folder, adapter = plan.run_dir, plan.adapter_path
+    earlier, notes = (folder / "log.jsonl").exists(), []
+    if earlier:
+        folder = unused(folder)
+        os.replace(plan.run_dir, folder)
+        notes.append(f"an earlier run of this name is kept in {folder}; --resume {folder} goes on with it")
+    if adapter.exists():
+        if earlier:
+            shutil.copy2(adapter, folder / adapter.name)
+        notes.append(f"{adapter} is replaced at the end" + (", a copy is kept with its run" if earlier else ""))
+    return notes
+
+
+def keep_later_steps(plan: Plan) -> list[str]:
+    """Checkpoints beyond the resumed one: "latest" would return to them, whatever has changed. Damaged ones too."""
+    resumed = step_of(plan.resume_from)
+    later = [path for path in plan.resume_from.parent.glob("step-*") if step_of(path) > resumed]
+    for path in later:
+        aside = unused(plan.run_dir / "set_aside" / path.name)
+        aside.parent.mkdir(exist_ok=True)
+        os.replace(path, aside)
+    return [f"{len(later)} later checkpoints are set aside in {plan.run_dir / 'set_aside'}"] if later else []
+
+
+def unused(path: Path) -> Path:
+    """The path itself, or with -1, -2, … the first that is free."""
+    numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(1))
+    return next(p for p in itertools.chain([path], numbered) if not p.exists())
 
 
 def half_written(plan: Plan) -> list[Path]:
@@ -33,7 +73,8 @@ def half_written(plan: Plan) -> list[Path]:
     temporary = re.compile(rf"\.{re.escape(plan.adapter_path.stem[:200])}(-step\d{{8}})?\.\w{{8}}\.tmp")  # see `save_adapter`
     beside = {plan.adapter_path.parent, plan.run_dir}
     files = [path for folder in beside if folder.is_dir() for path in folder.iterdir() if temporary.fullmatch(path.name)]
-    return [*files, *(plan.run_dir / "checkpoints").glob(".step-*.tmp")]
+    hidden = (plan.run_dir / "checkpoints").glob(".step-*")  # a replaced one is resumed only where its successor is lost
+    return [*files, *(path for path in hidden if path.name != (plan.resume_from or path.parent).name)]
 
 
 @contextmanager

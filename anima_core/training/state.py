@@ -5,6 +5,7 @@ Random numbers need no state of their own: every draw comes from a generator see
 """
 
 import hashlib
+import inspect
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ from .ema import EMA
 from .gradient import FlatGradient
 
 CHECKPOINT_VERSION = 2
+REPLACED = ".replaced"  # ends the hidden name of a checkpoint while the new one of its step takes its place
 SUMS = "sha256.json"  # of the checkpoint's other files: a damaged one is noticed before it is believed
 
 
@@ -63,9 +65,13 @@ class TrainState:
             (temporary / SUMS).write_text(json.dumps(sums), encoding="utf-8")
             for file in temporary.iterdir():
                 flush_to_disk(file)
-            shutil.rmtree(folder, ignore_errors=True)
+            replaced = folder.with_name(f".{folder.name}{REPLACED}")
+            shutil.rmtree(replaced, ignore_errors=True)
+            if folder.exists():  # a resumed run that is saved again at once; a kill in between still finds this one
+                os.replace(folder, replaced)
             os.replace(temporary, folder)
             flush_to_disk(folder.parent)
+            shutil.rmtree(replaced, ignore_errors=True)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             reason = getattr(error, "strerror", None) or error
@@ -94,11 +100,25 @@ class TrainState:
             raise FileError(f"{folder}: checkpoint version {data['version']}, this program reads {CHECKPOINT_VERSION}")
         self.step, self.batch, self.data, self.losses = (data[k] for k in ("step", "batch", "data", "losses"))
         self.network.load_state_dict(_part(tensors, "adapter."))
-        self.optimizer.load_state_dict(unflatten_optimizer(_part(tensors, "optimizer."), data["optimizer"]))
+        self._load_optimizer(unflatten_optimizer(_part(tensors, "optimizer."), data["optimizer"]))
         self.gradient.scale.copy_(tensors["gradient.scale"])
         self.gradient.good_steps.copy_(tensors["gradient.good_steps"])
         if self.ema is not None:
-            self.ema.load_state_dict(_part(tensors, "ema."))
+            averages = _part(tensors, "ema.")
+            self.ema.load_state_dict(averages) if averages else self.ema.restart()  # switched on since
+
+    def _load_optimizer(self, state: dict[str, Any]) -> None:
+        """What was accumulated is the checkpoint's; what is set is the config's: torch would bring back the old settings."""
+        settings = [{k: group[k] for k in optimizer_settings(self.optimizer, group)} for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state)
+        for group, ours in zip(self.optimizer.param_groups, settings):
+            group.update(ours)
+
+
+def optimizer_settings(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> list[str]:
+    """The keys of a parameter group that its class takes as arguments: the others are state, as ScheduleFree's."""
+    known = {*inspect.signature(type(optimizer)).parameters, "initial_lr"}
+    return [key for key in group if key in known and key != "params"]
 
 
 def read_content(checkpoint: Path) -> dict[str, str]:
@@ -152,7 +172,7 @@ def find_checkpoint(resume: str, run_dir: Path) -> tuple[Path, list[str]]:
     """`--resume`: a checkpoint folder, a run folder, or "latest" of this run -> the newest whole one, and warnings."""
     folder = run_dir if resume == "latest" else Path(resume)
     single = (folder / SUMS).is_file()
-    found = [folder] if single else sorted((folder / "checkpoints").glob("step-*"), reverse=True)
+    found = [folder] if single else checkpoints_in(folder)
     warnings = []
     for checkpoint in found:
         damaged = damaged_file(checkpoint)
@@ -162,6 +182,18 @@ def find_checkpoint(resume: str, run_dir: Path) -> tuple[Path, list[str]]:
     if warnings:
         raise FileError(f"resume={resume}: no whole checkpoint in {folder} ({warnings[0]}); start anew")
     raise FileError(f"resume={resume}: no checkpoint in {folder}; train with --save_state to write some")
+
+
+def checkpoints_in(run_dir: Path) -> list[Path]:
+    """The newest first."""
+    folder = run_dir / "checkpoints"
+    return sorted((*folder.glob("step-*"), *folder.glob(f".step-*{REPLACED}")), key=step_of, reverse=True)
+
+
+def step_of(checkpoint: Path) -> tuple[int, bool]:
+    """By step; one that was being replaced comes after the one that replaces it."""
+    digits = checkpoint.name.removeprefix(".").removeprefix("step-").removesuffix(REPLACED)
+    return int(digits) if digits.isdecimal() else -1, not checkpoint.name.startswith(".")
 
 
 def damaged_file(checkpoint: Path) -> str | None:

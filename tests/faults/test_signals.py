@@ -1,0 +1,151 @@
+"""Signals, and failures within an optimizer step: what is saved is always the state between two steps."""
+
+import dataclasses
+import signal
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from anima_core import train
+from anima_core.config import OptimizerConfig, OutputConfig, SampleConfig
+from anima_core.demo_pictures import write_pictures
+from anima_core.errors import Interrupted
+from anima_core.training import optimizers, signals
+from anima_core.training.rundir import prune
+
+from ..tiny import model_config, same_tensors, train_config
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return model_config(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    write_pictures(folder, 4)
+    return folder
+
+
+def in_the_middle_of_step(number: int, action, monkeypatch) -> None:
+    """Call `action` when the optimizer has updated half of the parameters of its step `number`, and go on if it returns."""
+    real, calls = optimizers.build_optimizer, []
+
+    def build(groups, config):
+        optimizer = real(groups, config)
+        if config.learning_rate < 1e-2:  # not the one number that the preflight builds on
+            whole_step, params = optimizer.step, optimizer.param_groups[0]["params"]
+
+            def step():
+                calls.append(1)
+                if len(calls) == number:
+                    half = params[: len(params) // 2]
+                    optimizer.param_groups[0]["params"] = half
+                    whole_step()
+                    action()
+                    optimizer.param_groups[0]["params"] = params[len(params) // 2 :]
+                    whole_step()
+                    optimizer.param_groups[0]["params"] = params
+                else:
+                    whole_step()
+
+            optimizer.step = step
+        return optimizer
+
+    monkeypatch.setattr(optimizers, "build_optimizer", build)
+
+
+def configured(model, pictures, folder, resume="", **changes):
+    output = OutputConfig(str(folder), "test", save_dtype="fp32", checkpoint_every_n_steps=2, resume=resume)
+    return train_config(model, pictures, folder, output=output, **changes)
+
+
+@pytest.mark.parametrize("number", signals.POLITE, ids=lambda n: n.name)
+def test_a_signal_within_an_optimizer_step_waits_for_its_end(model, pictures, tmp_path, monkeypatch, number):
+    whole = train(configured(model, pictures, tmp_path / "whole"))
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        in_the_middle_of_step(3, lambda: signal.raise_signal(number), patch)
+        with pytest.raises(Interrupted, match="cancelled at step 3 of 6"):
+            train(configured(model, pictures, tmp_path / "parts"))
+    assert signal.getsignal(number) == before
+    resumed = train(configured(model, pictures, tmp_path / "parts", resume="latest"))
+    assert resumed.losses == whole.losses
+    assert same_tensors(load_file(whole.adapter_path), load_file(resumed.adapter_path))
+
+
+def test_signals_in_the_middle_of_a_preview_or_of_accumulation_end_there(model, pictures, tmp_path):
+    samples = SampleConfig(prompts=("a", "b"), width=64, height=64, steps=20, every_n_steps=2, cfg=1.0)
+    settings = dict(samples=samples, gradient_accumulation_steps=3)
+    whole = train(configured(model, pictures, tmp_path / "whole", **settings))
+    drawn = []
+
+    def listener(event):
+        if event.get("stage") == "preview":
+            drawn.append(event["done"])
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="cancelled at step 2"):
+        train(configured(model, pictures, tmp_path / "parts", **settings), listener)
+    assert drawn == [1] and not list((tmp_path / "parts" / "test-run" / "samples").glob("*.png"))
+    resumed = train(configured(model, pictures, tmp_path / "parts", resume="latest", **settings))
+    assert same_tensors(load_file(whole.adapter_path), load_file(resumed.adapter_path))
+
+
+def test_a_second_signal_ends_at_once_and_the_last_checkpoint_stays(model, pictures, tmp_path, monkeypatch):
+    """Once it cannot be a launcher that passes on what the terminal sent already."""
+    whole = train(configured(model, pictures, tmp_path / "whole"))
+    monkeypatch.setattr(signals, "IMPATIENT", 0.05)
+
+    def twice():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # together with the first
+        time.sleep(0.1)
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        in_the_middle_of_step(5, twice, patch)
+        with pytest.raises(KeyboardInterrupt):
+            train(configured(model, pictures, tmp_path / "parts"))
+    names = [path.name for path in sorted((tmp_path / "parts" / "test-run" / "checkpoints").iterdir())]
+    assert names == ["step-00000002", "step-00000004"]
+    resumed = train(configured(model, pictures, tmp_path / "parts", resume="latest"))
+    assert same_tensors(load_file(whole.adapter_path), load_file(resumed.adapter_path))
+
+
+def test_a_failure_within_an_optimizer_step_saves_no_half_step(model, pictures, tmp_path, monkeypatch):
+    whole = train(configured(model, pictures, tmp_path / "whole"))
+
+    def fail():
+        raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
+
+    events = []
+    with monkeypatch.context() as patch:
+        in_the_middle_of_step(6, fail, patch)
+        with pytest.raises(torch.OutOfMemoryError):
+            train(configured(model, pictures, tmp_path / "parts"), events.append)
+    assert any("failed within step 6: the checkpoint before is the last" in e.get("text", "") for e in events)
+    names = [path.name for path in sorted((tmp_path / "parts" / "test-run" / "checkpoints").iterdir())]
+    assert names == ["step-00000002", "step-00000004"]
+    resumed = train(configured(model, pictures, tmp_path / "parts", resume="latest"))
+    assert same_tensors(load_file(whole.adapter_path), load_file(resumed.adapter_path))
+
+
+def test_a_kill_while_a_checkpoint_is_replaced_finds_the_one_before(model, pictures, tmp_path):
+    """A run that is resumed and ended at once writes the checkpoint of the same step again."""
+    config = configured(model, pictures, tmp_path)
+    train(config, lambda e: "stop" if e.get("step") == 4 else None)
+    folder = tmp_path / "test-run" / "checkpoints"
+    newest = folder / "step-00000004"
+    newest.rename(folder / ".step-00000004.replaced")  # here the kill came
+    prune(sorted(folder.glob("step-*")), keep=1)
+    resume = configured(model, pictures, tmp_path, resume="latest")
+    events = []
+    with pytest.raises(Interrupted):
+        train(resume, lambda e: events.append(e) or "cancel")
+    assert any(e.get("text") == "resumed at step 4 from .step-00000004.replaced" for e in events)
+    assert [path.name for path in folder.glob("*step-00000004*")] == ["step-00000004"]
+    assert train(dataclasses.replace(resume, optimizer=OptimizerConfig(learning_rate=2e-3))).steps == 6
