@@ -312,6 +312,8 @@ class OutputConfig:
         require_one_of("key_format", self.key_format, KEY_FORMATS)
         plain = bool(self.name.strip()) and not any(c in self.name for c in '/\\:*?"<>|\0') and self.name not in (".", "..")
         require(plain, "output_name", repr(self.name), "must be a plain file name")
+        size = len(self.name.encode(errors="replace"))  # file systems take 255 bytes; names made of this one are longer
+        require(size <= 180, "output_name", f"{self.name[:20]!r}…", "must be at most 180 bytes long")
         counts = ("save_every_n_steps", "save_every_n_epochs", "save_last_n", "keep_checkpoints")
         for name in (*counts, "checkpoint_every_n_steps", "checkpoint_every_n_minutes"):
             require_at_least(name, getattr(self, name), 0)

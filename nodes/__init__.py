@@ -15,6 +15,7 @@ from .networks import AnimaLoKrNetwork, AnimaLoRANetwork
 from .optimizers import AnimaOptimizer
 from .routes import add_routes
 from .samples import AnimaSamplePrompts
+from .shutdown import save_before_the_end
 from .train import AnimaTrain
 from .train_again import AnimaContinueRun, AnimaTrainFromTOML
 
@@ -44,6 +45,7 @@ NODES: list[type[io.ComfyNode]] = [
 class AnimaTrainerExtension(ComfyExtension):
     async def on_load(self) -> None:
         add_routes()
+        save_before_the_end()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

@@ -16,6 +16,7 @@ PREVIEW_SIDE = 768
 
 _lock = threading.Lock()
 _running: dict[str, threading.Event] = {}  # node id -> its stop-and-keep request
+_ending = threading.Event()  # the whole server is
 
 
 def running_nodes() -> list[str]:
@@ -30,6 +31,12 @@ def request_stop(node: str | None) -> list[str]:
         for name in asked:
             _running[name].set()
     return asked
+
+
+def end_all() -> bool:
+    """Cancel every training, also one that is yet to begin; whether there is any."""
+    _ending.set()
+    return bool(running_nodes())
 
 
 @contextmanager
@@ -66,7 +73,7 @@ class NodeListener:
         handler = getattr(self, f"on_{event['event']}", None)
         if handler is not None:
             handler(event)
-        if mm.processing_interrupted():
+        if mm.processing_interrupted() or _ending.is_set():
             return "cancel"
         return "stop" if _running[self.node].is_set() else None
 

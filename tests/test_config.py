@@ -47,6 +47,7 @@ def config(**changes) -> TrainConfig:
         (lambda: DatasetConfig(()), "at least one folder"),
         (lambda: OutputConfig(name="../x"), "plain file name"),
         (lambda: OutputConfig(name="a:b"), "plain file name"),
+        (lambda: OutputConfig(name="風" * 61), "at most 180 bytes"),
         (lambda: config(max_train_steps=0), "max_train_steps=0"),
         (lambda: config(gradient_accumulation_steps=0), "gradient_accumulation_steps=0"),
     ],

@@ -34,11 +34,17 @@ class Events:
         self._whole = ends_whole(log)
         self._listener = listener
         self.command: str | None = None
+        self.rescuing = False  # a listener that fails must not keep the state from being saved
 
     def emit(self, event: str, **data: Any) -> None:
         entry: Event = {"event": event, "time": time.time(), **data}
         self._write(json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n")
-        answer = self._listener(entry) if self._listener else None
+        try:
+            answer = self._listener(entry) if self._listener else None
+        except Exception:
+            if not self.rescuing:
+                raise
+            return
         if answer in COMMANDS:
             self.command = answer
 

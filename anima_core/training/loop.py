@@ -348,6 +348,7 @@ class Run:
 
     def rescue(self, error: BaseException) -> None:
         """On the way out of a run that did not finish: keep what there is, and say where."""
+        self.events.rescuing = True
         broken = self.watchdog.restore_if_broken()
         if broken is not None:
             self.events.emit("warning", text=f"the adapter was not finite any more: the one of step {broken} is kept")

@@ -85,6 +85,35 @@ def test_a_killed_server_offers_its_run_again(comfyui, base, request):
     assert status(server.run(picked.prompt)) == "success"
 
 
+@pytest.mark.parametrize("number, status_", [(signal.SIGINT, 0), (signal.SIGTERM, -signal.SIGTERM)], ids=["SIGINT", "SIGTERM"])
+def test_a_server_that_is_ended_saves_its_training_first(comfyui, base, number, status_):
+    """Ctrl-C in ComfyUI's console; SIGTERM from systemd or Docker. No checkpoint is due: it is written on the way out."""
+    name = f"ended_{number.name}"
+    ended = ComfyUI(*comfyui, base)
+    try:
+        graph = Graph(ended)
+        graph.training(output_name=name, steps=100_000, checkpoint_every=0)
+        ended.queue(graph.prompt)
+        wait_for('"step": 12,', base, name)
+    finally:
+        ended.process.send_signal(number)
+        assert ended.process.wait(60) == status_, ended.text()[-3000:]
+        ended.log.close()
+    assert "saving the training before the end" in ended.text()
+    (checkpoint,) = (store(base) / f"{name}-run" / "checkpoints").iterdir()
+    logged = [json.loads(line) for line in log_text(base, name).splitlines()]
+    last = max(event["step"] for event in logged if event["event"] == "step")
+    assert last >= 12 and checkpoint.name == f"step-{last:08d}"
+    assert [event["reason"] for event in logged if event["event"] == "finish"] == ["Interrupted"]
+
+
+def test_a_server_without_a_training_ends_as_ever(comfyui, base):
+    idle = ComfyUI(*comfyui, base)
+    idle.process.send_signal(signal.SIGTERM)
+    assert idle.process.wait(20) == -signal.SIGTERM and "saving the training" not in idle.text()
+    idle.log.close()
+
+
 def stop_early(server, base, name: str) -> None:
     graph = Graph(server)
     graph.training(output_name=name, steps=3000, checkpoint_every=0)

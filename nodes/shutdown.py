@@ -1,0 +1,34 @@
+"""A ComfyUI that is ended while a training runs, by Ctrl-C or by SIGTERM as services and containers are: the state is saved.
+
+Training runs in ComfyUI's worker thread, which dies with the process, wherever it is. So the process waits for it.
+"""
+
+import atexit
+import os
+import signal
+import threading
+import time
+
+from . import bridge
+
+
+def save_before_the_end() -> None:
+    """Called once, when the pack is loaded."""
+    owner = os.getpid()  # a forked child inherits all this, but not the training
+
+    def save() -> None:
+        if os.getpid() != owner or not bridge.end_all():
+            return
+        print("[Anima Trainer] saving the training before the end; Ctrl-C ends at once", flush=True)
+        while bridge.running_nodes():
+            time.sleep(0.05)
+
+    def save_and_end(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)  # a second one, or this one when nothing trains, does what it always did
+        save()
+        os.kill(os.getpid(), number)
+
+    atexit.register(save)  # Ctrl-C ends the main thread; this comes before Python gives up the others
+    in_main = threading.current_thread() is threading.main_thread()
+    if in_main and os.name != "nt" and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, save_and_end)
