@@ -1,6 +1,7 @@
 """Scanning folders, the index of files, and the check of a dataset before training."""
 
 import os
+import random
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
+from anima_core.data import folder as folder_module
 from anima_core.data.caption_files import decode
 from anima_core.data.doctor import diagnose, epoch_line
 from anima_core.data.folder import scan
@@ -332,6 +334,48 @@ def test_a_damaged_index_is_made_anew(tmp_path, monkeypatch, damage):
     looked = counted(monkeypatch)
     scan(dataset(tmp_path / "p"), FileIndex(index))
     assert looked == []
+
+
+def test_an_unchanged_folder_is_recalled_whole_with_all_that_was_found(tmp_path, monkeypatch):
+    folder_, index = tmp_path / "p", tmp_path / "index.sqlite"
+    for number in range(4):
+        write(folder_, f"{number}.png", colour=(number, 0, 0), caption=f"風景 {number}")
+    write(folder_, "same.png", colour=(0, 0, 0), caption=None)
+    write(folder_, "grey.png").write_bytes(b"no picture")
+    (folder_ / "orphan.txt").write_text("x", encoding="utf-8")
+    write(tmp_path / "p" / "3_sub", "b.png", colour="blue", caption="")
+    age(folder_)
+    fresh = scan(dataset(folder_))
+    assert scan(dataset(folder_), FileIndex(index)) == fresh
+    with monkeypatch.context() as patch:
+        patch.setattr(folder_module, "look_through", None)  # is not called
+        assert scan(dataset(folder_), FileIndex(index)) == fresh
+    assert fresh[1].warnings()  # there was something to recall
+    tokens = dict(class_tokens="a cat")
+    assert scan(dataset(folder_, **tokens), FileIndex(index)) == scan(dataset(folder_, **tokens))
+    masked = dict(mask_dir=str(folder_))
+    assert scan(dataset(folder_, **masked), FileIndex(index)) == scan(dataset(folder_, **masked))
+    (folder_ / "0.txt").write_text("changed", encoding="utf-8")
+    assert scan(dataset(folder_), FileIndex(index)) == scan(dataset(folder_))
+    (folder_ / "1.png").unlink()
+    assert scan(dataset(folder_), FileIndex(index)) == scan(dataset(folder_))
+
+
+def test_no_flipped_byte_of_the_index_is_believed(tmp_path):
+    """SQLite keeps no checksums of its own."""
+    folder_, index = tmp_path / "p", tmp_path / "index.sqlite"
+    for number in range(3):
+        write(folder_, f"{number}.png", colour=(number, 0, 0), caption=f"the caption of number {number}")
+    age(folder_)
+    fresh = scan(dataset(folder_))
+    with FileIndex(index) as kept:
+        scan(dataset(folder_), kept)
+    whole, chance = index.read_bytes(), random.Random(0)
+    used = [place for place, byte in enumerate(whole) if byte]
+    for place in chance.sample(used, 300):
+        index.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << chance.randrange(8)]) + whole[place + 1 :])
+        with FileIndex(index) as damaged:
+            assert scan(dataset(folder_), damaged) == fresh
 
 
 def test_files_that_are_gone_are_forgotten(tmp_path):

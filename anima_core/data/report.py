@@ -27,6 +27,11 @@ class DataReport:
     def note(self, what: str, name: str) -> None:
         self.findings.setdefault(what, Finding(warns=False)).names.append(name)
 
+    def add(self, other: "DataReport") -> None:
+        """Another part's findings."""
+        for what, finding in other.findings.items():
+            self.findings.setdefault(what, Finding(finding.warns)).names.extend(finding.names)
+
     def head(self) -> str:
         return f"{self.pictures} pictures, {self.draws} with repeats"
 
