@@ -34,6 +34,17 @@ def outputs() -> list[io.Output]:
     ]
 
 
+def unfinished_input(optional: bool = False) -> io.Combo.Input:
+    return io.Combo.Input(
+        "unfinished",
+        options=list(UNFINISHED),
+        default=UNFINISHED[0],
+        optional=optional,
+        advanced=True,
+        tooltip="A run of these inputs that was cancelled, stopped or cut off: go on from its last checkpoint?",
+    )
+
+
 def in_this_server(config: TrainConfig, name: str, **output) -> TrainConfig:
     """The same run, with the folders and the device of this ComfyUI."""
     places = dict(dir=str(runs.store_folder()), name=safe_name(name), adapter_dir=str(loras_folder()), resume="")

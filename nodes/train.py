@@ -16,7 +16,7 @@ from ..anima_core.config import (
 )
 from . import runs, types
 from .names import loras_folder, safe_name
-from .running import UNFINISHED, outputs, run_in_graph
+from .running import outputs, run_in_graph, unfinished_input
 
 MEMORY = ["auto", "recompute (least memory)", "keep activations (fastest)"]
 
@@ -106,13 +106,7 @@ class AnimaTrain(io.ComfyNode):
                     advanced=True,
                     tooltip="Steps between checkpoints; one is also written every ten minutes and on every way out.",
                 ),
-                io.Combo.Input(
-                    "unfinished",
-                    options=list(UNFINISHED),
-                    default=UNFINISHED[0],
-                    advanced=True,
-                    tooltip="A run of these inputs that was cancelled, stopped or cut off: go on from its last checkpoint?",
-                ),
+                unfinished_input(),
                 io.Combo.Input(
                     "save_precision",
                     options=["bf16", "fp16", "fp32"],

@@ -1,5 +1,7 @@
 """Training nodes that take their settings from a file: a TOML, or the run that is to be continued."""
 
+from dataclasses import replace
+
 from comfy_api.latest import io
 
 from ..anima_core.compat.arguments import config_from_file
@@ -11,7 +13,16 @@ from ..anima_core.training.state import read_content
 from . import bridge, runs, types
 from .datasets import datasets_state
 from .roots import allowed, check_config, user_path
-from .running import in_this_server, interruptible, outputs, results, run_in_graph, train_now
+from .running import (
+    UNFINISHED,
+    in_this_server,
+    interruptible,
+    outputs,
+    results,
+    run_in_graph,
+    train_now,
+    unfinished_input,
+)
 
 NO_RUN = "(none)"
 
@@ -33,6 +44,7 @@ class AnimaTrainFromTOML(io.ComfyNode):
                     tooltip="A file inside ComfyUI's input folder, or a full path that the server allows (see help).",
                 ),
                 io.String.Input("output_name", default="", tooltip="Empty: the file's own."),
+                unfinished_input(optional=True),
                 io.Model.Input("model", optional=True, tooltip="A loaded Anima model: comes out with the adapter applied."),
             ],
             outputs=outputs(),
@@ -47,11 +59,12 @@ class AnimaTrainFromTOML(io.ComfyNode):
         return repr(config) + datasets_state(config.datasets)
 
     @classmethod
-    def execute(cls, path: str, output_name: str, model=None) -> io.NodeOutput:
+    def execute(cls, path: str, output_name: str, unfinished: str = UNFINISHED[0], model=None) -> io.NodeOutput:
         config, notes = read_config(path)
         for note in notes:
             print(f"[Anima Trainer] {note}")
-        return run_in_graph(in_this_server(config, output_name or config.output.name), model, cls.hidden.unique_id)
+        placed = in_this_server(config, output_name or config.output.name)
+        return run_in_graph(placed, model, cls.hidden.unique_id, unfinished)
 
 
 def read_config(path: str) -> tuple[TrainConfig, tuple[str, ...]]:
@@ -82,7 +95,27 @@ class AnimaContinueRun(io.ComfyNode):
                     default=False,
                     optional=True,
                     advanced=True,
-                    tooltip="Go on although pictures or captions are not what they were.",
+                    tooltip="Go on although pictures, captions or the learning rate are not what they were.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=0,
+                    min=0,
+                    max=1_000_000,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Steps in all, those done included. 0: as it was started.",
+                ),
+                io.Float.Input(
+                    "learning_rate",
+                    default=0.0,
+                    min=0.0,
+                    max=10.0,
+                    step=1e-7,
+                    round=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="From here on, with with_changes. 0: as it was started.",
                 ),
                 io.Model.Input("model", optional=True, tooltip="A loaded Anima model: comes out with the adapter applied."),
             ],
@@ -101,20 +134,34 @@ class AnimaContinueRun(io.ComfyNode):
         return repr([r for r in runs.unfinished() if r.name == run])
 
     @classmethod
-    def execute(cls, run: str, with_changes: bool = False, model=None) -> io.NodeOutput:
+    def execute(
+        cls, run: str, with_changes: bool = False, steps: int = 0, learning_rate: float = 0.0, model=None
+    ) -> io.NodeOutput:
         found = next((r for r in runs.unfinished() if r.name == run), None)
-        done = runs.finished_under(run) if found is None else go_on(found, with_changes, cls.hidden.unique_id)
+        if found is None:
+            done = runs.finished_under(run)
+        else:
+            config = with_other(runs.frozen_config(found.name), steps, learning_rate)
+            done = go_on(found, config, with_changes, cls.hidden.unique_id)
         if done is None:
             raise SettingError(f"run={run!r}: no unfinished run of this name; press R and choose one of the list")
         return results(done, model)
 
 
-def go_on(run: runs.UnfinishedRun, with_changes: bool, node: str) -> runs.FinishedRun:
-    """Train a run to its end. What goes on with other data is no more what the graph that began it asks for."""
-    output = dict(resume="latest", resume_with_changes=with_changes)
-    config = check_config(in_this_server(runs.frozen_config(run.name), run.name, **output))
+def with_other(config: TrainConfig, steps: int, learning_rate: float) -> TrainConfig:
+    """The settings of a run, with those that are not 0."""
+    if steps:
+        config = replace(config, max_train_steps=steps, max_train_epochs=0)
+    if learning_rate:
+        config = replace(config, optimizer=replace(config.optimizer, learning_rate=learning_rate))
+    return config
+
+
+def go_on(run: runs.UnfinishedRun, asked: TrainConfig, with_changes: bool, node: str) -> runs.FinishedRun:
+    """Train a run to its end. What goes on with other data or settings is no more what the graph that began it asks for."""
+    config = check_config(in_this_server(asked, run.name, resume="latest", resume_with_changes=with_changes))
     with bridge.NodeListener(node) as listener:
         with interruptible():
             plan = preflight(config, on_event=listener)
-        same = contents(config, plan.pictures) == read_content(plan.resume_from)
+        same = asked == runs.frozen_config(run.name) and contents(config, plan.pictures) == read_content(plan.resume_from)
         return train_now(config, run.key if same else runs.set_apart(run), listener)

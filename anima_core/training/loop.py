@@ -18,7 +18,7 @@ from ..adapters.metadata import build_metadata
 from ..adapters.network import AdapterNetwork
 from ..config import TrainConfig
 from ..data.doctor import epoch_line
-from ..errors import AnimaError, Interrupted, RunError, is_out_of_memory
+from ..errors import AnimaError, FileError, Interrupted, RunError, is_out_of_memory
 from ..models.checkpoint import DTYPES
 from ..models.transformer import AnimaTransformer, load_transformer
 from . import flow, optimizers, schedules
@@ -27,13 +27,13 @@ from .events import Events, Listener
 from .feed import Batch, Feed
 from .gradient import FlatGradient
 from .losses import DEAD_AFTER_STEPS, LossReader, StepRecord, Watchdog
-from .memory import free_memory, peak_gb
+from .memory import free_memory, out_of_memory_advice, peak_gb
 from .preflight import Plan, preflight
 from .prepare import prepare_data
 from .previews import Previews
 from .ranks import Ranks
 from .resume import contents
-from .rundir import freeze_config, locked, open_run_dir, prune, saved_on_the_way
+from .rundir import freeze_config, locked, open_run_dir, prune, saved_on_the_way, unused
 from .signals import signals_cancel
 from .state import TrainState
 
@@ -115,6 +115,8 @@ class Run:
             raise
         except BaseException as error:
             self.rescue(error)
+            if isinstance(error, FileError):  # in the middle of a run a full disk is no refused setting
+                raise RunError(str(error)) from None
             raise
         finally:
             self.data.close()
@@ -225,7 +227,7 @@ class Run:
             if not is_out_of_memory(error):
                 raise
             if last_try:
-                raise RunError(out_of_memory_advice(self.config, batches, error)) from None
+                raise RunError(out_of_memory_advice(self.config, [batch.latents.shape for batch in batches], error)) from None
         self.state.gradient.zero()
         free_memory()
         self.events.emit("warning", text=f"step {self.state.step + 1}: out of memory; trying once more after freeing")
@@ -357,13 +359,17 @@ class Run:
         if self.state.step == 0:
             return
         whole = broken is None and not self.within_step
-        try:
-            path = self.rescue_into(self.plan.run_dir, whole)
-        except (AnimaError, OSError) as full:  # a full disk, say: another one may have room
-            elsewhere = Path(tempfile.gettempdir()) / self.plan.run_dir.name
-            self.events.emit("warning", text=f"{full}; the state is saved in {elsewhere} instead")
-            path = self.rescue_into(elsewhere, whole)
-        self.events.emit("finish", step=self.state.step, reason=type(error).__name__, path=str(path))
+        elsewhere = unused(Path(tempfile.gettempdir()) / self.plan.run_dir.name)  # another disk may have room
+        for folder in (self.plan.run_dir, elsewhere):
+            try:
+                path = self.rescue_into(folder, whole)
+            except (AnimaError, OSError) as full:
+                self.events.emit("warning", text=f"step {self.state.step} could not be saved in {folder}: {full}")
+            else:
+                if folder == elsewhere:
+                    self.events.emit("warning", text=f"the state is saved in {elsewhere}: --resume {elsewhere}")
+                self.events.emit("finish", step=self.state.step, reason=type(error).__name__, path=str(path))
+                return
 
     def rescue_into(self, folder: Path, whole: bool) -> Path:
         name = self.config.output.name
@@ -373,20 +379,6 @@ class Run:
         self.save_adapter(path)
         prune(saved_on_the_way(folder, name), keep=1)  # of a run that is cancelled again and again
         return path
-
-
-def out_of_memory_advice(config: TrainConfig, batches: list[Batch], error: BaseException) -> str:
-    """The first setting that would make the step fit."""
-    count, _, h, w = max((b.latents.shape for b in batches), key=lambda s: s[0] * s[2] * s[3])
-    if not config.gradient_checkpointing:
-        advice = "switch gradient_checkpointing on"
-    elif count > 1:
-        advice = (
-            f"use batch_size={max(1, count // 2)} with gradient_accumulation_steps={config.gradient_accumulation_steps * 2}"
-        )
-    else:
-        advice = "use a smaller resolution or rank"
-    return f"out of memory at {count} pictures of {8 * w}x{8 * h} ({str(error).splitlines()[0][:120]}); {advice}"
 
 
 def total_steps(config: TrainConfig, batches_per_epoch: int, batches_per_step: int) -> int:

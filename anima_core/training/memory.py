@@ -4,6 +4,7 @@ import gc
 
 import torch
 
+from ..config import TrainConfig
 from ..errors import SettingError
 from ..models.checkpoint import DTYPES
 
@@ -62,3 +63,17 @@ def peak_gb(device: torch.device) -> float:
     if device.type == "xpu":
         return torch.xpu.max_memory_reserved(device) / 1e9
     return torch.mps.driver_allocated_memory() / 1e9 if device.type == "mps" else 0.0
+
+
+def out_of_memory_advice(config: TrainConfig, shapes: list[torch.Size], error: BaseException) -> str:
+    """The first setting that would make the step fit. shapes: of its micro-batches' latents, [B, 16, h, w]."""
+    count, _, h, w = max(shapes, key=lambda s: s[0] * s[2] * s[3])
+    if not config.gradient_checkpointing:
+        advice = "switch gradient_checkpointing on"
+    elif count > 1:
+        advice = (
+            f"use batch_size={max(1, count // 2)} with gradient_accumulation_steps={config.gradient_accumulation_steps * 2}"
+        )
+    else:
+        advice = "use a smaller resolution or rank"
+    return f"out of memory at {count} pictures of {8 * w}x{8 * h} ({str(error).splitlines()[0][:120]}); {advice}"

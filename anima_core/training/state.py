@@ -26,6 +26,7 @@ from .gradient import FlatGradient
 
 CHECKPOINT_VERSION = 2
 REPLACED = ".replaced"  # ends the hidden name of a checkpoint while the new one of its step takes its place
+FILES = ("state.safetensors", "state.json", "config.toml")
 SUMS = "sha256.json"  # of the checkpoint's other files: a damaged one is noticed before it is believed
 
 
@@ -58,10 +59,11 @@ class TrainState:
             tensors |= {"gradient.scale": self.gradient.scale, "gradient.good_steps": self.gradient.good_steps}
             if self.ema is not None:
                 tensors |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
-            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary / "state.safetensors")
-            self._write_json(temporary / "state.json", scalars)
-            (temporary / "config.toml").write_text(config_text, encoding="utf-8")
-            sums = {file.name: file_digest(file) for file in sorted(temporary.iterdir())}
+            tensors_file, scalars_file, config_file = (temporary / name for name in FILES)
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, tensors_file)
+            self._write_json(scalars_file, scalars)
+            config_file.write_text(config_text, encoding="utf-8")
+            sums = {name: file_digest(temporary / name) for name in FILES}
             (temporary / SUMS).write_text(json.dumps(sums), encoding="utf-8")
             for file in temporary.iterdir():
                 flush_to_disk(file)
@@ -200,10 +202,10 @@ def damaged_file(checkpoint: Path) -> str | None:
     """The first file of a checkpoint that is not as it was written."""
     try:
         sums = json.loads((checkpoint / SUMS).read_text(encoding="utf-8"))
-        return next((name for name, digest in sums.items() if not is_whole(checkpoint / name, digest)), None)
+        return next((name for name in FILES if not is_whole(checkpoint / name, sums.get(name))), None)
     except (OSError, ValueError, AttributeError):
         return SUMS
 
 
-def is_whole(path: Path, digest: str) -> bool:
+def is_whole(path: Path, digest: str | None) -> bool:
     return path.is_file() and file_digest(path) == digest

@@ -148,6 +148,32 @@ def test_a_run_whose_pictures_changed_is_named_and_goes_on_when_told_to(server, 
     assert entry["outputs"]["train"]["text"] == ["changing-2.safetensors: 60 steps"], error_of(entry)
 
 
+def test_a_run_goes_on_with_other_steps_and_another_learning_rate(server, base):
+    stop_early(server, base, "longer")
+    picker = Graph(server)
+    picker.add("go", "AnimaContinueRun", run="longer", steps=40, learning_rate=1e-5)
+    assert "learning_rate was 0.001, now 1e-05" in error_of(server.run(picker.prompt))
+    picker.prompt["go"]["inputs"]["with_changes"] = True
+    entry = server.run(picker.prompt)
+    assert status(entry) == "success", error_of(entry)
+    assert entry["outputs"]["go"]["text"] == ["longer.safetensors: 40 steps"]
+    logged = [json.loads(line) for line in log_text(base, "longer").splitlines()]
+    rates = [event["lr"] for event in logged if event["event"] == "step"]
+    assert len(rates) == 40 and rates[0] == 1e-3 and rates[-1] == 1e-5
+    assert len(list((store(base) / "finished").glob("*-changed.json"))) >= 1  # the graph that began it finds none
+    assert "longer" not in offered(server)
+
+
+def test_a_run_is_finished_at_once_with_as_many_steps_as_it_has(server, base):
+    stop_early(server, base, "enough")
+    (run,) = [run for run in server.get("/anima_trainer/runs")["runs"] if run["name"] == "enough"]
+    picker = Graph(server)
+    picker.add("go", "AnimaContinueRun", run="enough", steps=run["step"])
+    entry = server.run(picker.prompt)
+    assert entry["outputs"]["go"]["text"] == [f"enough.safetensors: {run['step']} steps"], error_of(entry)
+    assert (base / "models" / "loras" / "enough.safetensors").is_file()
+
+
 def test_a_run_goes_on_when_only_memory_is_changed(server, base):
     """After an out of memory, say. And a graph that was saved before `strict` was there still runs."""
     graph = Graph(server)

@@ -147,6 +147,53 @@ def test_a_step_that_never_fits_says_what_would(model, pictures, tmp_path, monke
         train(config)
 
 
+def test_a_step_that_fits_no_more_ends_with_its_state_saved(model, pictures, tmp_path, monkeypatch):
+    """A larger bucket after hours, or another program that took memory: what it says in a plain RuntimeError counts too."""
+    whole = train(train_config(model, pictures, tmp_path / "whole"))
+    config = train_config(model, pictures, tmp_path / "parts", output=saving(tmp_path / "parts", checkpoint_every_n_steps=0))
+    real = loop_module.Run.forward
+
+    def forward(self, batch):
+        if self.state.step == 4:
+            raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported")
+        return real(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop_module.Run, "forward", forward)
+        with pytest.raises(RunError, match=r"out of memory at \d pictures .*switch gradient_checkpointing on"):
+            train(config)
+    (checkpoint,) = (tmp_path / "parts" / "test-run" / "checkpoints").iterdir()
+    assert checkpoint.name == "step-00000004"
+    resumed = train(
+        dataclasses.replace(config, output=saving(tmp_path / "parts", resume="latest"), gradient_checkpointing=True)
+    )
+    assert resumed.steps == 6 and resumed.losses == pytest.approx(whole.losses, rel=1e-4)
+
+
+def test_an_error_that_is_not_about_memory_is_not_tried_again(model, pictures, tmp_path, monkeypatch):
+    calls = []
+
+    def forward(self, batch):
+        calls.append(1)
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(loop_module.Run, "forward", forward)
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        train(train_config(model, pictures, tmp_path))
+    assert len(calls) == 1
+
+
+def test_no_room_anywhere_still_says_what_went_wrong_first(model, pictures, tmp_path, monkeypatch):
+    def full(self, folder, text):
+        raise FileError(f"{folder}: the checkpoint could not be written (No space left on device); free some space")
+
+    monkeypatch.setattr(TrainState, "save", full)
+    events = []
+    with pytest.raises(RunError, match="test-run.checkpoints.step-00000002: the checkpoint could not be written"):
+        train(train_config(model, pictures, tmp_path, output=saving(tmp_path)), events.append)
+    assert warnings_of(events).count("step 2 could not be saved in") == 2
+
+
 def test_a_preview_that_fails_never_ends_a_run(model, pictures, tmp_path, monkeypatch):
     from anima_core.training import previews
 
@@ -169,7 +216,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(model, pictur
 
     monkeypatch.setattr(TrainState, "save", full)
     config = train_config(model, pictures, tmp_path, output=saving(tmp_path))
-    with pytest.raises(FileError, match="No space left"):
+    with pytest.raises(RunError, match="No space left"):
         train(config)
     assert (tmp_path / "test-run" / "checkpoints" / "step-00000002" / "sha256.json").is_file()
     assert len(calls) == 3 and calls[2].parent.name == "checkpoints"  # the third try, on the way out, had room
@@ -187,14 +234,19 @@ def test_a_really_full_disk(model, pictures, tmp_path):
     try:
         config = train_config(model, pictures, disk, cache_dir=str(tmp_path / "cache"), max_train_steps=400)
         config = dataclasses.replace(config, output=saving(disk, save_every_n_steps=1, save_state=True))
-        with pytest.raises(FileError, match="could not be written|cannot be written"):
-            train(config)
+        events = []
+        with pytest.raises(RunError, match="could not be written|cannot be written"):
+            train(config, events.append)
         whole = list((disk / "test-run" / "checkpoints").glob("step-*"))
         assert whole and all((c / "sha256.json").is_file() for c in whole)
         for file in disk.glob("test-step*.safetensors"):
             read_header(file)  # every file that is there is whole
-        elsewhere = list((tmp_path / "elsewhere" / "test-run" / "checkpoints").glob("step-*"))
-        assert elsewhere and elsewhere[0].name >= whole[-1].name  # the state of the last step, on another disk
+        (saved,) = (tmp_path / "elsewhere" / "test-run" / "checkpoints").glob("step-*")
+        assert saved.name >= max(c.name for c in whole)  # the state of the last step, on another disk
+        assert f"the state is saved in {tmp_path / 'elsewhere' / 'test-run'}: --resume" in warnings_of(events)
+        steps = int(saved.name.removeprefix("step-")) + 2
+        onwards = saving(tmp_path / "new", resume=str(tmp_path / "elsewhere" / "test-run"))
+        assert train(dataclasses.replace(config, output=onwards, max_train_steps=steps)).steps == steps
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
