@@ -2,9 +2,10 @@
 
 import json
 import os
-import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -33,23 +34,21 @@ def pictures(tmp_path_factory):
     return folder
 
 
-def launch(arguments: list[str], processes: int = 2) -> subprocess.CompletedProcess:
+def start(arguments: list[str], processes: int = 2) -> subprocess.Popen:
     pytest.importorskip("accelerate")
     # --multi_gpu starts one process for each rank; without a GPU accelerate then takes gloo on the CPU
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
-    command += [
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-        "--main_process_port",
-        str(free_port()),
-    ]
-    command += [str(ROOT / "anima_train_network.py"), *arguments]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += ["--main_process_port", str(free_port()), str(ROOT / "anima_train_network.py"), *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=environment, timeout=300)
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8")
+    return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
+
+
+def launch(arguments: list[str], processes: int = 2) -> subprocess.CompletedProcess:
+    process = start(arguments, processes)
+    out, errors = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
 
 
 def events(folder: Path) -> list[dict]:
@@ -78,20 +77,26 @@ def test_two_processes_equal_one_with_twice_the_accumulation(model, pictures, tm
     assert len([e for e in logged if e["event"] == "saved"]) == 1
 
 
-def test_two_processes_resume_exactly(model, pictures, tmp_path):
-    """Stopped after two of four steps and resumed, by two processes: the bits of a run in one go."""
+def test_two_processes_end_together_on_a_signal_and_resume_exactly(model, pictures, tmp_path):
+    """Ctrl-C reaches the launcher and both processes, and the launcher passes it on once more."""
+
+    def arguments(folder, **changes):
+        return flags(model, pictures, folder, save_precision="fp32", cache_dir=tmp_path / "cache", **changes)[1:]
 
     def run(folder, **changes):
-        extra = dict(save_precision="fp32", max_train_steps=4, cache_dir=tmp_path / "cache") | changes
-        done = launch(flags(model, pictures, folder, **extra)[1:])
+        done = launch(arguments(folder, **changes))
         assert done.returncode == 0, done.stderr[-3000:]
         return load_file(folder / "x.safetensors")
 
-    whole = run(tmp_path / "whole", checkpoint_every_n_steps=2)
-    (tmp_path / "parts").mkdir()
-    (tmp_path / "whole" / "x-run").rename(tmp_path / "parts" / "x-run")
-    shutil.rmtree(tmp_path / "parts" / "x-run" / "checkpoints" / "step-00000004")  # the one of the finished run
-    resumed = run(tmp_path / "parts", resume="latest")
-    notes = [e["text"] for e in events(tmp_path / "parts") if e["event"] == "note"]
-    assert any("resumed at step 2" in note for note in notes)
-    assert same_tensors(whole, resumed)
+    cut = start(arguments(tmp_path / "parts", max_train_steps=100_000))
+    log, deadline = tmp_path / "parts" / "x-run" / "log.jsonl", time.monotonic() + 120
+    while not (log.is_file() and b'"step": 2,' in log.read_bytes()):
+        assert cut.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(cut.pid, signal.SIGINT)
+    cut.communicate(timeout=60)
+    at = max(e["step"] for e in events(tmp_path / "parts") if e["event"] == "step")
+    assert [path.name for path in (tmp_path / "parts" / "x-run" / "checkpoints").iterdir()] == [f"step-{at:08d}"]
+    resumed = run(tmp_path / "parts", max_train_steps=at + 2, resume="latest")
+    assert any(e.get("text", "").startswith(f"resumed at step {at}") for e in events(tmp_path / "parts"))
+    assert same_tensors(run(tmp_path / "whole", max_train_steps=at + 2), resumed)

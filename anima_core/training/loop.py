@@ -115,6 +115,8 @@ class Run:
             raise
         except BaseException as error:
             self.rescue(error)
+            if isinstance(error, Interrupted):
+                self.ranks.wait()  # the launcher ends all processes when one has left, and the first one is saving
             if isinstance(error, FileError):  # in the middle of a run a full disk is no refused setting
                 raise RunError(str(error)) from None
             raise
@@ -172,9 +174,9 @@ class Run:
         self.network.train()
         if state.step == 0 and self.previews.due(0, self.total, self.epoch_steps):
             self.preview()
-        self.clock = time.perf_counter()
+        self.clock, command = time.perf_counter(), None
         with Feed(self.data, self.model, config, state.batch, self.ranks) as feed:
-            while state.step < self.total and self.command() is None:
+            while state.step < self.total and (command := self.command()) is None:
                 factor = schedules.lr_factor(config.optimizer, state.step, self.total)
                 schedules.apply_lr(state.optimizer, factor)
                 batches = [next(feed) for _ in range(config.gradient_accumulation_steps)]
@@ -199,17 +201,16 @@ class Run:
                     self.events.emit("warning", text=text)
                 self.every_so_often()
             self.report(self.reader.ready(wait=True))
-        self.check_cancelled()
-        return "stopped" if self.events.command == "stop" else "finished"
+        self.leave_if_cancelled(command)
+        return "stopped" if command == "stop" else "finished"
 
-    def check_cancelled(self) -> None:
-        if self.events.command == "cancel":
+    def leave_if_cancelled(self, command: str | None) -> None:
+        if command == "cancel":
             raise Interrupted(f"cancelled at step {self.state.step} of {self.total}")
 
     def command(self) -> str | None:
-        """What the listener asked for; all processes go by the first one's."""
-        self.events.command = self.ranks.agree(self.events.command, self.model.device)
-        return self.events.command
+        """What the listener or a signal asked for; all processes go by the first one's."""
+        return self.ranks.agree(self.events.command, self.model.device)
 
     def accumulate(self, batches: list[Batch], last_try: bool = False) -> torch.Tensor:
         """Gradients of all micro-batches into the buffer; their mean loss. Out of memory is tried once more, with all freed."""
@@ -217,7 +218,7 @@ class Run:
         try:
             for batch in batches:
                 if self.ranks.world == 1:  # of several processes none may leave within a step
-                    self.check_cancelled()
+                    self.leave_if_cancelled(self.events.command)
                 self.network.begin_step(batch.number)
                 micro_loss = self.forward(batch) / len(batches)
                 self.state.gradient.backward(micro_loss)

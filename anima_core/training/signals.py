@@ -14,12 +14,12 @@ from .events import Events
 
 POLITE = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
 IMPATIENT = 2.0  # seconds after which one more is meant: a launcher passes on what the terminal has sent already
-MESSAGE = b"\nanima: ending after this step, its state is saved; once more ends at once and loses what is not saved yet\n"
+MESSAGE = b"\nanima: ending after this step, its state is saved; Ctrl-C once more ends at once and loses what is not saved\n"
 
 
 @contextlib.contextmanager
 def signals_cancel(events: Events) -> Iterator[None]:
-    """The first signal is a "cancel"; one that comes later raises KeyboardInterrupt. Ignored signals stay ignored.
+    """The first signal is a "cancel"; a Ctrl-C that comes later raises KeyboardInterrupt. Ignored signals stay ignored.
 
     Only the main thread may handle signals: within ComfyUI, where training has a thread of its own, nothing changes.
     """
@@ -29,8 +29,8 @@ def signals_cancel(events: Events) -> Iterator[None]:
     asked: list[float] = []
 
     def ask(number: int, frame: object) -> None:
-        if asked and time.monotonic() - asked[0] > IMPATIENT:
-            raise KeyboardInterrupt
+        if asked and number == signal.SIGINT and time.monotonic() - asked[0] > IMPATIENT:
+            raise KeyboardInterrupt  # a person; services and launchers repeat SIGTERM while the state is being saved
         if not asked:
             with contextlib.suppress(OSError):  # no console
                 os.write(2, MESSAGE)  # `print` might be interrupted by itself

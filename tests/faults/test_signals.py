@@ -104,7 +104,9 @@ def test_a_second_signal_ends_at_once_and_the_last_checkpoint_stays(model, pictu
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)  # together with the first
         time.sleep(0.1)
+        signal.raise_signal(signal.SIGTERM)  # no person's impatience
         signal.raise_signal(signal.SIGINT)
+        raise AssertionError("not reached")
 
     with monkeypatch.context() as patch:
         in_the_middle_of_step(5, twice, patch)
