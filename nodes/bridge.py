@@ -1,5 +1,6 @@
 """Between a run's events and ComfyUI: progress, text on the node, previews, cancel, stop-and-keep, the GPU."""
 
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ PREVIEW_SIDE = 768
 _lock = threading.Lock()
 _running: dict[str, threading.Event] = {}  # node id -> its stop-and-keep request
 _ending = threading.Event()  # the whole server is
+_threads: set[threading.Thread] = set()  # ComfyUI's that have trained
 
 
 def running_nodes() -> list[str]:
@@ -37,6 +39,16 @@ def end_all() -> bool:
     """Cancel every training, also one that is yet to begin; whether there is any."""
     _ending.set()
     return bool(running_nodes())
+
+
+def is_ending() -> bool:
+    return _ending.is_set()
+
+
+def threads_are_idle() -> bool:
+    """Whether the threads that have trained wait for ComfyUI's queue: Python's end within anything else looks like a crash."""
+    frames = sys._current_frames()
+    return all(frames[t.ident].f_code is threading.Condition.wait.__code__ for t in _threads if t.ident in frames)
 
 
 @contextmanager
@@ -63,6 +75,7 @@ class NodeListener:
     def __enter__(self) -> "NodeListener":
         with _lock:
             _running[self.node] = threading.Event()
+            _threads.add(threading.current_thread())
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -94,6 +94,8 @@ def interruptible() -> Iterator[None]:
         yield
     except Interrupted:
         mm.throw_exception_if_processing_interrupted()
+        if bridge.is_ending():
+            raise mm.InterruptProcessingException() from None
         raise
 
 

@@ -134,7 +134,7 @@ def read_unfinished(record: Path) -> UnfinishedRun | None:
         if newest is None:
             return None
         total = frozen_config(name).max_train_steps
-        return UnfinishedRun(name, record.stem, step_of(newest)[0], total, newest.stat().st_mtime)
+        return UnfinishedRun(name, record.stem, step_of(newest), total, newest.stat().st_mtime)
     except (OSError, ValueError, AnimaError):
         return None
 

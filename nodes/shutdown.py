@@ -11,6 +11,8 @@ import time
 
 from . import bridge
 
+TIDY_UP = 5.0  # seconds that ComfyUI gets for what it does after a prompt
+
 
 def save_before_the_end() -> None:
     """Called once, when the pack is loaded."""
@@ -21,6 +23,9 @@ def save_before_the_end() -> None:
             return
         print("[Anima Trainer] saving the training before the end; Ctrl-C ends at once", flush=True)
         while bridge.running_nodes():
+            time.sleep(0.05)
+        deadline = time.monotonic() + TIDY_UP
+        while not bridge.threads_are_idle() and time.monotonic() < deadline:
             time.sleep(0.05)
 
     def save_and_end(number: int, frame: object) -> None:

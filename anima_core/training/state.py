@@ -8,6 +8,7 @@ import hashlib
 import inspect
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -188,14 +189,14 @@ def find_checkpoint(resume: str, run_dir: Path) -> tuple[Path, list[str]]:
 
 def checkpoints_in(run_dir: Path) -> list[Path]:
     """The newest first."""
-    folder = run_dir / "checkpoints"
-    return sorted((*folder.glob("step-*"), *folder.glob(f".step-*{REPLACED}")), key=step_of, reverse=True)
+    found = [path for path in (run_dir / "checkpoints").glob("*") if step_of(path) >= 0]
+    return sorted(found, key=lambda path: (step_of(path), path.name.startswith("step-")), reverse=True)
 
 
-def step_of(checkpoint: Path) -> tuple[int, bool]:
-    """By step; one that was being replaced comes after the one that replaces it."""
-    digits = checkpoint.name.removeprefix(".").removeprefix("step-").removesuffix(REPLACED)
-    return int(digits) if digits.isdecimal() else -1, not checkpoint.name.startswith(".")
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint's name says, also of one that was being replaced; -1 for what is none."""
+    name = re.fullmatch(rf"step-(\d+)|\.step-(\d+){re.escape(REPLACED)}", checkpoint.name)
+    return -1 if name is None else int(name[1] or name[2])
 
 
 def damaged_file(checkpoint: Path) -> str | None:
