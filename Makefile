@@ -18,8 +18,9 @@ lint: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
+# Two files at a time, each with one thread: most tests wait for processes of their own.
 test: lint
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 
 demo: setup
 	$(RUN) -m anima_core demo --output_dir demo
