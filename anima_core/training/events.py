@@ -50,7 +50,7 @@ class Events:
 
     def _write(self, line: str) -> None:
         """A disk that is full or gone costs lines of the log, and says so once; what matters is saved elsewhere."""
-        data = line.encode()
+        data = line.encode(errors="replace")  # half an emoji in a prompt is no text
         try:
             data = data if self._whole else b"\n" + data
             if self._file.write(data) < len(data):

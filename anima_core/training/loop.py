@@ -355,26 +355,29 @@ class Run:
         broken = self.watchdog.restore_if_broken()
         if broken is not None:
             self.events.emit("warning", text=f"the adapter was not finite any more: the one of step {broken} is kept")
-        if self.within_step:
-            self.events.emit("warning", text=f"failed within step {self.state.step + 1}: the checkpoint before is the last")
-        if self.state.step == 0:
+        step = self.state.step if broken is None else broken
+        if step == 0:
             return
+        if self.within_step:
+            self.events.emit("warning", text=f"failed within step {step + 1}: the checkpoint before is the last")
         whole = broken is None and not self.within_step
         elsewhere = unused(Path(tempfile.gettempdir()) / self.plan.run_dir.name)  # another disk may have room
         for folder in (self.plan.run_dir, elsewhere):
             try:
-                path = self.rescue_into(folder, whole)
+                path = self.rescue_into(folder, step, whole)
             except (AnimaError, OSError) as full:
-                self.events.emit("warning", text=f"step {self.state.step} could not be saved in {folder}: {full}")
+                self.events.emit("warning", text=f"step {step} could not be saved in {folder}: {full}")
             else:
                 if folder == elsewhere:
-                    self.events.emit("warning", text=f"the state is saved in {elsewhere}: --resume {elsewhere}")
-                self.events.emit("finish", step=self.state.step, reason=type(error).__name__, path=str(path))
+                    own = self.plan.run_dir / "checkpoints"
+                    text = f"the state is saved in {elsewhere}: --resume {elsewhere}, or move its checkpoint into {own}"
+                    self.events.emit("warning", text=text)
+                self.events.emit("finish", step=step, reason=type(error).__name__, path=str(path))
                 return
 
-    def rescue_into(self, folder: Path, whole: bool) -> Path:
+    def rescue_into(self, folder: Path, step: int, whole: bool) -> Path:
         name = self.config.output.name
-        path = folder / f"{name}-step{self.state.step:08d}.safetensors"
+        path = folder / f"{name}-step{step:08d}.safetensors"
         if whole:
             self.save_checkpoint(folder)
         self.save_adapter(path)

@@ -80,12 +80,14 @@ def half_written(plan: Plan) -> list[Path]:
 @contextmanager
 def locked(plan: Plan) -> Iterator[None]:
     """Hold the run's name. The system frees the lock when the process dies, however it dies."""
-    lock = FileLock(plan.run_dir.parent / f".{plan.run_dir.name}.lock", timeout=0)
+    path, name = plan.run_dir.parent / f".{plan.run_dir.name}.lock", plan.config.output.name
+    lock = FileLock(path, timeout=0)
     try:
         lock.acquire()
     except Timeout:
-        name = plan.config.output.name
         raise SettingError(f"output_name={name}: another run of this name is training now; choose another name") from None
+    except OSError as error:
+        raise FileError(f"{path}: cannot be locked ({error.strerror}); choose another output_name or output_dir") from None
     try:
         yield
     finally:
@@ -97,8 +99,13 @@ def freeze_config(plan: Plan) -> str:
     text = dump_toml(to_dict(plan.config))
     path = plan.run_dir / "config.toml"
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise FileError(
+            f"{path}: cannot be written ({error.strerror}); free some space, or choose another output_dir"
+        ) from None
     return text
 
 

@@ -1,5 +1,6 @@
 """Faults of the run: full and read-only disks, damaged checkpoints, changed settings, memory that runs out, clocks."""
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -247,6 +248,25 @@ def test_a_really_full_disk(model, pictures, tmp_path):
         steps = int(saved.name.removeprefix("step-")) + 2
         onwards = saving(tmp_path / "new", resume=str(tmp_path / "elsewhere" / "test-run"))
         assert train(dataclasses.replace(config, output=onwards, max_train_steps=steps)).steps == steps
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_disk_that_is_full_from_the_start_is_one_line(model, pictures, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    try:
+        with contextlib.suppress(OSError):
+            (disk / "filler").write_bytes(bytes(2 << 20))
+        config = train_config(model, pictures, disk, cache_dir=str(tmp_path / "cache"))
+        with pytest.raises(FileError, match=r"config.toml: cannot be written \(No space left on device\); free some space"):
+            train(config)
+        with pytest.raises(FileError, match=r"cannot be written \(No space left on device\); set cache_dir elsewhere"):
+            train(train_config(model, pictures, tmp_path / "out", cache_dir=str(disk / "cache")))
+        (disk / "filler").unlink()
+        assert train(config).steps == 6
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
