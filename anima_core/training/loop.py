@@ -289,8 +289,13 @@ class Run:
     def preview(self) -> None:
         if not self.ranks.first:
             return
-        with self.saved_weights():
-            self.previews.make(self.model, self.network, self.state.step, self.events)
+        try:
+            with self.saved_weights():
+                self.previews.make(self.model, self.network, self.state.step, self.events)
+        except RuntimeError as error:  # no room for a second copy of the weights
+            if not is_out_of_memory(error):
+                raise
+            self.events.emit("warning", text=f"step {self.state.step}: the preview was left out ({error})")
 
     @contextmanager
     def saved_weights(self) -> Iterator[None]:

@@ -1,12 +1,14 @@
 """Preview pictures while training. They draw from their own generators and never end a run."""
 
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..adapters.network import AdapterNetwork
-from ..conditioning import Conditioner, Progress
+from ..conditioning import Conditioner
 from ..config import SampleConfig
 from ..errors import Interrupted
 from ..models.transformer import AnimaTransformer
@@ -37,14 +39,16 @@ class Previews:
 
     def make(self, model: AnimaTransformer, network: AdapterNetwork, step: int, events: Events) -> None:
         """Draw every prompt with the adapter as it is now. A failure is a warning; a cancel leaves the rest undrawn."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         training = network.training
         network.eval()
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             vae = load_vae(self.vae_path, device=model.device)
-            for index, request in enumerate(self.config.requests()):
+            requests, drawn = self.config.requests(), count(1)
+            progress, total = events.progress("preview"), sum(request.steps for request in requests)
+            for index, request in enumerate(requests):
                 path = self.folder / f"step-{step:08d}-{index}.png"
-                self._one(model, vae, request, path, events.progress("preview"))
+                self._one(model, vae, request, path, on_step=lambda _: progress(next(drawn), total))
                 events.emit("sample", step=step, path=str(path), prompt=request.prompt)
         except Interrupted:  # the loop sees it next
             pass
@@ -56,15 +60,14 @@ class Previews:
             free_memory()
 
     @torch.no_grad()
-    def _one(self, model: AnimaTransformer, vae: AnimaVAE, request: PreviewRequest, path: Path, progress: Progress) -> None:
+    def _one(
+        self, model: AnimaTransformer, vae: AnimaVAE, request: PreviewRequest, path: Path, on_step: Callable[[int], None]
+    ) -> None:
         positive = self._embeds(request.prompt, model)
         negative = self._embeds(request.negative, model) if request.cfg != 1 else None
         noise = noise_for(request.seed, request.width, request.height).to(model.device)
         sigmas = simple_sigmas(request.steps, shift=request.shift)
-        steps = request.steps
-        latents = sample(
-            model, positive, noise, sigmas, negative=negative, cfg=request.cfg, on_step=lambda done: progress(done, steps)
-        )
+        latents = sample(model, positive, noise, sigmas, negative=negative, cfg=request.cfg, on_step=on_step)
         temporary = path.with_suffix(".tmp")
         preview_image(latents, vae, tile=self.tile).save(temporary, format="PNG")
         temporary.replace(path)

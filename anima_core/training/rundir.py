@@ -40,21 +40,21 @@ def keep_earlier_run(plan: Plan) -> list[str]:
     """An earlier run of this name, with the adapter that the new one will replace."""
     folder, adapter = plan.run_dir, plan.adapter_path
     earlier, notes = (folder / "log.jsonl").exists(), []
-    if earlier:
-        folder = unused(folder)
-        os.replace(plan.run_dir, folder)
-        notes.append(f"an earlier run of this name is kept in {folder}; --resume {folder} goes on with it")
     if adapter.exists():
-        if earlier:
+        if earlier:  # before it is moved: a disk that is full now must not lose it
             shutil.copy2(adapter, folder / adapter.name)
         notes.append(f"{adapter} is replaced at the end" + (", a copy is kept with its run" if earlier else ""))
+    if earlier:
+        aside = unused(folder)
+        os.replace(folder, aside)
+        notes.append(f"an earlier run of this name is kept in {aside}; --resume {aside} goes on with it")
     return notes
 
 
 def keep_later_steps(plan: Plan) -> list[str]:
     """Checkpoints beyond the resumed one: "latest" would return to them, whatever has changed. Damaged ones too."""
     resumed = step_of(plan.resume_from)
-    later = [path for path in plan.resume_from.parent.glob("step-*") if step_of(path) > resumed]
+    later = [path for path in (plan.run_dir / "checkpoints").glob("step-*") if step_of(path) > resumed]
     for path in later:
         aside = unused(plan.run_dir / "set_aside" / path.name)
         aside.parent.mkdir(exist_ok=True)

@@ -205,6 +205,31 @@ def test_a_preview_that_fails_never_ends_a_run(model, pictures, tmp_path, monkey
     assert "the preview failed and was left out" in warnings_of(events)
 
 
+@pytest.mark.parametrize("fault", ["swap", "folder"])
+def test_a_preview_that_cannot_even_begin_never_ends_a_run(model, pictures, tmp_path, monkeypatch, fault):
+    calls, real = [], loop_module.Run.saved_weights
+
+    def saved_weights(self):
+        calls.append(1)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
+        return real(self)
+
+    if fault == "swap":
+        monkeypatch.setattr(loop_module.Run, "saved_weights", saved_weights)
+    samples = SampleConfig(prompts=("x",), width=64, height=64, steps=1, every_n_steps=4, cfg=1.0)
+    config = train_config(model, pictures, tmp_path, samples=samples)
+
+    def listener(event):
+        events.append(event)
+        if fault == "folder" and event.get("step") == 2:
+            (tmp_path / "test-run" / "samples").write_bytes(b"in the way")
+
+    events = []
+    assert train(config, listener).steps == 6
+    assert "the preview was left out" in warnings_of(events) or "the preview failed and was left out" in warnings_of(events)
+
+
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(model, pictures, tmp_path, monkeypatch):
     """The disk fills up at the second checkpoint: the first stays whole, the state goes elsewhere."""
     real, calls = TrainState.save, []
