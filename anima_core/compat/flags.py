@@ -164,7 +164,7 @@ MAPPED = {
         Flag("checkpoint_every_n_steps", "int", 0, "checkpoints alone"),
         Flag("checkpoint_every_n_minutes", "float", 10.0, "the same by the clock; 0 is off"),
         Flag("keep_checkpoints", "int", 2, "how many of those to keep; 0 keeps all"),
-        Flag("resume", "str", "", "a checkpoint folder, or latest"),
+        Flag("resume", "str", "", "a checkpoint's or a run's folder, or latest"),
         Flag("resume_with_changes", "switch", False, "let learning rate, data and the like differ from the checkpoint's"),
         Flag("sample_prompts", "path", "", "a text file, one prompt a line, with --w --h --s --l --d --n --fs"),
         Flag("sample_every_n_steps", "int", 0, "steps between previews"),

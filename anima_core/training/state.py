@@ -184,7 +184,7 @@ def find_checkpoint(resume: str, run_dir: Path) -> tuple[Path, list[str]]:
         warnings.append(f"{checkpoint.name}: {damaged} is damaged or missing; this checkpoint is passed over")
     if warnings:
         raise FileError(f"resume={resume}: no whole checkpoint in {folder} ({warnings[0]}); start anew")
-    raise FileError(f"resume={resume}: no checkpoint in {folder}; train with --save_state to write some")
+    raise FileError(f"resume={resume}: no checkpoint in {folder}; leave it off to start anew")
 
 
 def checkpoints_in(run_dir: Path) -> list[Path]:
