@@ -9,12 +9,22 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from anima_core.config import ModelConfig
+
+from .tiny import model_config
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory) -> ModelConfig:
+    """Tiny model files, written once."""
+    return model_config(tmp_path_factory.mktemp("models"))
 
 
 def find_comfyui() -> tuple[Path, Path] | None:

@@ -11,14 +11,7 @@ from safetensors.torch import load_file, save_file
 from anima_core.cli import main
 from anima_core.demo_pictures import write_pictures
 
-from .tiny import model_config
-
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return model_config(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")

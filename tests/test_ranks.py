@@ -17,14 +17,9 @@ from anima_core.demo_pictures import write_pictures
 from .comfyui.server import free_port
 from .conftest import relative_error
 from .test_cli import flags
-from .tiny import model_config, same_tensors
+from .tiny import same_tensors
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return model_config(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")

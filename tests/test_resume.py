@@ -11,14 +11,9 @@ from anima_core.config import FlowConfig, NetworkConfig, OptimizerConfig, Output
 from anima_core.demo_pictures import write_pictures
 from anima_core.errors import Interrupted
 
-from .tiny import model_config, same_tensors, train_config
+from .tiny import same_tensors, train_config
 
 STEPS = 9
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return model_config(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")

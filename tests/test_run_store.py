@@ -8,14 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from .tiny import model_config, train_config
+from .tiny import train_config
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return model_config(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture

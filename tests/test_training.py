@@ -23,12 +23,7 @@ from anima_core.training.preflight import preflight
 from anima_core.training.prepare import prepare_data
 
 from .conftest import relative_error
-from .tiny import model_config, same_tensors, train_config
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return model_config(tmp_path_factory.mktemp("models"))
+from .tiny import same_tensors, train_config
 
 
 @pytest.fixture(scope="module")

@@ -16,12 +16,7 @@ from anima_core.models.qwen import AnimaQwen
 from anima_core.models.vae import AnimaVAE
 from anima_core.training import prepare
 
-from ..tiny import model_config, same_tensors, train_config
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return model_config(tmp_path_factory.mktemp("models"))
+from ..tiny import same_tensors, train_config
 
 
 @pytest.fixture

@@ -14,25 +14,12 @@ from safetensors.torch import load_file
 
 from anima_core import train
 from anima_core.config import OptimizerConfig, OutputConfig, SampleConfig
-from anima_core.demo_pictures import write_pictures
 from anima_core.errors import FileError, RunError, SettingError
 from anima_core.models.checkpoint import read_header
 from anima_core.training import loop as loop_module
 from anima_core.training.state import TrainState
 
-from ..tiny import model_config, same_tensors, train_config
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return model_config(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    write_pictures(folder, 4)
-    return folder
+from ..tiny import same_tensors, train_config
 
 
 def saving(folder, **changes) -> OutputConfig:

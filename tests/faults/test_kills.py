@@ -17,16 +17,11 @@ from safetensors.torch import load_file
 from anima_core.demo_pictures import write_pictures
 
 from ..test_cli import flags
-from ..tiny import model_config, same_tensors
+from ..tiny import same_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
 ROUNDS = 30
 STEPS = 400
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return model_config(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")

@@ -9,25 +9,12 @@ from safetensors.torch import load_file
 
 from anima_core import train
 from anima_core.config import OptimizerConfig, OutputConfig
-from anima_core.demo_pictures import write_pictures
 from anima_core.errors import FileError, RunError
 from anima_core.training.events import Events
 from anima_core.training.optimizers import build_optimizer
 from anima_core.training.state import TrainState, find_checkpoint
 
-from ..tiny import model_config, train_config
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return model_config(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    write_pictures(folder, 4)
-    return folder
+from ..tiny import train_config
 
 
 def configured(model, pictures, folder, resume="", **changes):
