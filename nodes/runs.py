@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -16,12 +17,12 @@ from ..anima_core.models.checkpoint import file_identity
 from ..anima_core.toml_file import read_toml
 from ..anima_core.training.loop import TrainResult
 from ..anima_core.training.preflight import Plan
-from ..anima_core.training.state import checkpoints_in, step_of
+from ..anima_core.training.state import checkpoints_in, flush_to_disk, step_of
 from .names import safe_name
 
 # Settings that shape no number, so that a run which went out of memory goes on when these are changed.
 WITHOUT_EFFECT = ("device", "cache_dir", "cache_latents", "cache_text", "gradient_checkpointing", "strict_data")
-CHANGED = "-changed"  # ends the key of a run that went on with other data
+CHANGED = "-changed"  # ends the key of a run that went on with other data, or whose graph has started over
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,15 @@ def claim(config: TrainConfig, key: str, go_on: bool) -> TrainConfig:
     A name that another run's file or folder has gets -2, -3, …; an unfinished run keeps its own.
     """
     record = store_folder() / "unfinished" / f"{key}.json"
-    name = read_name(record) if go_on else None
+    if not go_on and record.exists():  # what is started over is still offered by the picker
+        numbered = (record.with_name(f"{key}-{number}{CHANGED}.json") for number in itertools.count(1))
+        os.replace(record, next(path for path in numbered if not path.exists()))
+    name = read_name(record)
     has_checkpoint = name is not None and bool(checkpoints_in(run_folder(name)))
     if not has_checkpoint:
         name = unused_name(config.output)
         forget(name)
-        record.parent.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps({"name": name}), encoding="utf-8")
+        write_record(record, {"name": name})
     output = dataclasses.replace(config.output, name=name, resume="latest" if has_checkpoint else "")
     return dataclasses.replace(config, output=output)
 
@@ -194,12 +197,17 @@ def describe(result: TrainResult) -> FinishedRun:
 
 
 def remember(key: str, run: FinishedRun) -> None:
-    path = _path(key)
+    write_record(_path(key), asdict(run))
+    forget(Path(run.run_dir).name.removesuffix("-run"))
+
+
+def write_record(path: Path, data: dict) -> None:
+    """Whole or not at all, also when the power is cut: a run without its record is not offered again."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(asdict(run)), encoding="utf-8")
+    temporary.write_text(json.dumps(data), encoding="utf-8")
+    flush_to_disk(temporary)
     os.replace(temporary, path)
-    forget(Path(run.run_dir).name.removesuffix("-run"))
 
 
 def _path(key: str) -> Path:

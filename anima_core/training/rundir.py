@@ -14,7 +14,7 @@ from ..config import to_dict
 from ..errors import FileError, SettingError
 from ..toml_file import dump_toml
 from .preflight import Plan
-from .state import step_of
+from .state import flush_to_disk, step_of
 
 
 def open_run_dir(plan: Plan) -> list[str]:
@@ -101,6 +101,7 @@ def freeze_config(plan: Plan) -> str:
     temporary = path.with_suffix(".tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
+        flush_to_disk(temporary)  # without it the run is not offered again
         os.replace(temporary, path)
     except OSError as error:
         raise FileError(

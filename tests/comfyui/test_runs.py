@@ -118,6 +118,19 @@ def test_a_name_that_is_given_anew_has_one_record(runs):
     assert (other.name, other.resume) == ("anew-2", "")
 
 
+def test_a_run_that_is_started_over_is_still_offered(runs):
+    for name in ("first", "second"):
+        claimed = runs.claim(config_of(runs, name), "key", go_on=False)
+        assert (claimed.output.name, claimed.output.resume) == (name, "")
+        run_on_disk(runs, name)
+    assert sorted(run.name for run in runs.unfinished()) == ["first", "second"]
+    assert runs.claim(config_of(runs, "third"), "key", go_on=False).output.name == "third"
+    assert sorted(run.name for run in runs.unfinished()) == ["first", "second"]  # the third has no checkpoint yet
+    run_on_disk(runs, "third")
+    again = runs.claim(config_of(runs, "third"), "key", go_on=True).output
+    assert (again.name, again.resume) == ("third", "latest")  # the graph goes on with the newest
+
+
 def test_a_finished_run_is_found_by_key_and_by_name_and_offered_no_more(runs):
     run_on_disk(runs, "done")
     record(runs, "key", json.dumps({"name": "done"}))
