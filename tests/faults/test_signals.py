@@ -12,6 +12,7 @@ from anima_core import train
 from anima_core.config import OptimizerConfig, OutputConfig, SampleConfig
 from anima_core.errors import Interrupted
 from anima_core.training import optimizers, signals
+from anima_core.training.loop import Run
 from anima_core.training.rundir import prune
 
 from ..tiny import same_tensors, train_config
@@ -64,9 +65,27 @@ def test_a_signal_within_an_optimizer_step_waits_for_its_end(model, pictures, tm
     assert same_tensors(load_file(whole.adapter_path), load_file(resumed.adapter_path))
 
 
-def test_signals_in_the_middle_of_a_preview_or_of_accumulation_end_there(model, pictures, tmp_path):
-    samples = SampleConfig(prompts=("a", "b"), width=64, height=64, steps=20, every_n_steps=2, cfg=1.0)
-    settings = dict(samples=samples, gradient_accumulation_steps=3)
+def test_a_signal_between_micro_batches_leaves_the_step_untaken(model, pictures, tmp_path, monkeypatch):
+    settings, calls, real = dict(gradient_accumulation_steps=3), [], Run.forward
+    whole = train(configured(model, pictures, tmp_path / "whole", **settings))
+
+    def forward(self, batch):
+        calls.append(batch.number)
+        if len(calls) == 5:
+            signal.raise_signal(signal.SIGTERM)
+        return real(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "forward", forward)
+        with pytest.raises(Interrupted, match="cancelled at step 1 of 6"):
+            train(configured(model, pictures, tmp_path / "parts", **settings))
+    assert calls == [0, 1, 2, 3, 4]  # the second step's last micro-batch was left out
+    resumed = train(configured(model, pictures, tmp_path / "parts", resume="latest", **settings))
+    assert same_tensors(load_file(whole.adapter_path), load_file(resumed.adapter_path))
+
+
+def test_a_signal_in_the_middle_of_a_preview_ends_there(model, pictures, tmp_path):
+    settings = dict(samples=SampleConfig(prompts=("a", "b"), width=64, height=64, steps=20, every_n_steps=2, cfg=1.0))
     whole = train(configured(model, pictures, tmp_path / "whole", **settings))
     drawn = []
 
