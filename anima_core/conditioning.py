@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from .data.cache import TensorCache, cache_key
+from .data.cache import TensorCache, cache_key, encoded_at_once
 from .errors import RunError, is_out_of_memory
 from .models.llm_adapter import MIN_TEXT_ROWS
 from .models.qwen import AnimaQwen
@@ -21,11 +21,6 @@ from .models.transformer import AnimaTransformer
 Progress = Callable[[int, int], None]
 
 ENCODE_BATCH = 8
-
-
-def encoded_at_once(device: torch.device, wanted: int) -> int:
-    """On the CPU one: in another batch the last bits differ, and what is cached must not depend on where a run was cut."""
-    return 1 if device.type == "cpu" else wanted
 
 
 class Conditioner:

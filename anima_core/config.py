@@ -6,6 +6,7 @@ An empty string, an empty tuple or 0 means "not set" (TOML, which freezes a run,
 """
 
 import math
+import re
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -287,6 +288,10 @@ class SampleConfig:
         return tuple(preview_request(line, self) for line in self.prompts)
 
 
+NOT_IN_NAMES = re.compile(r'[/\\:*?"<>|\x00-\x1f\ud800-\udfff]')  # lone surrogates: bytes that are no text
+LONGEST_NAME = 180  # bytes: file systems take 255, and names of checkpoints and temporary files are longer than the run's
+
+
 @dataclass(frozen=True)
 class OutputConfig:
     """Where results go: `<dir>/<name>.safetensors` and `<dir>/<name>-run/`."""
@@ -310,10 +315,10 @@ class OutputConfig:
     def __post_init__(self) -> None:
         require_one_of("save_precision", self.save_dtype, DTYPES[1:])
         require_one_of("key_format", self.key_format, KEY_FORMATS)
-        plain = bool(self.name.strip()) and not any(c in self.name for c in '/\\:*?"<>|\0') and self.name not in (".", "..")
+        plain = bool(self.name.strip()) and not NOT_IN_NAMES.search(self.name) and self.name not in (".", "..")
         require(plain, "output_name", repr(self.name), "must be a plain file name")
-        size = len(self.name.encode(errors="replace"))  # file systems take 255 bytes; names made of this one are longer
-        require(size <= 180, "output_name", f"{self.name[:20]!r}…", "must be at most 180 bytes long")
+        short = len(self.name.encode()) <= LONGEST_NAME
+        require(short, "output_name", f"{self.name[:20]!r}…", f"must be at most {LONGEST_NAME} bytes long")
         counts = ("save_every_n_steps", "save_every_n_epochs", "save_last_n", "keep_checkpoints")
         for name in (*counts, "checkpoint_every_n_steps", "checkpoint_every_n_minutes"):
             require_at_least(name, getattr(self, name), 0)

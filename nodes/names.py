@@ -5,19 +5,19 @@ from pathlib import Path
 
 import folder_paths
 
+from ..anima_core.config import LONGEST_NAME, NOT_IN_NAMES
 from ..anima_core.errors import SettingError
 
-LONGEST = 180  # bytes: file systems take 255, and names of checkpoints and temporary files are longer than the run's
 RESERVED = re.compile(r"^(con|prn|aux|nul|com\d|lpt\d)$", re.IGNORECASE)  # device names on Windows
 
 
 def safe_name(name: str, setting: str = "output_name") -> str:
     """Check a file name that a user typed. Letters of any script are fine; separators and Windows' device names are not."""
     plain = name.strip().removesuffix(".safetensors").rstrip(". ")
-    if not plain or re.search(r'[/\\:*?"<>|\x00-\x1f\ud800-\udfff]', plain) or plain.startswith(".") or RESERVED.match(plain):
+    if not plain or NOT_IN_NAMES.search(plain) or plain.startswith(".") or RESERVED.match(plain):
         raise SettingError(f'{setting}={name!r}: use a plain file name without / \\ : * ? " < > |')
-    if len(plain.encode()) > LONGEST:
-        raise SettingError(f"{setting}: a name of {len(plain.encode())} bytes; use at most {LONGEST}")
+    if len(plain.encode()) > LONGEST_NAME:
+        raise SettingError(f"{setting}: a name of {len(plain.encode())} bytes; use at most {LONGEST_NAME}")
     return plain
 
 

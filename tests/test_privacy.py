@@ -51,7 +51,7 @@ def test_metadata_still_says_what_was_trained(finished):
     )
 
 
-BAD_NAMES = ["../x", "a/b", "a\\b", "..", ".", "", " ", "C:x", "x\0", 'x"y', "a|b", "a*", "x?", "<x>"]
+BAD_NAMES = ["../x", "a/b", "a\\b", "..", ".", "", " ", "C:x", "x\0", 'x"y', "a|b", "a*", "x?", "<x>", "a\nb", "\udcff"]
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)

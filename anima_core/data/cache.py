@@ -78,6 +78,11 @@ class TensorCache:
             raise FileError(f"{path.parent}: the cache cannot be written ({error.strerror}); set cache_dir elsewhere") from None
 
 
+def encoded_at_once(device: torch.device, wanted: int) -> int:
+    """On the CPU one: in another batch the last bits differ, and what is cached must not depend on where a run was cut."""
+    return 1 if device.type == "cpu" else wanted
+
+
 def metadata_of(data: bytes) -> dict[str, str]:
     """The `__metadata__` of a safetensors file in memory."""
     return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]

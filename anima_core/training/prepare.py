@@ -6,9 +6,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ..conditioning import Conditioner, encoded_at_once
+from ..conditioning import Conditioner
 from ..config import TrainConfig
 from ..data.batches import Batches, Draw, Item, build_items
+from ..data.cache import encoded_at_once
 from ..data.captions import process_caption
 from ..data.latents import LatentStore
 from ..models.checkpoint import file_identity
