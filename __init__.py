@@ -1,9 +1,12 @@
 """Anima Trainer: ComfyUI nodes that train LoRA and LoKr adapters for Anima. Only the entry point is here."""
 
+from typing import Any
+
 WEB_DIRECTORY = "./web"
 
 
-async def comfy_entrypoint():
+async def comfy_entrypoint() -> Any:
+    """Return the extension. Raises RuntimeError, with the way out, in a ComfyUI that is too old for it."""
     try:
         from comfy_api.latest import ComfyExtension  # noqa: F401
     except ImportError as error:

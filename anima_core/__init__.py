@@ -17,7 +17,7 @@ _PUBLIC = {
     "sample": ".sampling",
     "train": ".training.loop",
     "TrainResult": ".training.loop",
-    "TrainConfig": ".config",
+    "TrainConfig": ".settings",
     "AnimaError": ".errors",
 }
 __all__ = [*_PUBLIC, "__version__"]

@@ -1,4 +1,27 @@
-"""The errors a user may see. Each message is one line: the setting or file, its value, and the way out."""
+"""The errors a user may see. Each message is one line: the setting or file, its value, and the way out.
+
+A message names a setting as `section.field`, in backticks, alone (`network.rank`) or with a value (`train.memory=keep`).
+Whoever shows it puts the word that its user knows in that place: a flag on the command line, a widget in the graph.
+"""
+
+import re
+from collections.abc import Mapping
+
+NAMED = re.compile(r"`([a-z]+\.[a-z0-9_]+)(=[^`]*)?`")
+
+
+def in_words(text: str, words: Mapping[str, str] | None = None) -> str:
+    """Replace each setting that a text names by the user's word for it; one without a word is named as in `config.toml`.
+
+    words: `section.field`, or `section.field=value` where a value has a word of its own, -> the user's word.
+    """
+
+    def word(found: re.Match[str]) -> str:
+        name, value = found[1], found[2] or ""
+        known = words or {}
+        return known.get(name + value) or known.get(name, name.removeprefix("train.")) + value
+
+    return NAMED.sub(word, text)
 
 
 class AnimaError(Exception):
@@ -7,13 +30,24 @@ class AnimaError(Exception):
     exit_status = 1
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(str(message).splitlines()))  # a key or a file's name may hold line breaks
+        self.text = " ".join(str(message).splitlines())  # a key or a file's name may hold line breaks
+        super().__init__(in_words(self.text))
+
+    def said(self, words: Mapping[str, str]) -> str:
+        """Return the message in the words of one edge: `section.field` -> flag or widget."""
+        return in_words(self.text, words)
 
 
 class SettingError(AnimaError):
     """A setting that is refused, before anything is loaded."""
 
     exit_status = 2
+
+    @property
+    def field(self) -> str:
+        """The first setting that the message names, as "section.field"; empty when it names none."""
+        found = NAMED.search(self.text)
+        return found[1] if found else ""
 
 
 class FileError(AnimaError):
@@ -33,6 +67,6 @@ class Interrupted(AnimaError):
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """torch's own error, or what drivers, cuBLAS and MPS say in a plain RuntimeError when they are the ones to fail."""
+    """Recognise torch's own error, and what drivers, cuBLAS and MPS say in a plain RuntimeError when they fail first."""
     text = str(error).lower()
     return type(error).__name__ == "OutOfMemoryError" or "out of memory" in text or "alloc_failed" in text

@@ -50,7 +50,8 @@ def sample(
     if cfg != 1 and negative is None:
         raise SettingError(f"cfg={cfg}: needs the negative prompt's text embeddings, or cfg=1")
     text_embeds = text_embeds.expand(len(noise), -1, -1)
-    negative = None if cfg == 1 else negative.expand(len(noise), -1, -1)
+    if negative is not None:
+        negative = None if cfg == 1 else negative.expand(len(noise), -1, -1)
     x = noise.float() * sigmas[0].to(noise.device)
     for i, (sigma, following) in enumerate(zip(sigmas[:-1].tolist(), sigmas[1:].tolist())):
         velocity = guided_velocity(model, x, sigma, text_embeds, negative, cfg)

@@ -39,9 +39,9 @@ def write_pictures(folder: Path, count: int, side: int = 64) -> None:
 
 def look(folder: Path, cache: Path, stop_after: float = 0.0) -> dict:
     """Scan and bucket in this process -> seconds, peak memory."""
-    from anima_core.config import DatasetConfig, SubsetConfig
     from anima_core.data.batches import Batches, build_items
-    from anima_core.data.doctor import check_datasets
+    from anima_core.data.check import check_datasets
+    from anima_core.settings import DatasetConfig, SubsetConfig
 
     datasets = (DatasetConfig((SubsetConfig(str(folder)),), ((64, 64),), min_bucket_reso=32, bucket_reso_steps=16),)
     before, started, told = peak_mb(), time.perf_counter(), []

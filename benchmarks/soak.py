@@ -18,8 +18,11 @@ from pathlib import Path
 
 import torch
 
-from anima_core import demo, train
-from anima_core.config import (
+from anima_core import train
+from anima_core.demo.models import write_models
+from anima_core.demo.pictures import write_pictures
+from anima_core.errors import Interrupted
+from anima_core.settings import (
     DatasetConfig,
     ModelConfig,
     NetworkConfig,
@@ -29,8 +32,6 @@ from anima_core.config import (
     SubsetConfig,
     TrainConfig,
 )
-from anima_core.demo_pictures import write_pictures
-from anima_core.errors import Interrupted
 
 STEPS_A_ROUND = 100
 MEMORY_SLACK_MB = 12.0  # allocator noise; a leak of 1 kB a step is 10 MB in ten thousand
@@ -38,7 +39,7 @@ MEMORY_SLACK_MB = 12.0  # allocator noise; a leak of 1 kB a step is 10 MB in ten
 
 def config_in(folder: Path) -> TrainConfig:
     corpus = write_pictures(folder / "pictures", 6)
-    paths = demo.write_models(folder / "models", corpus)
+    paths = write_models(folder / "models", corpus)
     subset = SubsetConfig(str(folder / "pictures"), shuffle_caption=True, flip_aug=True, caption_dropout_rate=0.1)
     return TrainConfig(
         model=ModelConfig(
@@ -50,7 +51,7 @@ def config_in(folder: Path) -> TrainConfig:
         samples=SampleConfig(prompts=("red circle",), width=64, height=64, steps=1, cfg=1.0, every_n_steps=50),
         output=OutputConfig(str(folder / "out"), "soak", checkpoint_every_n_steps=20, save_every_n_steps=40, save_last_n=2),
         ema_decay=0.99,
-        gradient_checkpointing=False,
+        memory="keep",
         device="cpu",
         cache_dir=str(folder / "cache"),
     )

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from anima_core.demo.random_vae import random_vae_state  # noqa: E402
 from anima_core.models.checkpoint import DTYPES  # noqa: E402
-from anima_core.models.random_vae import random_vae_state  # noqa: E402
 from anima_core.models.vae import LATENT_MEAN, LATENT_STD, AnimaVAE, AttentionBlock, load_vae  # noqa: E402
 
 

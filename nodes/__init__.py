@@ -2,43 +2,20 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from .adapters import AnimaApplyAdapter, AnimaLoadAdapter, AnimaSaveAdapter
-from .datasets import (
-    AnimaDatasetCombine,
-    AnimaDatasetFolder,
-    AnimaDatasetImages,
-    AnimaDatasetInspect,
-    AnimaDatasetTOML,
-)
-from .loaders import AnimaQwenLoader, AnimaT5TokenizerLoader, AnimaTransformerLoader, AnimaVAELoader
-from .networks import AnimaLoKrNetwork, AnimaLoRANetwork
-from .optimizers import AnimaOptimizer
+from . import adapters, continue_run, datasets, loaders, networks, optimizers, samples, train, train_toml
 from .routes import add_routes
-from .samples import AnimaSamplePrompts
 from .shutdown import save_before_the_end
-from .train import AnimaTrain
-from .train_again import AnimaContinueRun, AnimaTrainFromTOML
 
 NODES: list[type[io.ComfyNode]] = [
-    AnimaTransformerLoader,
-    AnimaVAELoader,
-    AnimaQwenLoader,
-    AnimaT5TokenizerLoader,
-    AnimaDatasetFolder,
-    AnimaDatasetImages,
-    AnimaDatasetTOML,
-    AnimaDatasetCombine,
-    AnimaDatasetInspect,
-    AnimaLoRANetwork,
-    AnimaLoKrNetwork,
-    AnimaOptimizer,
-    AnimaSamplePrompts,
-    AnimaTrain,
-    AnimaTrainFromTOML,
-    AnimaContinueRun,
-    AnimaApplyAdapter,
-    AnimaSaveAdapter,
-    AnimaLoadAdapter,
+    *loaders.NODES,
+    *datasets.NODES,
+    *networks.NODES,
+    *optimizers.NODES,
+    *samples.NODES,
+    *train.NODES,
+    *train_toml.NODES,
+    *continue_run.NODES,
+    *adapters.NODES,
 ]
 
 

@@ -1,35 +1,33 @@
 """Adapters as ComfyUI sees them: a LORA_MODEL state dict, a file of `loras`, a patched MODEL."""
 
-import hashlib
 from pathlib import Path
+from typing import Any
 
 import comfy.sd
 import folder_paths
 from comfy_api.latest import io
 
 from ..anima_core.adapters.formats import convert_keys, save_adapter
-from ..anima_core.config import KEY_FORMATS
+from ..anima_core.adapters.metadata import tensor_hash
 from ..anima_core.errors import FileError, SettingError
+from ..anima_core.files import safe_name, unused
 from ..anima_core.models.checkpoint import load_tensors
+from ..anima_core.settings import OutputConfig
 from . import types
-from .names import loras_folder, safe_name, unused_path
-from .runs import store_folder
+from .node import AnimaNode
+from .store import loras_folder, store_folder
+from .widgets import inputs, widget
 
 
-def stored_adapter(lora: dict) -> Path:
-    """A LORA_MODEL as a file, named by its content, so that settings can point at it."""
-    digest = hashlib.sha256()
-    for name in sorted(lora):
-        digest.update(name.encode())
-        digest.update(lora[name].detach().cpu().float().contiguous().numpy())
-    path = store_folder() / "adapters" / f"{digest.hexdigest()[:32]}.safetensors"
+def stored_adapter(lora: types.LoraState) -> Path:
+    """Write a LORA_MODEL as a file, named by its content, so that settings can point at it."""
+    path = store_folder() / "adapters" / f"{tensor_hash(lora)[:32]}.safetensors"
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
         save_adapter(path, lora, {})
     return path
 
 
-def apply_adapter(model, lora: dict, strength: float):
+def apply_adapter(model: Any, lora: types.LoraState, strength: float) -> Any:
     """Patch a MODEL as stock Load LoRA does, but refuse an adapter of which nothing fits."""
     if strength == 0:
         return model
@@ -39,7 +37,7 @@ def apply_adapter(model, lora: dict, strength: float):
     return patched
 
 
-class AnimaApplyAdapter(io.ComfyNode):
+class AnimaApplyAdapter(AnimaNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -58,11 +56,13 @@ class AnimaApplyAdapter(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, lora, strength: float) -> io.NodeOutput:
+    def run(cls, model: Any, lora: types.LoraState, strength: float) -> io.NodeOutput:
         return io.NodeOutput(apply_adapter(model, lora, strength))
 
 
-class AnimaSaveAdapter(io.ComfyNode):
+class AnimaSaveAdapter(AnimaNode):
+    widgets = (widget("format", OutputConfig, "key_format"),)
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -76,24 +76,19 @@ class AnimaSaveAdapter(io.ComfyNode):
                 io.String.Input(
                     "name", default="my_adapter", tooltip="File name without extension; -2, -3 … is added if taken."
                 ),
-                io.Combo.Input(
-                    "format",
-                    options=list(KEY_FORMATS),
-                    default="diffusion_model",
-                    tooltip="Key names. ComfyUI reads both; lora_unet is what kohya's tools expect.",
-                ),
+                *inputs(cls.widgets),
             ],
             outputs=[io.String.Output(display_name="path")],
         )
 
     @classmethod
-    def execute(cls, lora, name: str, format: str) -> io.NodeOutput:
-        path = unused_path(loras_folder(), safe_name(name, "name"))
+    def run(cls, lora: types.LoraState, name: str, format: str) -> io.NodeOutput:
+        path = unused(loras_folder() / f"{safe_name(name, 'name')}.safetensors")
         save_adapter(path, convert_keys(lora, format), {})
         return io.NodeOutput(str(path), ui={"text": [str(path)]})
 
 
-class AnimaLoadAdapter(io.ComfyNode):
+class AnimaLoadAdapter(AnimaNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -114,9 +109,12 @@ class AnimaLoadAdapter(io.ComfyNode):
         return f"{adapter}:{stat.st_size}:{stat.st_mtime_ns}" if stat else adapter
 
     @classmethod
-    def execute(cls, adapter: str) -> io.NodeOutput:
+    def run(cls, adapter: str) -> io.NodeOutput:
         path = folder_paths.get_full_path_or_raise("loras", adapter)
         tensors = load_tensors(path)
         if not tensors:
             raise FileError(f"{path}: holds no tensors; choose another adapter")
         return io.NodeOutput(tensors)
+
+
+NODES: list[type[io.ComfyNode]] = [AnimaApplyAdapter, AnimaSaveAdapter, AnimaLoadAdapter]

@@ -12,13 +12,17 @@ from comfy.utils import ProgressBar
 from PIL import Image
 from server import PromptServer
 
-TEXT_EVERY = 0.5  # seconds between texts on the node
-PREVIEW_SIDE = 768
+from ..anima_core.errors import in_words
+from .node import graph_words
 
+TEXT_EVERY = 0.5  # seconds between texts on the node
+PREVIEW_SIDE = 768  # px
+
+# What ComfyUI's hooks and the node's thread share; the server is one process.
 _lock = threading.Lock()
 _running: dict[str, threading.Event] = {}  # node id -> its stop-and-keep request
-_ending = threading.Event()  # the whole server is
-_threads: set[threading.Thread] = set()  # ComfyUI's that have trained
+_ending = threading.Event()  # set when the server shuts down
+_threads: set[threading.Thread] = set()  # ComfyUI worker threads that ran a training
 
 
 def running_nodes() -> list[str]:
@@ -27,7 +31,7 @@ def running_nodes() -> list[str]:
 
 
 def request_stop(node: str | None) -> list[str]:
-    """Ask one training, or all, to end early and keep the adapter. Returns the node ids that were asked."""
+    """Ask one training, or all, to end early and keep the adapter. Return the node ids that were asked."""
     with _lock:
         asked = [n for n in _running if node is None or n == node]
         for name in asked:
@@ -36,7 +40,7 @@ def request_stop(node: str | None) -> list[str]:
 
 
 def end_all() -> bool:
-    """Cancel every training, also one that is yet to begin; whether there is any."""
+    """Cancel every training, also one that is yet to begin; tell whether there is any."""
     _ending.set()
     return bool(running_nodes())
 
@@ -46,14 +50,15 @@ def is_ending() -> bool:
 
 
 def threads_are_idle() -> bool:
-    """Whether the threads that have trained wait for ComfyUI's queue: Python's end within anything else looks like a crash."""
+    """Tell whether those threads are back in ComfyUI's queue wait; exiting earlier makes Python abort."""
     frames = sys._current_frames()
-    return all(frames[t.ident].f_code is threading.Condition.wait.__code__ for t in _threads if t.ident in frames)
+    wait = threading.Condition.wait.__code__
+    return all(frames[t.ident].f_code is wait for t in _threads if t.ident is not None and t.ident in frames)
 
 
 @contextmanager
 def gpu_for_training() -> Iterator[None]:
-    """ComfyUI's models leave the GPU before training and come back by themselves when a node needs them."""
+    """Move ComfyUI's models off the GPU for a training; they come back by themselves when a node needs them."""
     mm.unload_all_models()
     mm.soft_empty_cache()
     try:
@@ -70,7 +75,6 @@ class NodeListener:
         self.bar: ProgressBar | None = None
         self.mean: float | None = None
         self.text_at = 0.0
-        self.log: list[str] = []
 
     def __enter__(self) -> "NodeListener":
         with _lock:
@@ -122,12 +126,10 @@ class NodeListener:
         bar.update_absolute(bar.current, bar.total, ("JPEG", picture.convert("RGB"), PREVIEW_SIDE))
 
     def on_warning(self, event: dict[str, Any]) -> None:
-        self.log.append(f"warning: {event['text']}")
-        print(f"[Anima Trainer] warning: {event['text']}")
+        print(f"[Anima Trainer] warning: {in_words(event['text'], graph_words())}")
 
     def on_note(self, event: dict[str, Any]) -> None:
-        self.log.append(event["text"])
-        print(f"[Anima Trainer] {event['text']}")
+        print(f"[Anima Trainer] {in_words(event['text'], graph_words())}")
 
     def say(self, text: str, last: bool = False) -> None:
         now = time.monotonic()
@@ -137,7 +139,7 @@ class NodeListener:
 
 
 def say(node: str, text: str) -> None:
-    """Text on the node, in both of ComfyUI's renderers, without JavaScript."""
+    """Put text on the node, in both of ComfyUI's renderers, without JavaScript."""
     PromptServer.instance.send_progress_text(text, node)
 
 

@@ -5,14 +5,16 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
-from ..anima_core.config import DTYPES
 from ..anima_core.errors import FileError
 from ..anima_core.models.checkpoint import check_not_quantised, read_header
 from ..anima_core.models.qwen import qwen_config
 from ..anima_core.models.tokenizers import comfyui_tokenizers, t5_tokenizer_dir
 from ..anima_core.models.transformer import transformer_config
 from ..anima_core.models.vae import vae_config
+from ..anima_core.settings import ModelConfig
 from . import types
+from .node import AnimaNode
+from .widgets import inputs, widget
 
 BUILT_IN = "ComfyUI built-in"
 
@@ -22,8 +24,8 @@ def full_path(folder: str, name: str) -> str:
 
 
 def model_folders(kind: str, marker: str) -> list[str]:
-    """Sub-folders of a model folder that hold `marker`: Hugging Face directories beside single files."""
-    found = []
+    """List the sub-folders of a model folder that hold `marker`: Hugging Face folders beside single files."""
+    found: list[str] = []
     for root in map(Path, folder_paths.get_folder_paths(kind)):
         if root.is_dir():
             found += [f"{p.name}/" for p in sorted(root.iterdir()) if (p / marker).is_file()]
@@ -31,7 +33,7 @@ def model_folders(kind: str, marker: str) -> list[str]:
 
 
 def resolve(kind: str, name: str) -> str:
-    """A dropdown entry of files and folders -> path."""
+    """Return the path of a dropdown entry, a file or a folder."""
     if not name.endswith("/"):
         return full_path(kind, name)
     roots = map(Path, folder_paths.get_folder_paths(kind))
@@ -39,14 +41,17 @@ def resolve(kind: str, name: str) -> str:
 
 
 def built_in_t5() -> str:
-    """The tokenizer that ComfyUI brings along for Anima."""
+    """Return the tokenizer that ComfyUI brings along for Anima. Raises FileError."""
     found = comfyui_tokenizers()
     if found is None:
         raise FileError("t5_tokenizer: this ComfyUI brings none along; update ComfyUI, or choose a folder of text_encoders")
     return str(found[1])
 
 
-class AnimaTransformerLoader(io.ComfyNode):
+class AnimaTransformerLoader(AnimaNode):
+    widgets = (widget("dtype", ModelConfig, advanced=True),)
+    own_words = {"model.transformer": "transformer"}
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -60,19 +65,13 @@ class AnimaTransformerLoader(io.ComfyNode):
                     options=folder_paths.get_filename_list("diffusion_models"),
                     tooltip="An Anima checkpoint in models/diffusion_models, bf16, fp16 or fp32; quantised files cannot train.",
                 ),
-                io.Combo.Input(
-                    "dtype",
-                    options=list(DTYPES),
-                    default="auto",
-                    advanced=True,
-                    tooltip="Precision of the frozen model. auto: bf16 where the card has it. The adapter is always fp32.",
-                ),
+                *inputs(cls.widgets),
             ],
             outputs=[types.Transformer.Output(display_name="transformer")],
         )
 
     @classmethod
-    def execute(cls, transformer: str, dtype: str) -> io.NodeOutput:
+    def run(cls, transformer: str, dtype: str) -> io.NodeOutput:
         path = full_path("diffusion_models", transformer)
         header = read_header(path)
         check_not_quantised(path, header)
@@ -80,7 +79,9 @@ class AnimaTransformerLoader(io.ComfyNode):
         return io.NodeOutput(types.ModelFile(path, dtype))
 
 
-class AnimaVAELoader(io.ComfyNode):
+class AnimaVAELoader(AnimaNode):
+    own_words = {"model.vae": "vae"}
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -97,13 +98,15 @@ class AnimaVAELoader(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, vae: str) -> io.NodeOutput:
+    def run(cls, vae: str) -> io.NodeOutput:
         path = full_path("vae", vae)
         vae_config(path, read_header(path))
         return io.NodeOutput(types.ModelFile(path))
 
 
-class AnimaQwenLoader(io.ComfyNode):
+class AnimaQwenLoader(AnimaNode):
+    own_words = {"model.qwen": "qwen"}
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         names = folder_paths.get_filename_list("text_encoders") + model_folders("text_encoders", "config.json")
@@ -123,13 +126,15 @@ class AnimaQwenLoader(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, qwen: str) -> io.NodeOutput:
+    def run(cls, qwen: str) -> io.NodeOutput:
         path = resolve("text_encoders", qwen)
         qwen_config(path)
         return io.NodeOutput(types.ModelFile(path))
 
 
-class AnimaT5TokenizerLoader(io.ComfyNode):
+class AnimaT5TokenizerLoader(AnimaNode):
+    own_words = {"model.t5_tokenizer_dir": "t5_tokenizer"}
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         names = [BUILT_IN] + model_folders("text_encoders", "spiece.model")
@@ -150,7 +155,10 @@ class AnimaT5TokenizerLoader(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, tokenizer: str) -> io.NodeOutput:
+    def run(cls, tokenizer: str) -> io.NodeOutput:
         path = built_in_t5() if tokenizer == BUILT_IN else resolve("text_encoders", tokenizer)
         t5_tokenizer_dir(path)
         return io.NodeOutput(types.ModelFile(path))
+
+
+NODES: list[type[io.ComfyNode]] = [AnimaTransformerLoader, AnimaVAELoader, AnimaQwenLoader, AnimaT5TokenizerLoader]

@@ -5,20 +5,19 @@ output and models folders and everything registered in extra_model_paths.yaml; t
 """
 
 import os
-from collections.abc import Iterator
 
 import folder_paths
 
-from ..anima_core.config import TrainConfig
 from ..anima_core.errors import SettingError
 from ..anima_core.models.tokenizers import comfyui_tokenizers
+from ..anima_core.settings import TrainConfig, walk
 
 ENVIRONMENT = "ANIMA_TRAINER_ROOTS"  # more folders, separated as in PATH; * allows everything
 NOT_DATA = ("custom_nodes",)
 
 
 def roots() -> list[str]:
-    """An empty entry, of another pack or in the variable, is no folder: it would mean the one the server was started in."""
+    """List the folders that may be read. An empty entry is left out: it would mean the one the server was started in."""
     registered = [
         folder for kind, entry in folder_paths.folder_names_and_paths.items() if kind not in NOT_DATA for folder in entry[0]
     ]
@@ -28,13 +27,13 @@ def roots() -> list[str]:
 
 
 def allowed(path: str, setting: str) -> str:
-    """`path`, if it lies in one of the roots; else SettingError, before the disk is asked whether there is such a thing.
+    """Return `path` if it lies in one of the roots; else raise SettingError, before the disk is asked whether it exists.
 
     The path is compared as it is written, `..` resolved: a link that the owner put into a root may lead out of it, and no
     network share is contacted.
     """
     if "\0" in path:
-        raise SettingError(f"{setting}={path!r}: no path has a NUL character; write another")
+        raise SettingError(f"{setting}={path!r}: holds a NUL character, which no path may; write another")
     places = roots()
     if "*" in places:
         return path
@@ -59,7 +58,7 @@ def is_inside(path: str, root: str) -> bool:
 
 
 def user_path(name: str, setting: str) -> str:
-    """A folder or file as a user types it: a full path, or inside ComfyUI's input folder, or inside a datasets folder."""
+    """Find a folder or file as a user types it: a full path, or inside ComfyUI's input folder, or a datasets folder."""
     name = name.strip().strip('"')
     path = os.path.expanduser(name)
     if os.path.isabs(path):
@@ -70,19 +69,8 @@ def user_path(name: str, setting: str) -> str:
 
 
 def check_config(config: TrainConfig) -> TrainConfig:
-    """Every path that a run reads. Raises SettingError."""
-    for setting, path in paths_of(config):
-        if path:
-            allowed(path, setting)
+    """Refuse a run that reads a path outside of the roots. Raises SettingError."""
+    for found in walk(config):
+        if found.facts.path == "read" and found.value:
+            allowed(found.value, f"`{found.name}`")
     return config
-
-
-def paths_of(config: TrainConfig) -> Iterator[tuple[str, str]]:
-    model = config.model
-    for setting in ("transformer", "vae", "qwen", "t5_tokenizer_dir", "qwen_tokenizer_dir"):
-        yield setting, getattr(model, setting)
-    yield "network_weights", config.network.weights
-    for dataset in config.datasets:
-        for subset in dataset.subsets:
-            yield "image_dir", subset.image_dir
-            yield "mask_dir", subset.mask_dir

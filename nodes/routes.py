@@ -5,8 +5,9 @@ from dataclasses import asdict
 from aiohttp import web
 from server import PromptServer
 
-from . import bridge, runs
+from . import bridge
 from .stop_request import BadRequest, node_of
+from .store import run_store
 
 
 def add_routes() -> None:
@@ -29,5 +30,5 @@ def add_routes() -> None:
     @server.routes.get("/anima_trainer/runs")
     async def unfinished_runs(request: web.Request) -> web.Response:
         """Runs that Continue Anima Run offers -> {"runs": [{"name", "step", "total", "saved_at"}]}, the newest first."""
-        shown = [asdict(run) for run in runs.unfinished()]
+        shown = [asdict(run) for run in run_store().unfinished()]
         return web.json_response({"runs": [{k: v for k, v in run.items() if k != "key"} for run in shown]})

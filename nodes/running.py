@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import comfy.model_management as mm
 import numpy as np
@@ -13,13 +14,15 @@ from comfy_execution.graph import ExecutionBlocker
 from PIL import Image
 from safetensors.torch import load_file
 
-from ..anima_core.config import TrainConfig
 from ..anima_core.errors import Interrupted
+from ..anima_core.files import safe_name
+from ..anima_core.run_store import FinishedRun, describe, run_key
+from ..anima_core.settings import TrainConfig
 from ..anima_core.training.loop import train
 from ..anima_core.training.preflight import preflight
-from . import bridge, runs, types
+from . import bridge, types
 from .adapters import apply_adapter
-from .names import loras_folder, safe_name
+from .store import loras_folder, run_store, store_folder
 
 UNFINISHED = ("continue", "start over")
 
@@ -34,6 +37,10 @@ def outputs() -> list[io.Output]:
     ]
 
 
+def model_input() -> io.Model.Input:
+    return io.Model.Input("model", optional=True, tooltip="A loaded Anima model: comes out with the adapter applied.")
+
+
 def unfinished_input(optional: bool = False) -> io.Combo.Input:
     return io.Combo.Input(
         "unfinished",
@@ -41,32 +48,35 @@ def unfinished_input(optional: bool = False) -> io.Combo.Input:
         default=UNFINISHED[0],
         optional=optional,
         advanced=True,
-        tooltip="A run of these inputs that was cancelled, stopped or cut off: go on from its last checkpoint?",
+        tooltip="Whether a run of these inputs that was cancelled, stopped or cut off continues from its last checkpoint.",
     )
 
 
-def in_this_server(config: TrainConfig, name: str, **output) -> TrainConfig:
-    """The same run, with the folders and the device of this ComfyUI."""
-    places = dict(dir=str(runs.store_folder()), name=safe_name(name), adapter_dir=str(loras_folder()), resume="")
-    cache_dir, device = str(runs.store_folder() / "cache"), str(mm.get_torch_device())
+def in_this_server(config: TrainConfig, name: str, **output: Any) -> TrainConfig:
+    """Return the same run with the folders and the device of this ComfyUI. Raises SettingError for the name."""
+    places = {"dir": str(store_folder()), "name": safe_name(name), "adapter_dir": str(loras_folder()), "resume": ""}
+    cache_dir, device = str(store_folder() / "cache"), str(mm.get_torch_device())
     placed = dataclasses.replace(config.output, **(places | output))
     return dataclasses.replace(config, output=placed, cache_dir=cache_dir, device=device)
 
 
-def run_in_graph(config: TrainConfig, model, node: str, unfinished: str = UNFINISHED[0]) -> io.NodeOutput:
+def run_in_graph(config: TrainConfig, model: Any, node: str, unfinished: str = UNFINISHED[0]) -> io.NodeOutput:
     """Return the finished run of these inputs, or train; then build the node's outputs."""
+    store = run_store()
     with bridge.NodeListener(node) as listener:
         with interruptible():
-            key = runs.run_key(preflight(config, on_event=listener))
-        done = runs.find(key)
+            key = run_key(preflight(config, on_event=listener))
+        done = store.find(key)
         if done is None:
-            done = train_now(runs.claim(config, key, go_on=unfinished == UNFINISHED[0]), key, listener)
+            if store.is_outdated(key):
+                print("[Anima Trainer] trains again: this version's numbers are not those of the finished run")
+            done = train_now(store.claim(config, key, resume=unfinished == UNFINISHED[0]), key, listener)
         else:
             bridge.say(node, f"already trained: {Path(done.adapter).name}")
     return results(done, model)
 
 
-def results(done: runs.FinishedRun, model) -> io.NodeOutput:
+def results(done: FinishedRun, model: Any) -> io.NodeOutput:
     lora = load_file(done.adapter)
     return io.NodeOutput(
         lora,
@@ -78,18 +88,18 @@ def results(done: runs.FinishedRun, model) -> io.NodeOutput:
     )
 
 
-def train_now(config: TrainConfig, key: str, listener: bridge.NodeListener) -> runs.FinishedRun:
+def train_now(config: TrainConfig, key: str, listener: bridge.NodeListener) -> FinishedRun:
     with interruptible(), bridge.gpu_for_training():
         result = train(config, listener)
-    finished = runs.describe(result)
+    finished = describe(result)
     if result.stop_reason == "finished":  # one that was stopped early is not yet what its settings ask for
-        runs.remember(key, finished)
+        run_store().remember(key, finished)
     return finished
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """A run that Cancel ended is ComfyUI's own interruption, not an error."""
+    """Raise ComfyUI's own interruption, which is no error, for a run that Cancel ended."""
     try:
         yield
     except Interrupted:
@@ -99,8 +109,8 @@ def interruptible() -> Iterator[None]:
         raise
 
 
-def load_samples(paths: list[str]):
-    """Preview files as an IMAGE batch, on white where their sizes differ; nothing downstream runs when there are none."""
+def load_samples(paths: list[str]) -> Any:
+    """Read preview files as an IMAGE batch, on white where their sizes differ; nothing downstream runs without any."""
     pictures = [Image.open(path).convert("RGB") for path in paths if Path(path).is_file()]
     if not pictures:
         return ExecutionBlocker(None)

@@ -1,12 +1,31 @@
 """Preview pictures during training."""
 
+from typing import Any
+
 from comfy_api.latest import io
 
-from ..anima_core.config import SampleConfig
+from ..anima_core.settings import SampleConfig
 from . import types
+from .node import AnimaNode
+from .widgets import inputs, settings_from, widget
 
 
-class AnimaSamplePrompts(io.ComfyNode):
+class AnimaSamplePrompts(AnimaNode):
+    widgets = (
+        widget("prompts", SampleConfig, default="1girl, solo", why="a first run shows a picture", multiline=True),
+        widget("negative", SampleConfig, multiline=True),
+        widget("width", SampleConfig, max=4096, step=16),
+        widget("height", SampleConfig, max=4096, step=16),
+        widget("steps", SampleConfig, max=200),
+        widget("cfg", SampleConfig, max=30.0, step=0.1),
+        widget("seed", SampleConfig, control_after_generate=False, min=0, max=0xFFFFFFFFFFFFFFFF),
+        widget(
+            "every_n_steps", SampleConfig, default=200, why="whoever adds this node wants to watch; sd-scripts: off", max=100000
+        ),
+        widget("at_first", SampleConfig, default=True, why="later previews are compared with the base model's"),
+        widget("at_end", SampleConfig, default=True, why="the `samples` output holds the last previews", advanced=True),
+    )
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -14,33 +33,13 @@ class AnimaSamplePrompts(io.ComfyNode):
             display_name="Anima Sample Prompts",
             category=types.CATEGORY,
             description="Pictures drawn while training, as KSampler (euler, simple) would draw them with the adapter so far.",
-            inputs=[
-                io.String.Input("prompts", multiline=True, default="1girl, solo", tooltip="One prompt a line."),
-                io.String.Input("negative", multiline=True, default="", tooltip="Negative prompt of all of them."),
-                io.Int.Input("width", default=1024, min=64, max=4096, step=16, tooltip="Pixels, a multiple of 16."),
-                io.Int.Input("height", default=1024, min=64, max=4096, step=16, tooltip="Pixels, a multiple of 16."),
-                io.Int.Input("steps", default=30, min=1, max=200, tooltip="Sampling steps: more are finer and slower."),
-                io.Float.Input(
-                    "cfg", default=4.0, min=0.0, max=30.0, step=0.1, tooltip="Guidance. 1 is off and twice as fast."
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=42,
-                    control_after_generate=False,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    tooltip="The same noise every time: compare pictures.",
-                ),
-                io.Int.Input(
-                    "every_n_steps", default=200, min=0, max=100000, tooltip="Training steps between previews; 0: none."
-                ),
-                io.Boolean.Input("at_first", default=True, tooltip="Also before the first step: what the base model draws."),
-                io.Boolean.Input("at_end", default=True, tooltip="Also when training ends.", advanced=True),
-            ],
+            inputs=inputs(cls.widgets),
             outputs=[types.Samples.Output(display_name="samples")],
         )
 
     @classmethod
-    def execute(cls, prompts: str, **settings) -> io.NodeOutput:
-        texts = tuple(line.strip() for line in prompts.splitlines() if line.strip())
-        return io.NodeOutput(SampleConfig(prompts=texts, **settings))
+    def run(cls, **given: Any) -> io.NodeOutput:
+        return io.NodeOutput(SampleConfig(**settings_from(cls.widgets, given, SampleConfig)))
+
+
+NODES: list[type[io.ComfyNode]] = [AnimaSamplePrompts]

@@ -1,4 +1,4 @@
-"""A ComfyUI that is ended while a training runs, by Ctrl-C or by SIGTERM as services and containers are: the state is saved.
+"""Saving the state of a training when ComfyUI is ended, by Ctrl-C, or by SIGTERM as services and containers are.
 
 Training runs in ComfyUI's worker thread, which dies with the process, wherever it is. So the process waits for it.
 """
@@ -15,7 +15,7 @@ TIDY_UP = 5.0  # seconds that ComfyUI gets for what it does after a prompt
 
 
 def save_before_the_end() -> None:
-    """Called once, when the pack is loaded."""
+    """Install what waits for a training's checkpoint. Called once, when the pack is loaded."""
     owner = os.getpid()  # a forked child inherits all this, but not the training
 
     def save() -> None:
@@ -29,7 +29,7 @@ def save_before_the_end() -> None:
             time.sleep(0.05)
 
     def save_and_end(number: int, frame: object) -> None:
-        signal.signal(number, signal.SIG_DFL)  # a second one, or this one when nothing trains, does what it always did
+        signal.signal(number, signal.SIG_DFL)  # first: a second SIGTERM must kill
         save()
         os.kill(os.getpid(), number)
 

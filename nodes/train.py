@@ -1,27 +1,70 @@
 """The training node: settings from the sockets, a run, its results back into the graph."""
 
 import dataclasses
+from typing import Any
 
 import comfy.model_management as mm
 from comfy_api.latest import io
 
-from ..anima_core.config import (
-    LOSSES,
-    TIMESTEP_SAMPLINGS,
+from ..anima_core.files import safe_name
+from ..anima_core.settings import (
+    DatasetConfig,
     FlowConfig,
     ModelConfig,
+    NetworkConfig,
+    OptimizerConfig,
     OutputConfig,
     SampleConfig,
     TrainConfig,
 )
-from . import runs, types
-from .names import loras_folder, safe_name
-from .running import outputs, run_in_graph, unfinished_input
+from . import types
+from .node import AnimaNode
+from .running import model_input, outputs, run_in_graph, unfinished_input
+from .store import loras_folder, store_folder
+from .widgets import inputs, settings_from, widget
 
-MEMORY = ["auto", "recompute (least memory)", "keep activations (fastest)"]
+MEMORY = {"auto": "auto", "recompute (least memory)": "recompute", "keep activations (fastest)": "keep"}
+
+LENGTH = (
+    widget("steps", TrainConfig, "max_train_steps", min=1, max=1_000_000),
+    widget("batch_size", DatasetConfig, max=256),
+    widget("accumulation", TrainConfig, "gradient_accumulation_steps", max=256, advanced=True),
+    widget("seed", TrainConfig, control_after_generate=False, max=0x7FFFFFFFFFFFFFFF),
+    widget(
+        "output_name",
+        OutputConfig,
+        "name",
+        default="my_anima_lora",
+        why="one file among all others of models/loras",
+        tooltip="File name in models/loras; -2, -3 … is added if it is taken.",
+    ),
+    widget("memory", TrainConfig, words=MEMORY),
+)
+LEARNING = (
+    widget("timestep_sampling", FlowConfig, advanced=True),
+    widget("flow_shift", FlowConfig, "shift", min=0.1, max=10.0, step=0.1, advanced=True),
+    widget("loss", FlowConfig, advanced=True),
+    widget("ema_decay", TrainConfig, max=0.9999, step=0.001, advanced=True),
+    widget(
+        "checkpoint_every",
+        OutputConfig,
+        "checkpoint_every_n_steps",
+        default=250,
+        why="a server may be killed at any time; a command line asks for what it wants",
+        max=100000,
+        advanced=True,
+    ),
+)
+FILE = (
+    widget("save_precision", OutputConfig, "save_dtype", options=["bf16", "fp16", "fp32"], advanced=True),
+    # optional: prompts that were saved before it was there still run
+    widget("strict", TrainConfig, "strict_data", optional=True, advanced=True),
+)
 
 
-class AnimaTrain(io.ComfyNode):
+class AnimaTrain(AnimaNode):
+    widgets = (*LENGTH, *LEARNING, *FILE)
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -39,149 +82,51 @@ class AnimaTrain(io.ComfyNode):
                 types.Qwen.Input("qwen", tooltip="The Qwen3-0.6B text encoder."),
                 types.T5Tokenizer.Input("t5_tokenizer", tooltip="The T5 tokenizer."),
                 types.Dataset.Input("dataset", tooltip="Captioned pictures."),
-                types.Network.Input("network", tooltip="LoRA or LoKr."),
-                types.Optimizer.Input("optimizer", tooltip="How it learns."),
-                io.Int.Input("steps", default=1000, min=1, max=1000000, tooltip="Optimizer steps. 1000 to 2000 for most sets."),
-                io.Int.Input(
-                    "batch_size", default=1, min=1, max=256, tooltip="Pictures at once. More is steadier and takes more memory."
-                ),
-                io.Int.Input(
-                    "accumulation",
-                    default=1,
-                    min=1,
-                    max=256,
-                    advanced=True,
-                    tooltip="Batches per step: a larger batch without memory.",
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=42,
-                    control_after_generate=False,
-                    min=0,
-                    max=0x7FFFFFFFFFFFFFFF,
-                    tooltip="Every random draw follows from it.",
-                ),
-                io.String.Input(
-                    "output_name", default="my_anima_lora", tooltip="File name in models/loras; -2, -3 … is added if taken."
-                ),
-                io.Combo.Input(
-                    "memory",
-                    options=MEMORY,
-                    default=MEMORY[0],
-                    tooltip="auto recomputes activations unless the card has plenty of room.",
-                ),
-                io.Combo.Input(
-                    "timestep_sampling",
-                    options=list(TIMESTEP_SAMPLINGS),
-                    default="logit_normal",
-                    advanced=True,
-                    tooltip="logit_normal is the model author's recipe. shift favours noisy steps: composition over detail.",
-                ),
-                io.Float.Input(
-                    "flow_shift",
-                    default=1.0,
-                    min=0.1,
-                    max=10.0,
-                    step=0.1,
-                    advanced=True,
-                    tooltip="For timestep_sampling = shift.",
-                ),
-                io.Combo.Input(
-                    "loss", options=list(LOSSES), default="mse", advanced=True, tooltip="mse unless pictures are faulty."
-                ),
-                io.Float.Input(
-                    "ema_decay",
-                    default=0.0,
-                    min=0.0,
-                    max=0.9999,
-                    step=0.001,
-                    advanced=True,
-                    tooltip="Average of the adapter over steps; 0 is off.",
-                ),
-                io.Int.Input(
-                    "checkpoint_every",
-                    default=250,
-                    min=0,
-                    max=100000,
-                    advanced=True,
-                    tooltip="Steps between checkpoints; one is also written every ten minutes and on every way out.",
-                ),
+                types.Network.Input("network", tooltip="The type and size of the adapter."),
+                types.Optimizer.Input("optimizer", tooltip="How the adapter learns."),
+                *inputs(LENGTH),
+                *inputs(LEARNING),
                 unfinished_input(),
-                io.Combo.Input(
-                    "save_precision",
-                    options=["bf16", "fp16", "fp32"],
-                    default="bf16",
-                    advanced=True,
-                    tooltip="Of the saved file.",
-                ),
-                io.Boolean.Input(
-                    "strict",
-                    default=False,
-                    optional=True,  # prompts that were saved before it was there still run
-                    advanced=True,
-                    tooltip="Problems in the data end the run before it begins, instead of being counted.",
-                ),
-                io.Model.Input("model", optional=True, tooltip="A loaded Anima model: comes out with the adapter applied."),
+                *inputs(FILE),
+                model_input(),
                 types.Samples.Input("samples", optional=True, tooltip="Preview pictures while training."),
             ],
             outputs=outputs(),
         )
 
     @classmethod
-    def execute(
+    def run(
         cls,
-        transformer: types.ModelFile,
-        vae: types.ModelFile,
-        qwen: types.ModelFile,
-        t5_tokenizer: types.ModelFile,
-        dataset: tuple,
-        network,
-        optimizer,
-        steps: int,
-        batch_size: int,
-        accumulation: int,
-        seed: int,
-        output_name: str,
-        memory: str,
-        timestep_sampling: str,
-        flow_shift: float,
-        loss: str,
-        ema_decay: float,
-        checkpoint_every: int,
+        dataset: tuple[DatasetConfig, ...],
+        network: NetworkConfig,
+        optimizer: OptimizerConfig,
         unfinished: str,
-        save_precision: str,
-        strict: bool = False,
-        model=None,
+        model: Any = None,
         samples: SampleConfig | None = None,
+        **given: Any,
     ) -> io.NodeOutput:
+        output = settings_from(cls.widgets, given, OutputConfig)
+        folders = {"dir": str(store_folder()), "adapter_dir": str(loras_folder())}
+        batch = settings_from(cls.widgets, given, DatasetConfig)
         config = TrainConfig(
-            model=ModelConfig(transformer.path, vae.path, qwen.path, t5_tokenizer.path, dtype=transformer.dtype),
-            datasets=tuple(dataclasses.replace(d, batch_size=batch_size) for d in dataset),
+            model=models(**given),
+            datasets=tuple(dataclasses.replace(d, **batch) for d in dataset),
             network=network,
             optimizer=optimizer,
-            flow=FlowConfig(timestep_sampling=timestep_sampling, shift=flow_shift, loss=loss),
+            flow=FlowConfig(**settings_from(cls.widgets, given, FlowConfig)),
             samples=samples or SampleConfig(),
-            output=OutputConfig(
-                dir=str(runs.store_folder()),
-                name=safe_name(output_name),
-                adapter_dir=str(loras_folder()),
-                save_dtype=save_precision,
-                checkpoint_every_n_steps=checkpoint_every,
-            ),
-            max_train_steps=steps,
-            gradient_accumulation_steps=accumulation,
-            gradient_checkpointing=recompute(memory),
-            ema_decay=ema_decay,
-            seed=seed,
+            output=OutputConfig(**(output | folders | {"name": safe_name(output["name"])})),
             device=str(mm.get_torch_device()),
-            cache_dir=str(runs.store_folder() / "cache"),
-            strict_data=strict,
+            cache_dir=str(store_folder() / "cache"),
+            **settings_from(cls.widgets, given, TrainConfig),
         )
         return run_in_graph(config, model, cls.hidden.unique_id, unfinished)
 
 
-def recompute(memory: str) -> bool:
-    """Whether blocks are recomputed in backward: a 1024 px step needs about 15 GB without (reference: performance §5.5)."""
-    if memory == MEMORY[0]:
-        return mm.get_total_memory(mm.get_torch_device()) < 20e9
-    return memory == MEMORY[1]
+def models(
+    transformer: types.ModelFile, vae: types.ModelFile, qwen: types.ModelFile, t5_tokenizer: types.ModelFile, **others: Any
+) -> ModelConfig:
+    return ModelConfig(transformer.path, vae.path, qwen.path, t5_tokenizer.path, dtype=transformer.dtype)
+
+
+NODES: list[type[io.ComfyNode]] = [AnimaTrain]

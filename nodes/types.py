@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from comfy_api.latest import io
+from torch import Tensor
 
 CATEGORY = "Anima Trainer"
 
@@ -17,6 +18,8 @@ Samples = io.Custom("ANIMA_SAMPLES")  # SampleConfig
 LoraModel = io.Custom("LORA_MODEL")  # ComfyUI's own
 LossMap = io.Custom("LOSS_MAP")  # ComfyUI's own
 
+LoraState = dict[str, Tensor]  # what a LORA_MODEL holds
+
 
 @dataclass(frozen=True)
 class ModelFile:
@@ -24,3 +27,12 @@ class ModelFile:
 
     path: str
     dtype: str = "auto"
+
+
+def toml_path() -> io.String.Input:
+    """Make the input of a TOML file."""
+    return io.String.Input(
+        "path",
+        default="",
+        tooltip="A file inside ComfyUI's input folder, or a full path that the server allows (see help).",
+    )

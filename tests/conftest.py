@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from anima_core.config import ModelConfig
+from anima_core.settings import ModelConfig
 
 from .tiny import model_config
 

@@ -9,28 +9,31 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from anima_core.adapters.adapter_type import Adapter, AdapterType
+from anima_core.adapters.dropouts import Dropouts
 from anima_core.adapters.formats import (
     adapter_state,
     convert_keys,
     dotted_name,
     load_into,
-    merge,
     read_adapter,
     save_adapter,
     summarise,
 )
-from anima_core.adapters.layers import Dropouts
-from anima_core.adapters.lokr import LoKr, factorization
-from anima_core.adapters.lora import LoRA
 from anima_core.adapters.metadata import build_metadata
-from anima_core.adapters.network import AdapterNetwork
+from anima_core.adapters.network import AdapterNetwork, merge
 from anima_core.adapters.targets import linear_names, select_targets
-from anima_core.config import NetworkConfig
+from anima_core.adapters.types import lokr as lokr_type
+from anima_core.adapters.types import lora as lora_type
+from anima_core.adapters.types.lokr import LoKr, factorization
+from anima_core.adapters.types.lora import LoRA
+from anima_core.demo.random_transformer import REAL, TINY, random_state
 from anima_core.errors import FileError, SettingError
-from anima_core.models.random_transformer import REAL, TINY, random_state
 from anima_core.models.transformer import AnimaTransformer
+from anima_core.settings import NetworkConfig
 
 from .conftest import relative_error
+from .tiny import layer as layer_of
 from .tiny import same_tensors, train_config
 
 LAYOUTS = {
@@ -88,9 +91,14 @@ def test_factorization_is_lycoris_own(dimension, factor):
     assert factorization(dimension, factor) == tuple(lycoris.factorization(dimension, factor))
 
 
+def delta(adapter: Adapter, kind: AdapterType) -> torch.Tensor:
+    """What merging adds to the base weight, from the tensors that a file would hold, with gradient."""
+    named = {f"{n}.weight" if f"{n}.weight" in kind.tensors else n: p for n, p in adapter.named_parameters()}
+    return kind.delta(named | {"alpha": torch.tensor(adapter.alpha)})
+
+
 def lokr(rank, alpha, factor, full=False, both=False, inputs=24, outputs=40) -> LoKr:
-    off = Dropouts(0, 0, 0, 0)
-    layer = LoKr(inputs, outputs, rank, alpha, factor, full, both, off, 0, torch.Generator().manual_seed(0))
+    layer = LoKr(layer_of(inputs, outputs, rank), alpha, factor, full, both)
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.normal_(generator=torch.Generator().manual_seed(parameter.numel()))
@@ -112,7 +120,7 @@ KRON = [
 def test_lokr_product_is_kron(layer):
     """Forward and every gradient equal those of the dense matrix."""
     x = torch.randn(3, 5, layer.shape[2] * layer.shape[3], requires_grad=True)
-    wanted = x @ layer.delta_weight().T
+    wanted = x @ delta(layer, lokr_type.TYPE).T
     ours = layer(x)
     assert relative_error(ours, wanted) < 1e-5
     g = torch.randn_like(wanted)
@@ -129,20 +137,20 @@ def test_lokr_delta_is_lycoris_own(layer):
     w2 = own.get("lokr_w2"), own.get("lokr_w2_a"), own.get("lokr_w2_b")
     whole = w1[1] is None and w2[1] is None  # their gamma is alpha, divided by the rank of a factor that has one
     theirs = lycoris.diff_weight(*w1, *w2, None, gamma=1.0 if whole else layer.alpha, backend="torch")
-    assert relative_error(layer.delta_weight(), theirs) < 1e-6
+    assert relative_error(delta(layer, lokr_type.TYPE), theirs) < 1e-6
 
 
 def test_lora_is_the_formula():
-    layer = LoRA(6, 9, 3, 1.5, Dropouts(0, 0, 0, 0), 0, torch.Generator().manual_seed(0))
+    layer = LoRA(layer_of(6, 9, 3), 1.5)
     assert layer.lora_up.abs().max() == 0 and layer.lora_down.abs().max() <= 6**-0.5
     torch.nn.init.normal_(layer.lora_up)
     x = torch.randn(4, 6)
     assert relative_error(layer(x), 0.5 * x @ layer.lora_down.T @ layer.lora_up.T) < 1e-6
-    assert relative_error(layer(x), x @ layer.delta_weight().T) < 1e-6
+    assert relative_error(layer(x), x @ delta(layer, lora_type.TYPE).T) < 1e-6
 
 
 def test_full_lokr_stores_alpha_as_rank_never_the_sentinel():
-    layer = LoKr(64, 64, 100000, 0, 8, True, False, Dropouts(0, 0, 0, 0), 0, torch.Generator())
+    layer = LoKr(layer_of(64, 64, 100000), 0, 8, True, False)
     assert layer.scale == 1.0 and layer.alpha == layer.rank == 8.0
 
 
@@ -300,9 +308,9 @@ def test_dropout_repeats_within_a_step_and_changes_between(kind):
     network = trained(config)
     live = network._model[0]
     network.train()
-    network.begin_step(1)
+    network.begin_micro_batch(1)
     first, again = live(*inputs()), live(*inputs())
-    network.begin_step(2)
+    network.begin_micro_batch(2)
     second = live(*inputs())
     network.eval()
     assert torch.equal(first, again) and not torch.equal(first, second)
@@ -311,13 +319,13 @@ def test_dropout_repeats_within_a_step_and_changes_between(kind):
 
 def test_dropout_keeps_the_mean():
     off, on = Dropouts(0, 0, 0, 0), Dropouts(0, 0.2, 0.2, 0.0)
-    layers = [LoRA(16, 8, 4, 4, d, 0, torch.Generator().manual_seed(0)) for d in (off, on)]
+    layers = [LoRA(layer_of(16, 8, 4, dropouts), 4) for dropouts in (off, on)]
     for layer in layers:
         torch.nn.init.normal_(layer.lora_up, generator=torch.Generator().manual_seed(1))
     x = torch.randn(1, 16)
     total = torch.zeros(1, 8)
     for draw in range(3000):
-        on.draw = draw
+        on.micro_batch = draw
         total += layers[1](x).detach()
     assert relative_error(total / 3000, layers[0](x)) < 0.05
 
@@ -345,7 +353,7 @@ def test_large_alphas_stay_finite_in_fp16():
 
 
 def test_summary_and_metadata(tmp_path):
-    from anima_core.config import ModelConfig
+    from anima_core.settings import ModelConfig
 
     network = trained(NetworkConfig(rank=4, alpha=2))
     secret = str(tmp_path / "somebody")
@@ -356,7 +364,7 @@ def test_summary_and_metadata(tmp_path):
     metadata = build_metadata(config, {"ss_steps": "6"}, state)
     save_adapter(tmp_path / "a.safetensors", state, metadata)
     shown = summarise(tmp_path / "a.safetensors")
-    assert shown["kind"] == "LoRA" and shown["rank"] == "4" and shown["alpha"] == "2" and shown["dtype"] == "F32"
+    assert shown["kind"] == "lora" and shown["rank"] == "4" and shown["alpha"] == "2" and shown["dtype"] == "F32"
     assert metadata["ss_sd_model_name"] == "anima.safetensors" and metadata["ss_network_module"] == "networks.lora_anima"
     assert metadata["modelspec.architecture"] == "anima-preview/lora"
     assert json.loads(metadata["anima_trainer.config"])["network"]["rank"] == 4

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anima_core.config import SubsetConfig
 from anima_core.data.caption_files import read_caption
 from anima_core.data.captions import process_caption, split_tags
 from anima_core.errors import FileError
+from anima_core.settings import SubsetConfig
 
 TAG = st.text(st.characters(blacklist_characters=",|\n", blacklist_categories=["Cs"]), min_size=1).map(str.strip).filter(bool)
 TAGS = st.lists(TAG, max_size=12)

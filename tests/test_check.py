@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from anima_core.cli import main
-from anima_core.data.doctor import INDEX
+from anima_core.data.cache_folder import INDEX
 
 from .tiny import write
 

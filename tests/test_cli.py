@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from anima_core.cli import main
-from anima_core.demo_pictures import write_pictures
+from anima_core.demo.pictures import write_pictures
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -205,7 +205,7 @@ def refused(capsys, argv, text, status=2):
         ({"network_module": "networks.lora"}, "Unsupported network module: networks.lora. Expected one of:"),
         ({"train_data_dir": "nowhere"}, "nowhere: no such folder of pictures"),
         ({"train_data_dir": None}, "No pictures: set --dataset_config"),
-        ({"network_dim": 0}, "rank=0"),
+        ({"network_dim": 0}, "--network_dim=0: must be at least 1"),
         ({"max_train_steps": 0}, "max_train_steps=0"),
         ({"train_batch_size": 0}, "batch_size=0"),
         ({"learning_rate": "nan"}, "learning_rate=nan"),

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from anima_core.cli import build_parser, main
 from anima_core.compat import docs
 from anima_core.compat.arguments import config_from_file, parse, request_from, write_config
-from anima_core.compat.flags import IGNORED, MAPPED, REFUSED, known_names, mapped_flags
-from anima_core.config import (
+from anima_core.compat.flags import MAPPED, known_names, mapped_flags
+from anima_core.compat.unmapped import IGNORED, REFUSED
+from anima_core.errors import SettingError
+from anima_core.settings import (
     DatasetConfig,
     FlowConfig,
     ModelConfig,
@@ -26,8 +28,7 @@ from anima_core.config import (
     from_dict,
     to_dict,
 )
-from anima_core.errors import SettingError
-from anima_core.toml_file import read_toml
+from anima_core.settings.toml_file import read_toml
 
 REQUIRED = ["--anima_transformer", "t.safetensors", "--vae", "v", "--qwen", "q", "--t5_tokenizer_dir", "t5"]
 FOLDER = ["--train_data_dir", "pics"]
@@ -163,7 +164,7 @@ def edited(root: Path, old: str, new: str) -> str:
         ("lora_rank = 100000", "lora_rnak = 8", "line 39: unknown key lora.lora_rnak; did you mean lora_rank?"),
         ("seed = 7", 'seed = "seven"', "line 31: training.seed='seven': must be int"),
         ("grad_checkpoint = true", "grad_checkpoint = 1", "training.grad_checkpoint=1: must be switch"),
-        ('network_type = "lokr"', 'network_type = "loha"', "lora.network_type='loha': must be lora or lokr"),
+        ('network_type = "lokr"', 'network_type = "loha"', "lora.network_type='loha': must be one of lokr, lora"),
         ('t5_tokenizer_dir = "t5"', "", "Input config is missing model.t5_tokenizer_dir/model.t5_tokenizer_path."),
         ("[output]", "[ouput]", "unknown table [ouput]"),
         ("[model]", "[model", "not valid TOML"),
@@ -441,7 +442,7 @@ def test_adafactor_and_prodigy_rules():
     )
     with pytest.raises(SettingError, match="relative_step=True: Adafactor's step is learning_rate here"):
         config("--optimizer_type", "Adafactor", "--optimizer_args", "relative_step=True")
-    with pytest.raises(SettingError, match="optimizer=Prodigy takes one learning rate"):
+    with pytest.raises(SettingError, match="optimizer.type=Prodigy takes one learning rate"):
         config("--optimizer_type", "Prodigy", "--network_args", "loraplus_lr_ratio=4")
 
 

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from anima_core.config import DatasetConfig, SubsetConfig
 from anima_core.data.batches import Batches, build_items
 from anima_core.data.buckets import bucket_sizes, bucket_table, choose_bucket, cover
-from anima_core.data.cache import TensorCache, cache_key
+from anima_core.data.cache import TensorCache, cache_key, entry_path
 from anima_core.data.folder import Picture, scan
 from anima_core.data.latents import LatentStore
 from anima_core.data.pictures import load_mask, load_picture
 from anima_core.errors import RunError
+from anima_core.settings import DatasetConfig, SubsetConfig
 
 from .tiny import dataset, write
 
@@ -135,21 +135,20 @@ def test_cache_returns_what_was_put_and_notices_damage(tmp_path):
         cache.put(key, {"x": torch.randn(3, 4).to(torch.bfloat16), "ids": torch.arange(5)})
         assert cache.has(key) and cache.get(key)["ids"].tolist() == [0, 1, 2, 3, 4]
     disk = TensorCache(tmp_path)
-    path = disk.path(key)
+    path = entry_path(tmp_path, key)
     whole = path.read_bytes()
     for damaged in (whole[:-3], whole[:-1] + bytes([whole[-1] ^ 1]), b"", b"junk" * 20):
         path.write_bytes(damaged)
         assert disk.get(key) is None and not path.exists()
-    assert disk.damaged == 4
     assert not [p for p in tmp_path.rglob("*") if p.suffix == ".tmp"]
 
 
 def test_a_file_under_a_wrong_name_is_not_believed(tmp_path):
     cache = TensorCache(tmp_path)
     cache.put(cache_key(a=1), {"x": torch.zeros(1)})
-    other = cache.path(cache_key(a=2))
+    other = entry_path(tmp_path, cache_key(a=2))
     other.parent.mkdir(parents=True, exist_ok=True)
-    cache.path(cache_key(a=1)).rename(other)
+    entry_path(tmp_path, cache_key(a=1)).rename(other)
     assert cache.get(cache_key(a=2)) is None
 
 
@@ -170,12 +169,12 @@ class FakeVAE:
         return small.mean(1, keepdim=True).repeat(1, 16, 1, 1)
 
 
-def fill(folder, cache, identity="vae", **changes):
+def fill(folder, cache, identity="vae", tile=0, **changes):
     config = dataset(folder, min_bucket_reso=32, bucket_reso_steps=16, **{"resolutions": ((64, 64),)} | changes)
     pictures, _ = scan(config)
     items = build_items((config,), (pictures,))
-    vae, store = FakeVAE(), LatentStore(TensorCache(cache), identity)
-    store.fill(items, lambda: vae, batch_size=2, tile=0, progress=lambda done, total: None)
+    vae, store = FakeVAE(), LatentStore(TensorCache(cache), identity, tile)
+    store.fill(items, lambda: vae, batch_size=2, progress=lambda done, total: None)
     return vae.encoded, store, items, config
 
 
@@ -193,6 +192,8 @@ def test_only_what_changed_is_encoded_again(tmp_path):
     assert fill(folder, cache, resolutions=((96, 96),))[0] == 3
     assert fill(folder, cache, resolutions=((64, 64), (96, 96)))[0] == 0
     assert fill(folder, cache, identity="another vae")[0] == 3
+    assert fill(folder, cache, tile=96)[0] == 0  # no side is longer
+    assert fill(folder, cache, tile=64)[0] == 2  # the two wide ones are encoded in tiles now
     write(folder, "3.png", (64, 64), "green")
     assert fill(folder, cache)[0] == 1
     (folder / "3.png").rename(folder / "renamed.png")
@@ -231,7 +232,7 @@ def test_latents_that_are_not_finite_are_refused(tmp_path):
     vae = FakeVAE()
     vae.encode = lambda images, tile: torch.full((len(images), 16, 8, 8), math.nan)
     with pytest.raises(RunError, match="a.png: its latents are not finite"):
-        LatentStore(TensorCache(None), "v").fill(items, lambda: vae, 1, 0, lambda a, b: None)
+        LatentStore(TensorCache(None), "v", 0).fill(items, lambda: vae, 1, lambda a, b: None)
 
 
 # --- batches

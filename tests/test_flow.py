@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anima_core.config import FlowConfig
+from anima_core.settings import FlowConfig
 from anima_core.training.flow import flow_loss, interpolate, noise_like, sample_timesteps, velocity_target
 
 MANY = 200_000

@@ -17,7 +17,6 @@ from anima_core.cli import build_parser
 from anima_core.compat.arguments import config_from_file, data_request_from, parse, request_from
 from anima_core.compat.dataset_config import datasets_from, read_dataset_config
 from anima_core.compat.flags import mapped_flags
-from anima_core.config import DatasetConfig, SampleConfig, SubsetConfig, TrainConfig, from_dict, to_dict
 from anima_core.data.caption_files import read_caption
 from anima_core.data.captions import process_caption
 from anima_core.errors import AnimaError, FileError
@@ -25,8 +24,9 @@ from anima_core.models.checkpoint import read_header, read_metadata
 from anima_core.models.qwen import load_qwen
 from anima_core.models.transformer import load_transformer
 from anima_core.models.vae import load_vae
-from anima_core.preview_prompt import preview_request
-from anima_core.toml_file import dump_toml, line_of, read_toml
+from anima_core.settings import DatasetConfig, SampleConfig, SubsetConfig, TrainConfig, from_dict, to_dict
+from anima_core.settings.samples import preview_request
+from anima_core.settings.toml_file import dump_toml, line_of, read_toml
 
 often = settings(max_examples=150, deadline=None, derandomize=True)
 seldom = settings(max_examples=60, deadline=None, derandomize=True)
@@ -252,7 +252,7 @@ def test_training_files_with_wrong_values(dialect, data):
 
 
 def frozen() -> dict:
-    from anima_core.config import ModelConfig
+    from anima_core.settings import ModelConfig
 
     return json.loads(json.dumps(to_dict(TrainConfig(ModelConfig("a", "b", "c", "d"), (DatasetConfig((SubsetConfig("p"),)),)))))
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anima_core.config import DatasetConfig, ModelConfig, SubsetConfig, TrainConfig
+from anima_core.settings import DatasetConfig, ModelConfig, SubsetConfig, TrainConfig, walk
 
 from .comfyui.pack import ROOT, import_nodes
 
@@ -131,11 +131,12 @@ def test_every_path_of_a_config_is_looked_at(roots, tmp_path):
     good = TrainConfig(ModelConfig(*inside[:5]), (DatasetConfig((subset,)),))
     good = dataclasses.replace(good, network=dataclasses.replace(good.network, weights=inside[5]))
     assert roots.check_config(good) is good
-    strings = [value for _, value in roots.paths_of(good)]
-    assert len(strings) == 8
+    assert len([found for found in walk(good) if found.facts.path == "read"]) == 8
     for field in ("transformer", "vae", "qwen", "t5_tokenizer_dir", "qwen_tokenizer_dir"):
         with pytest.raises(Exception, match="outside"):
             roots.check_config(dataclasses.replace(good, model=dataclasses.replace(good.model, **{field: "/etc/x"})))
+    with pytest.raises(Exception, match="network.weights='/etc/x'|weights='/etc/x': outside"):
+        roots.check_config(dataclasses.replace(good, network=dataclasses.replace(good.network, weights="/etc/x")))
     for change in (dict(image_dir="/etc"), dict(mask_dir="/etc")):
         other = (DatasetConfig((dataclasses.replace(subset, **change),)),)
         with pytest.raises(Exception, match="outside"):

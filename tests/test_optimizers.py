@@ -8,23 +8,29 @@ import sys
 import pytest
 import torch
 
-from anima_core.config import OPTIMIZERS, SCHEDULE_FREE, OptimizerConfig
 from anima_core.errors import SettingError
-from anima_core.training.optimizers import SOURCES, build_optimizer, evaluating, optimizer_class, preflight
+from anima_core.settings import OptimizerConfig
+from anima_core.settings.optimizer import OPTIMIZERS
+from anima_core.training.optimizers import build_optimizer, evaluating, optimizer_class, preflight
 from anima_core.training.state import flatten_optimizer, unflatten_optimizer
 
+SCHEDULE_FREE = [kind.name for kind in OPTIMIZERS if kind.schedule_free]
 PACKAGED = {"Lion": "lion-pytorch", "Prodigy": "prodigyopt", "AdamW8bit": "bitsandbytes"}
 RATES = {"Lion": 0.01, "Prodigy": 1.0, "SGDScheduleFree": 1.0}
 TARGET = torch.linspace(-0.9, 0.8, 32).view(8, 4)
 
 
+def package_of(name: str) -> str:
+    return OPTIMIZERS[name].module.split(".")[0]
+
+
 def installed(name: str) -> bool:
-    return importlib.util.find_spec(SOURCES[name][0].split(".")[0]) is not None
+    return importlib.util.find_spec(package_of(name)) is not None
 
 
 ALL = [
-    pytest.param(name, marks=pytest.mark.skipif(not installed(name), reason=f"{SOURCES[name][2]} is not installed"))
-    for name in OPTIMIZERS
+    pytest.param(name, marks=pytest.mark.skipif(not installed(name), reason=f"{OPTIMIZERS[name].package} is not installed"))
+    for name in OPTIMIZERS.names
 ]
 
 
@@ -168,19 +174,19 @@ def test_evaluating_leaves_others_alone():
 
 @pytest.mark.parametrize("name, package", [*PACKAGED.items(), *((name, "schedulefree") for name in SCHEDULE_FREE)])
 def test_a_missing_package_is_one_line_with_two_ways_out(name, package, monkeypatch):
-    module = SOURCES[name][0].split(".")[0]
+    module = package_of(name)
     for loaded in [m for m in sys.modules if m.split(".")[0] == module]:
         monkeypatch.delitem(sys.modules, loaded)
     monkeypatch.setitem(sys.modules, module, None)  # what import raises ModuleNotFoundError for
-    expected = f"optimizer={name} needs the package {package}: pip install {package}, or choose AdamW"
+    expected = f"optimizer.type={name} needs the package {package}: pip install {package}, or choose AdamW"
     with pytest.raises(SettingError) as refused:
         preflight(OptimizerConfig(type=name))
     assert str(refused.value) == expected
 
 
-def test_every_optimizer_of_the_settings_has_a_source():
-    assert set(SOURCES) == set(OPTIMIZERS)
-    assert optimizer_class("AdamW") is torch.optim.AdamW
+def test_any_spelling_finds_an_optimizer():
+    assert OPTIMIZERS["adamw_schedulefree"].name == "AdamWScheduleFree" and OPTIMIZERS["adamw8bit"].name == "AdamW8bit"
+    assert optimizer_class(OPTIMIZERS["AdamW"]) is torch.optim.AdamW
 
 
 def test_arguments_are_literals():
@@ -195,15 +201,15 @@ def test_arguments_are_literals():
 @pytest.mark.parametrize(
     "argument, message",
     [
-        ("d_coef=2", r"optimizer_args 'd_coef=2': AdamW takes name=value with betas, eps, amsgrad"),
-        ("amsgrad", r"optimizer_args 'amsgrad': AdamW takes name=value with"),
-        ("params=1", r"optimizer_args 'params=1': AdamW takes"),
-        ("lr=1", r"optimizer_args 'lr=1': use the setting learning_rate instead"),
-        ("weight_decay=0.1", r"optimizer_args 'weight_decay=0.1': use the setting weight_decay instead"),
-        ("eps=-1", r"optimizer=AdamW: Invalid epsilon value: -1; check optimizer_args"),
-        ("betas=0.9", r"optimizer=AdamW: .*; check optimizer_args and betas"),
-        ("foreach=True", r"optimizer=AdamW: .*fused.*; check optimizer_args"),
-        ("betas=__import__('os').getcwd()", r"optimizer=AdamW: .*; check optimizer_args"),
+        ("d_coef=2", r"optimizer.args 'd_coef=2': AdamW takes name=value with betas, eps, amsgrad"),
+        ("amsgrad", r"optimizer.args 'amsgrad': AdamW takes name=value with"),
+        ("params=1", r"optimizer.args 'params=1': AdamW takes"),
+        ("lr=1", r"optimizer.args 'lr=1': use the setting optimizer.learning_rate instead"),
+        ("weight_decay=0.1", r"optimizer.args 'weight_decay=0.1': use the setting optimizer.weight_decay instead"),
+        ("eps=-1", r"optimizer.type=AdamW: Invalid epsilon value: -1; check optimizer.args"),
+        ("betas=0.9", r"optimizer.type=AdamW: .*; check optimizer.args and optimizer.betas"),
+        ("foreach=True", r"optimizer.type=AdamW: .*fused.*; check optimizer.args"),
+        ("betas=__import__('os').getcwd()", r"optimizer.type=AdamW: .*; check optimizer.args"),
     ],
 )
 def test_arguments_that_cannot_work_are_refused_before_anything_loads(argument, message):
@@ -223,11 +229,11 @@ def prodigy():
 
 
 def test_a_small_rate_of_prodigy_is_a_warning(prodigy):
-    assert "learning_rate=0.0001" in preflight(OptimizerConfig(type="Prodigy", learning_rate=1e-4))[0]
+    assert "`optimizer.learning_rate`=0.0001" in preflight(OptimizerConfig(type="Prodigy", learning_rate=1e-4))[0]
     assert preflight(OptimizerConfig(type="Prodigy", learning_rate=1.0)) == []
 
 
 def test_prodigy_takes_one_rate():
     groups = [{"params": [factor()], "lr": lr} for lr in (1.0, 16.0)]
-    with pytest.raises(SettingError, match="optimizer=Prodigy takes one learning rate: .*loraplus_lr_ratio"):
+    with pytest.raises(SettingError, match="optimizer.type=Prodigy takes one learning rate: .*loraplus_lr_ratio"):
         build_optimizer(groups, OptimizerConfig(type="Prodigy", learning_rate=1.0))

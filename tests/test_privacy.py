@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from anima_core import train
-from anima_core.config import OutputConfig, SampleConfig
-from anima_core.demo_pictures import write_pictures
+from anima_core.demo.pictures import write_pictures
 from anima_core.errors import SettingError
 from anima_core.models.checkpoint import read_metadata
+from anima_core.settings import OutputConfig, SampleConfig
 
 from .tiny import model_config, train_config
 

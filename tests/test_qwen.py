@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import anima_core.models.tokenizers as tokenizers_module
+from anima_core.demo.random_text import qwen_state, write_qwen_tokenizer, write_tiny_qwen
 from anima_core.errors import FileError, SettingError
 from anima_core.models.qwen import load_qwen, qwen_config
-from anima_core.models.random_text import qwen_state, write_qwen_tokenizer, write_tiny_qwen
 from anima_core.models.tokenizers import qwen_tokenizer_dir
 
 from .conftest import relative_error

@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from anima_core.cli import main
-from anima_core.demo_pictures import write_pictures
+from anima_core.demo.pictures import write_pictures
 
 from .comfyui.server import free_port
 from .conftest import relative_error

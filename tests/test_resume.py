@@ -7,9 +7,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from anima_core import train
-from anima_core.config import FlowConfig, NetworkConfig, OptimizerConfig, OutputConfig, SampleConfig
-from anima_core.demo_pictures import write_pictures
+from anima_core.demo.pictures import write_pictures
 from anima_core.errors import Interrupted
+from anima_core.settings import FlowConfig, NetworkConfig, OptimizerConfig, OutputConfig, SampleConfig
 
 from .tiny import same_tensors, train_config
 
@@ -50,9 +50,7 @@ def configurations(folder) -> dict[str, dict]:
             network=NetworkConfig(rank=2, alpha=2, targets="attn+llm_adapter"),
             cache_text=False,
         ),
-        "dropout of every kind, norms, recomputation, previews": dict(
-            network=dropped, gradient_checkpointing=True, samples=previews
-        ),
+        "dropout of every kind, norms, recomputation, previews": dict(network=dropped, memory="recompute", samples=previews),
         "Prodigy, shifted t, Huber, noise offset, latents in memory": dict(
             optimizer=prodigy,
             flow=FlowConfig(timestep_sampling="shift", shift=3.0, loss="huber", noise_offset=0.1, weighting="cosmap"),

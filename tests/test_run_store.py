@@ -1,56 +1,45 @@
-"""The nodes' run store and file names, without a ComfyUI: only `folder_paths` is stood in for."""
+"""The store of runs: what its keys depend on, which records it believes, and that no name is given twice."""
 
 import dataclasses
-import importlib
-import sys
-import types
+import json
+import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from PIL import Image
+
+from anima_core import files, run_store
+from anima_core.errors import SettingError
+from anima_core.run_store import FinishedRun, RunStore, UnfinishedRun, run_key
+from anima_core.settings import DatasetConfig, ModelConfig, OutputConfig, SubsetConfig, TrainConfig, to_dict
+from anima_core.settings.toml_file import dump_toml
+from anima_core.training.preflight import preflight
 
 from .tiny import train_config
 
-ROOT = Path(__file__).resolve().parents[1]
-
 
 @pytest.fixture
-def pack(tmp_path, monkeypatch):
-    """The pack's modules under another name, around folders of this test."""
-    folder_paths = types.ModuleType("folder_paths")
-    folder_paths.get_output_directory = lambda: str(tmp_path / "output")
-    folder_paths.get_folder_paths = lambda kind: [str(tmp_path / kind)]
-    monkeypatch.setitem(sys.modules, "folder_paths", folder_paths)
-    for name, folder in (("pack", ROOT), ("pack.nodes", ROOT / "nodes")):
-        module = types.ModuleType(name)
-        module.__path__ = [str(folder)]
-        monkeypatch.setitem(sys.modules, name, module)
-    yield types.SimpleNamespace(
-        runs=importlib.import_module("pack.nodes.runs"),
-        names=importlib.import_module("pack.nodes.names"),
-        core="pack.anima_core",
-    )
-    for name in [n for n in sys.modules if n.startswith("pack.")]:
-        del sys.modules[name]
+def store(tmp_path) -> RunStore:
+    return RunStore(tmp_path / "store")
 
 
 def write(folder: Path, name="a.png", colour="red", caption="red"):
-    from PIL import Image
-
     folder.mkdir(exist_ok=True)
     Image.new("RGB", (64, 64), colour).save(folder / name)
     (folder / name).with_suffix(".txt").write_text(caption, encoding="utf-8")
 
 
-def key(pack, config) -> str:
-    preflight = importlib.import_module(f"{pack.core}.training.preflight").preflight
-    return pack.runs.run_key(preflight(config))
+def key(config) -> str:
+    return run_key(preflight(config))
 
 
-def test_the_key_follows_everything_that_shapes_the_result(pack, model, tmp_path):
+def test_the_key_follows_everything_that_shapes_the_result(model, tmp_path):
     write(tmp_path / "p")
     config = train_config(model, tmp_path / "p", tmp_path)
-    first = key(pack, config)
-    assert key(pack, config) == first
+    first = key(config)
+    assert key(config) == first
     changes = [
         dict(seed=1),
         dict(max_train_steps=7),
@@ -62,74 +51,235 @@ def test_the_key_follows_everything_that_shapes_the_result(pack, model, tmp_path
         dict(output=dataclasses.replace(config.output, save_dtype="bf16")),
         dict(output=dataclasses.replace(config.output, name="other")),
     ]
-    keys = [key(pack, dataclasses.replace(config, **change)) for change in changes]
+    keys = [key(dataclasses.replace(config, **change)) for change in changes]
     assert len({first, *keys}) == len(changes) + 1
     (tmp_path / "p" / "a.txt").write_text("crimson", encoding="utf-8")
-    caption = key(pack, config)
+    caption = key(config)
     write(tmp_path / "p", colour="blue", caption="crimson")
-    picture = key(pack, config)
+    picture = key(config)
     write(tmp_path / "p", "b.png")
-    assert len({first, caption, picture, key(pack, config)}) == 4
+    assert len({first, caption, picture, key(config)}) == 4
 
 
-def test_the_key_ignores_where_things_are(pack, model, tmp_path):
-    import shutil
-
+def test_the_key_ignores_where_things_are(model, tmp_path):
     write(tmp_path / "p")
     config = train_config(model, tmp_path / "p", tmp_path)
     shutil.copytree(tmp_path / "p", tmp_path / "moved")
     copied = tmp_path / "model.safetensors"
     shutil.copy(model.transformer, copied)
     moved = train_config(dataclasses.replace(model, transformer=str(copied)), tmp_path / "moved", tmp_path / "elsewhere")
-    assert key(pack, moved) == key(pack, config)
+    assert key(moved) == key(config)
     cadence = dataclasses.replace(config.output, checkpoint_every_n_steps=50, dir=str(tmp_path / "x"))
-    assert key(pack, dataclasses.replace(config, output=cadence)) == key(pack, config)
+    assert key(dataclasses.replace(config, output=cadence)) == key(config)
 
 
-def test_a_finished_run_is_found_while_its_file_is_as_it_was(pack, tmp_path):
+def test_a_finished_run_is_found_while_its_file_is_as_it_was(store, tmp_path):
     adapter = tmp_path / "a.safetensors"
     adapter.write_bytes(b"weights")
-    run = pack.runs.FinishedRun(str(adapter), pack.runs.file_identity(adapter), "dir", [0.5], 4, [])
-    assert pack.runs.find("k") is None
-    pack.runs.remember("k", run)
-    assert pack.runs.find("k") == run and pack.runs.find("other") is None
+    run = FinishedRun(str(adapter), files.identity(adapter), "dir", [0.5], 4, [])
+    assert store.find("k") is None
+    store.remember("k", run)
+    assert store.find("k") == run and store.find("other") is None
     adapter.write_bytes(b"edited since")
-    assert pack.runs.find("k") is None
+    assert store.find("k") is None
     adapter.unlink()
-    assert pack.runs.find("k") is None
-    pack.runs._path("k").write_text("{ not json", encoding="utf-8")
-    assert pack.runs.find("k") is None
+    assert store.find("k") is None
+    next((store.folder / "finished").iterdir()).write_text("{ not json", encoding="utf-8")
+    assert store.find("k") is None
 
 
-def test_names_are_never_taken_twice_and_unfinished_runs_keep_theirs(pack, model, tmp_path):
-    output = dict(dir=str(pack.runs.store_folder()), name="x", adapter_dir=str(tmp_path / "loras"))
-    config = train_config(model, tmp_path / "p", tmp_path)
-    config = dataclasses.replace(config, output=dataclasses.replace(config.output, **output))
+def test_other_numbers_of_a_new_version_train_again_and_say_so(store, tmp_path, monkeypatch):
+    adapter = tmp_path / "a.safetensors"
+    adapter.write_bytes(b"weights")
+    store.remember("k", FinishedRun(str(adapter), files.identity(adapter), "dir", [0.5], 4, []))
+    run_on_disk(store, "begun")
+    record(store, "u", json.dumps({"name": "begun", "result_version": run_store.RESULT_VERSION}))
+    assert not store.is_outdated("k")
+    monkeypatch.setattr(run_store, "RESULT_VERSION", run_store.RESULT_VERSION + 1)
+    assert store.find("k") is None and store.is_outdated("k") and not store.is_outdated("other")
+    assert store.claim(config_of(store, "new"), "u", resume=True).output.name == "new"
+    assert [run.name for run in store.unfinished()] == ["begun"]  # the picker still offers it
+
+
+def test_names_are_never_taken_twice_and_unfinished_runs_keep_theirs(store, tmp_path):
+    output = OutputConfig(dir=str(store.folder), name="x", adapter_dir=str(tmp_path / "loras"))
+    config = dataclasses.replace(config_of(store, "x"), output=output)
     (tmp_path / "loras").mkdir()
-    assert pack.runs.claim(config, "k1", go_on=True).output.name == "x"
+    assert store.claim(config, "k1", resume=True).output.name == "x"
     (tmp_path / "loras" / "x.safetensors").write_bytes(b"")
-    assert pack.runs.claim(config, "k2", go_on=True).output.name == "x-2"
-    checkpoint = pack.runs.store_folder() / "x-2-run" / "checkpoints" / "step-00000005"
+    assert store.claim(config, "k2", resume=True).output.name == "x-2"
+    checkpoint = store.folder / "x-2-run" / "checkpoints" / "step-00000005"
     checkpoint.mkdir(parents=True)
-    again = pack.runs.claim(config, "k2", go_on=True)
+    again = store.claim(config, "k2", resume=True)
     assert (again.output.name, again.output.resume) == ("x-2", "latest")
-    anew = pack.runs.claim(config, "k2", go_on=False)
+    anew = store.claim(config, "k2", resume=False)
     assert (anew.output.name, anew.output.resume) == ("x-3", "")
 
 
 @pytest.mark.parametrize(
     "name", ["a/b", "..", "", "  ", "a:b", "con", "LPT1", ".hidden", "x\0y", "a\\b", 'q"', "\ud800", "風" * 61]
 )
-def test_names_that_leave_their_folder_or_fit_no_file_system_are_refused(pack, name):
-    with pytest.raises(Exception, match="use a plain file name|use at most 180"):
-        pack.names.safe_name(name)
+def test_names_that_leave_their_folder_or_fit_no_file_system_are_refused(name):
+    with pytest.raises(SettingError, match="use a plain file name|use at most 180"):
+        files.safe_name(name)
 
 
 @pytest.mark.parametrize("name", ["style v2", "風格", "my.lora", "a-b_c (1)"])
-def test_plain_names_of_any_script_are_kept(pack, name, tmp_path):
-    assert pack.names.safe_name(f" {name}.safetensors ") == name
-    folder = pack.names.loras_folder()
+def test_plain_names_of_any_script_are_kept(name, tmp_path):
+    assert files.safe_name(f" {name}.safetensors ") == name
     for expected in (name, f"{name}-2", f"{name}-3"):
-        path = pack.names.unused_path(folder, name)
-        assert path.stem == expected
+        path = files.unused(tmp_path / f"{name}.safetensors")
+        assert path.name == f"{expected}.safetensors"
         path.write_bytes(b"")
+
+
+def config_of(store, name: str) -> TrainConfig:
+    folder = store.folder
+    output = OutputConfig(dir=str(folder), name=name, adapter_dir=str(folder))
+    data = (DatasetConfig((SubsetConfig("pictures"),)),)
+    return TrainConfig(ModelConfig("t", "v", "q", "s"), data, output=output, max_train_steps=900)
+
+
+def record(store, key: str, text: str, age: int = 0) -> Path:
+    path = store.folder / "unfinished" / f"{key}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    os.utime(path, (1e9 - age, 1e9 - age))
+    return path
+
+
+def run_on_disk(store, name: str, steps: tuple[int, ...] = (20, 40), age: int = 0) -> Path:
+    folder = store.run_folder(name)
+    for step in steps:
+        checkpoint = folder / "checkpoints" / f"step-{step:08d}"
+        checkpoint.mkdir(parents=True)
+        os.utime(checkpoint, (1e9 - age, 1e9 - age))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.toml").write_text(dump_toml(to_dict(config_of(store, name))), encoding="utf-8")
+    return folder
+
+
+def finished_run(store, name: str):
+    adapter = store.folder / f"{name}.safetensors"
+    adapter.write_bytes(name.encode())
+    return FinishedRun(str(adapter), files.identity(adapter), str(store.run_folder(name)), [0.1], 900, [])
+
+
+def test_unfinished_runs_are_listed_the_newest_first(store):
+    for name, age in (("old", 50), ("new", 5), ("middle", 20)):
+        run_on_disk(store, name, age=age)
+        record(store, f"key_{name}", json.dumps({"name": name}))
+    found = store.unfinished()
+    assert [run.name for run in found] == ["new", "middle", "old"]
+    assert found[0] == UnfinishedRun("new", "key_new", 40, 900, 1e9 - 5)
+
+
+def test_the_record_decides_and_a_checkpoint_must_be_there(store):
+    run_on_disk(store, "finished")  # a finished run has checkpoints, too
+    run_on_disk(store, "too_early", steps=())
+    record(store, "a", json.dumps({"name": "too_early"}))
+    record(store, "b", json.dumps({"name": "deleted"}))
+    assert store.unfinished() == []
+
+
+GARBAGE = [
+    "",
+    "{",
+    "[]",
+    "7",
+    "null",
+    "{}",
+    '{"name": 5}',
+    '{"name": null}',
+    '{"name": "../x"}',
+    '{"name": "/etc"}',
+    '{"name": ""}',
+]
+
+
+@pytest.mark.parametrize("text", GARBAGE)
+def test_a_garbled_record_is_passed_over(store, text):
+    run_on_disk(store, "good")
+    record(store, "good", json.dumps({"name": "good"}))
+    record(store, "bad", text)
+    assert [run.name for run in store.unfinished()] == ["good"]
+
+
+@pytest.mark.parametrize("broken", ["config.toml", "checkpoint"])
+def test_a_run_that_cannot_be_read_is_not_offered(store, broken):
+    folder = run_on_disk(store, "broken", steps=(20,))
+    record(store, "key", json.dumps({"name": "broken"}))
+    if broken == "config.toml":
+        (folder / "config.toml").write_text("[", encoding="utf-8")
+    else:
+        (folder / "checkpoints" / "step-00000020").rename(folder / "checkpoints" / "step-x")
+    assert store.unfinished() == []
+
+
+def test_a_name_of_two_records_is_listed_once_as_the_later_one_s(store):
+    """The folder of the first was deleted, and its name given anew."""
+    run_on_disk(store, "twice")
+    record(store, "later", json.dumps({"name": "twice"}), age=5)
+    record(store, "earlier", json.dumps({"name": "twice"}), age=50)
+    assert [(run.name, run.key) for run in store.unfinished()] == [("twice", "later")]
+
+
+def test_a_name_that_is_given_anew_has_one_record(store):
+    stale = record(store, "first", json.dumps({"name": "anew"}))
+    claimed = store.claim(config_of(store, "anew"), "second", resume=True)
+    assert claimed.output.name == "anew" and claimed.output.resume == "" and not stale.exists()
+    run_on_disk(store, "anew")
+    assert store.claim(config_of(store, "anew"), "second", resume=True).output.resume == "latest"
+    other = store.claim(config_of(store, "anew"), "first", resume=True).output
+    assert (other.name, other.resume) == ("anew-2", "")
+
+
+def test_a_run_that_is_started_over_is_still_offered(store):
+    for name in ("first", "second"):
+        claimed = store.claim(config_of(store, name), "key", resume=False)
+        assert (claimed.output.name, claimed.output.resume) == (name, "")
+        run_on_disk(store, name)
+    assert sorted(run.name for run in store.unfinished()) == ["first", "second"]
+    assert store.claim(config_of(store, "third"), "key", resume=False).output.name == "third"
+    assert sorted(run.name for run in store.unfinished()) == ["first", "second"]  # the third has no checkpoint yet
+    run_on_disk(store, "third")
+    again = store.claim(config_of(store, "third"), "key", resume=True).output
+    assert (again.name, again.resume) == ("third", "latest")  # the graph goes on with the newest
+
+
+def test_a_finished_run_is_found_by_key_and_by_name_and_offered_no_more(store):
+    run_on_disk(store, "done")
+    record(store, "key", json.dumps({"name": "done"}))
+    record(store, "stale", json.dumps({"name": "done"}))
+    run = finished_run(store, "done")
+    store.remember("key", run)
+    assert store.unfinished() == [] and store.find("key") == run == store.finished_under("done")
+    Path(run.adapter).write_bytes(b"another")
+    assert store.find("key") is None and store.finished_under("done") is None
+
+
+def test_a_run_that_went_on_with_other_data_is_not_the_first_graph_s(store):
+    run_on_disk(store, "mixed")
+    record(store, "key", json.dumps({"name": "mixed"}))
+    (found,) = store.unfinished()
+    key = store.set_apart(found)
+    (found,) = store.unfinished()
+    assert found.key == key != "key" and store.set_apart(found) == key
+    assert store.claim(config_of(store, "mixed"), "key", resume=True).output.name == "mixed-2"
+    store.remember(key, finished_run(store, "mixed"))
+    assert store.find("key") is None and store.finished_under("mixed") is not None
+
+
+def test_the_key_leaves_out_what_shapes_no_number(store):
+    """A run that went out of memory goes on when only `memory` is changed; any other setting is another run."""
+    config = config_of(store, "key")
+
+    def key(**changes):
+        return run_key(SimpleNamespace(config=dataclasses.replace(config, **changes), pictures=()))
+
+    same = dict(device="cpu", cache_dir="x", cache_latents=False, cache_text=False, memory="keep", strict_data=True)
+    assert {key(**{name: value}) for name, value in same.items()} == {key()}
+    often = dataclasses.replace(config.output, checkpoint_every_n_steps=7, dir="x", comment="y")
+    assert key(output=often) == key()
+    other = [dict(seed=7), dict(max_train_steps=901), dict(ema_decay=0.9), dict(vae_tile=512)]
+    assert len({key(), *(key(**change) for change in other)}) == 5

@@ -12,7 +12,7 @@ from PIL import Image, ImageFile
 
 from anima_core.data import folder as folder_module
 from anima_core.data.caption_files import decode
-from anima_core.data.doctor import diagnose, epoch_line
+from anima_core.data.check import check_captions, check_sizes, epoch_line
 from anima_core.data.folder import scan
 from anima_core.data.index import FileIndex
 from anima_core.data.picture_files import HUGE
@@ -118,9 +118,9 @@ def test_what_cannot_be_used_is_named(tmp_path, text):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "broken.jpg").write_bytes(b"\xff\xd8\xff no")
     messages = {
-        "folder": "no such folder of pictures; check image_dir",
-        "empty": r"no pictures \(.*\); check image_dir",
-        "captions": "no captions; put .txt files beside the pictures, or set class_tokens",
+        "folder": "no such folder of pictures; check subset.image_dir",
+        "empty": r"no pictures \(.*\); check subset.image_dir",
+        "captions": "no captions; put .txt files beside the pictures, or set subset.class_tokens",
         "broken": r"no usable pictures \(unreadable pictures, left out: 1 \(broken.jpg\)\)",
     }
     with pytest.raises(FileError, match=messages[text]):
@@ -239,7 +239,7 @@ def test_a_picture_that_changed_since_the_scan_is_refused(tmp_path):
     write(tmp_path, "a.png")
     (picture,), _ = scan(dataset(tmp_path))
     write(tmp_path, "a.png", colour="blue")
-    with pytest.raises(FileError, match="a.png: has changed since it was looked at; start again"):
+    with pytest.raises(FileError, match="a.png: has changed since it was scanned; start again"):
         load_picture(picture.path, (64, 64), digest=picture.digest)
 
 
@@ -295,8 +295,8 @@ def test_captions_in_other_encodings_are_read_and_named(tmp_path):
 def counted(monkeypatch) -> list:
     from anima_core.data import folder
 
-    looked, real = [], folder.look_once
-    monkeypatch.setattr(folder, "look_once", lambda path, is_picture: looked.append(path.name) or real(path, is_picture))
+    looked, real = [], folder.scan_file
+    monkeypatch.setattr(folder, "scan_file", lambda path, is_picture: looked.append(path.name) or real(path, is_picture))
     return looked
 
 
@@ -348,7 +348,7 @@ def test_an_unchanged_folder_is_recalled_whole_with_all_that_was_found(tmp_path,
     fresh = scan(dataset(folder_))
     assert scan(dataset(folder_), FileIndex(index)) == fresh
     with monkeypatch.context() as patch:
-        patch.setattr(folder_module, "look_through", None)  # is not called
+        patch.setattr(folder_module, "read_folder", None)  # is not called
         assert scan(dataset(folder_), FileIndex(index)) == fresh
     assert fresh[1].warnings()  # there was something to recall
     tokens = dict(class_tokens="a cat")
@@ -414,7 +414,8 @@ def test_an_interrupted_scan_keeps_what_it_did(tmp_path, monkeypatch):
 def diagnosed(folder, t5=None, **changes):
     config = dataset(folder, **changes)
     pictures, report = scan(config)
-    diagnose(config, pictures, report, t5)
+    check_sizes(config, pictures, report)
+    check_captions(pictures, report, t5)
     return report
 
 
@@ -456,7 +457,7 @@ def test_many_names_are_cut_but_counted(tmp_path):
         write(tmp_path, f"{number}.png", colour=(number, 0, 0), caption="" if number else "one")
     report = diagnosed(tmp_path)
     assert report.warnings()[0] == "empty captions: 5 (1.txt, 2.txt, 3.txt, … and 2 more)"
-    assert report.warnings(shown=9)[0] == "empty captions: 5 (1.txt, 2.txt, 3.txt, 4.txt, 5.txt)"
+    assert report.warnings(names=9)[0] == "empty captions: 5 (1.txt, 2.txt, 3.txt, 4.txt, 5.txt)"
 
 
 def test_an_index_of_another_version_starts_afresh(tmp_path, monkeypatch):

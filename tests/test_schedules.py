@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from anima_core.config import SCHEDULES, OptimizerConfig
+from anima_core.settings import OptimizerConfig
+from anima_core.settings.optimizer import SCHEDULES
 from anima_core.training.schedules import apply_lr, lr_factor
 
 TOTAL = 40

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import anima_core.models.tokenizers as tokenizers_module
+from anima_core.demo.random_text import qwen_state, write_qwen_tokenizer, write_t5_tokenizer
 from anima_core.errors import FileError, SettingError
 from anima_core.models.qwen import load_qwen
-from anima_core.models.random_text import qwen_state, write_qwen_tokenizer, write_t5_tokenizer
 from anima_core.models.tokenizers import (
     comfyui_tokenizers,
     load_qwen_tokenizer,

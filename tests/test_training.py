@@ -1,5 +1,6 @@
 """Whole runs on tiny models: that they learn, repeat bit for bit, resume exactly, and take every kind of data."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -10,20 +11,18 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from anima_core import train
-from anima_core.adapters.formats import load_into, merge
-from anima_core.adapters.network import AdapterNetwork
-from anima_core.config import FlowConfig, NetworkConfig, OptimizerConfig, OutputConfig, SampleConfig
-from anima_core.demo_pictures import write_pictures
+from anima_core.adapters.formats import load_into
+from anima_core.adapters.network import AdapterNetwork, merge
+from anima_core.demo.pictures import write_pictures
 from anima_core.errors import Interrupted, RunError
 from anima_core.models.transformer import load_transformer
+from anima_core.settings import FlowConfig, NetworkConfig, OptimizerConfig, OutputConfig, SampleConfig
 from anima_core.training import loop as loop_module
-from anima_core.training.events import Events
 from anima_core.training.flow import flow_loss, interpolate, velocity_target
-from anima_core.training.preflight import preflight
-from anima_core.training.prepare import prepare_data
+from anima_core.training.loop import opened
 
 from .conftest import relative_error
-from .tiny import same_tensors, train_config
+from .tiny import prepared, same_tensors, train_config, write
 
 
 @pytest.fixture(scope="module")
@@ -51,31 +50,22 @@ LAYOUTS = {
 def test_saved_file_equals_the_live_network(model, pictures, tmp_path, layout):
     """Patching the base weights with the saved file gives the velocity that the trained network gave."""
     network_config = LAYOUTS[layout]
-    live = {}
-
-    class Spy(loop_module.Run):
-        def finish(self, reason):
-            self.network.eval()
-            live["velocity"] = self.model(*inputs).detach()
-            with self.network.disabled():
-                live["base"] = self.model(*inputs).detach()
-            return super().finish(reason)
-
     g = torch.Generator().manual_seed(0)
     inputs = torch.randn(2, 16, 8, 6, generator=g), torch.rand(2, generator=g), torch.randn(2, 512, 64, generator=g)
     config = train_config(model, pictures, tmp_path, network=network_config)
-    original, loop_module.Run = loop_module.Run, Spy
-    try:
-        result = train(config)
-    finally:
-        loop_module.Run = original
+    with opened(config) as run:
+        result = run.go()
+        run.state.network.eval()
+        velocity = run.model(*inputs).detach()
+        with run.state.network.disabled():
+            without = run.model(*inputs).detach()
     base = load_transformer(model.transformer)
-    assert torch.equal(base(*inputs), live["base"])
+    assert torch.equal(base(*inputs), without)
     network = AdapterNetwork.inject(base, network_config, seed=99)
     load_into(network, result.adapter_path)
     patched = merge(network)(*inputs)
-    assert relative_error(patched, live["velocity"]) < 1e-5
-    assert relative_error(live["base"], live["velocity"]) > 1e-3
+    assert relative_error(patched, velocity) < 1e-5
+    assert relative_error(without, velocity) > 1e-3
 
 
 def fixed_loss(config, adapter=None, pictures=None):
@@ -83,32 +73,19 @@ def fixed_loss(config, adapter=None, pictures=None):
     if pictures is not None:
         subset = dataclasses.replace(config.datasets[0].subsets[0], image_dir=str(pictures))
         config = dataclasses.replace(config, datasets=(dataclasses.replace(config.datasets[0], subsets=(subset,)),))
-    plan = preflight(config)
-    events = Events(plan.run_dir / "probe.jsonl")
-    data = prepare_data(plan, events)
-    events.close()
-    model = load_transformer(config.model.transformer)
-    if adapter is not None:
-        network = AdapterNetwork.inject(model, config.network, 0)
-        load_into(network, adapter)
-        network.eval()
+    data, model, network = prepared(config, adapter)
+    network.eval()
     losses = []
-    data.embed_text(model, _Quiet())
-    with torch.no_grad():
+    with torch.no_grad(), contextlib.nullcontext() if adapter else network.disabled():
         for number in range(data.batches_per_epoch):
             draws = next(data.batches)
-            latents = torch.stack([data.latents(d) for d in draws])
+            latents = torch.stack([data.latents.latents(d) for d in draws])
             g = torch.Generator().manual_seed(number)
             noise, t = torch.randn(latents.shape, generator=g), torch.linspace(0.1, 0.9, len(draws))
-            text, lengths = data.conditioner.place(data.conditioner.fetch([data.caption(d) for d in draws], model), model)
+            text, lengths = data.embeddings.place(data.embeddings.fetch([data.caption(d) for d in draws]))
             velocity = model(interpolate(latents, noise, t), t, text, lengths)
             losses += flow_loss(velocity, velocity_target(latents, noise), t, FlowConfig()).tolist()
     return sum(losses) / len(losses)
-
-
-class _Quiet:
-    def progress(self, stage):
-        return lambda done, total: None
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -155,7 +132,7 @@ def test_same_seed_same_bits(model, pictures, tmp_path):
 def test_previews_checkpointing_and_prefetch_change_nothing(model, pictures, tmp_path):
     plain = train(train_config(model, pictures, tmp_path / "a"))
     samples = SampleConfig(prompts=("red circle",), width=64, height=64, steps=2, cfg=2.0, every_n_steps=2, at_first=True)
-    other = train(train_config(model, pictures, tmp_path / "b", samples=samples, gradient_checkpointing=True))
+    other = train(train_config(model, pictures, tmp_path / "b", samples=samples, memory="recompute"))
     assert same_tensors(load_file(plain.adapter_path), load_file(other.adapter_path))
     assert len(list((other.run_dir / "samples").glob("*.png"))) == 4
 
@@ -222,7 +199,7 @@ def test_stop_keeps_and_cancel_saves(model, pictures, tmp_path):
     with pytest.raises(Interrupted):
         train(config, lambda e: "cancel" if e["event"] == "step" and e["step"] == 3 else None)
     assert (tmp_path / "test-run" / "checkpoints" / "step-00000003" / "state.json").is_file()
-    assert (tmp_path / "test-run-1" / "log.jsonl").is_file()  # the stopped run's folder was moved aside, not lost
+    assert (tmp_path / "test-run-2" / "log.jsonl").is_file()  # the stopped run's folder was moved aside, not lost
 
 
 def test_every_kind_of_picture_and_caption(model, tmp_path):
@@ -255,21 +232,15 @@ def test_a_single_picture(model, tmp_path):
 
 def test_long_captions_train_whole(model, pictures, tmp_path):
     """600 tokens give 600 rows, and a batch of a long and a short caption gives each its own."""
-    config = train_config(model, pictures, tmp_path)
-    plan = preflight(config)
-    events = Events(plan.run_dir / "log.jsonl")
-    data = prepare_data(plan, events)
-    transformer = load_transformer(model.transformer)
+    (tmp_path / "p").mkdir()
     long, short = "red circle, " * 300, "red"
-    from anima_core.models.qwen import load_qwen
-
-    data.conditioner.encode([long, short], lambda: load_qwen(model.qwen))
-    data.conditioner.embed([long, short], transformer)
-    events.close()
-    embeds, lengths = data.conditioner.place(data.conditioner.fetch([long, short], transformer), transformer)
-    tokens = len(data.conditioner.t5.encode([long])[0])
+    for name, caption in (("a", long), ("b", short)):
+        write(tmp_path / "p", f"{name}.png", caption=caption)
+    data, _, _ = prepared(train_config(model, tmp_path / "p", tmp_path))
+    embeds, lengths = data.embeddings.place(data.embeddings.fetch([long.strip(), short]))
+    tokens = len(data.embeddings.texts.t5.encode([long.strip()])[0])
     assert tokens > 600 and embeds.shape[1] == tokens and lengths.tolist() == [tokens, 512]
-    alone, none = data.conditioner.place(data.conditioner.fetch([short], transformer), transformer)
+    alone, none = data.embeddings.place(data.embeddings.fetch([short]))
     assert none is None and torch.equal(embeds[1, :512], alone[0])
 
 

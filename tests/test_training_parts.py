@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import nn
 
+from anima_core import seeds
 from anima_core.errors import RunError
 from anima_core.training.events import Events
 from anima_core.training.gradient import FlatGradient
-from anima_core.training.losses import LossReader, StepRecord, Watchdog
-from anima_core.training.rundir import prune, saved_on_the_way
-from anima_core.training.state import draw_generator, flatten_optimizer, unflatten_optimizer
+from anima_core.training.reporting import LossReader, StepRecord
+from anima_core.training.rundir import intermediate_saves, prune
+from anima_core.training.state import flatten_optimizer, unflatten_optimizer
+from anima_core.training.watchdog import Watchdog
 
 
 def small_model() -> nn.Module:
@@ -75,18 +77,15 @@ class FakeNetwork(nn.Module):
         return [("up", self.up)]
 
 
-def record(step: int, loss: float) -> StepRecord:
-    return StepRecord(step, 1e-4, ["broken.png"], loss)
-
-
 def test_a_non_finite_loss_names_its_pictures_and_stops_after_three():
     dog = Watchdog(FakeNetwork(1.0))
-    assert "broken.png" in dog.check(record(1, math.nan))
-    assert dog.check(record(2, 0.5)) is None
-    dog.check(record(3, math.inf))
-    dog.check(record(4, math.nan))
+    names = ["broken.png"]
+    assert "broken.png" in dog.check_loss(1, math.nan, names)
+    assert dog.check_loss(2, 0.5, names) is None
+    dog.check_loss(3, math.inf, names)
+    dog.check_loss(4, math.nan, names)
     with pytest.raises(RunError, match=r"step 5: .*3 times in a row.*broken\.png"):
-        dog.check(record(5, math.nan))
+        dog.check_loss(5, math.nan, names)
 
 
 def test_the_last_good_adapter_comes_back():
@@ -108,9 +107,9 @@ def test_an_adapter_that_does_not_move_is_an_error():
 
 
 def test_draws_depend_on_their_position_only():
-    a = torch.randn(4, generator=draw_generator(1, "noise", 5))
-    assert torch.equal(a, torch.randn(4, generator=draw_generator(1, "noise", 5)))
-    for other in (draw_generator(2, "noise", 5), draw_generator(1, "noise", 6), draw_generator(1, "t", 5)):
+    a = torch.randn(4, generator=seeds.generator(1, "noise", 5))
+    assert torch.equal(a, torch.randn(4, generator=seeds.generator(1, "noise", 5)))
+    for other in (seeds.generator(2, "noise", 5), seeds.generator(1, "noise", 6), seeds.generator(1, "t", 5)):
         assert not torch.equal(a, torch.randn(4, generator=other))
 
 
@@ -157,6 +156,6 @@ def test_pruning_finds_a_runs_own_files_only(tmp_path, name):
     others += [tmp_path / f"other-{name}-step00000020.safetensors", tmp_path / f"{name}-step00000020.safetensors.bak"]
     for path in own + others:
         path.write_bytes(b"")
-    assert saved_on_the_way(tmp_path, name) == own
-    prune(saved_on_the_way(tmp_path, name), keep=1)
+    assert intermediate_saves(tmp_path, name) == own
+    prune(intermediate_saves(tmp_path, name), keep=1)
     assert {*tmp_path.iterdir()} == {own[-1], *others}

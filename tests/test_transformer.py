@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from anima_core.demo.random_transformer import TINY, random_state, write_random_transformer
 from anima_core.errors import FileError, SettingError
-from anima_core.models.random_transformer import TINY, random_state, write_random_transformer
 from anima_core.models.transformer import AnimaTransformer, image_rope, load_transformer
 
 from .conftest import relative_error
@@ -42,9 +42,9 @@ def test_matches_comfyui(model, comfyui_oracle):
     for i, (latents, t, context) in enumerate(pictures):
         tensors |= {f"latents.{i}": latents, f"t.{i}": t, f"context.{i}": context}
     for i, (s, n) in enumerate(captions):
-        tensors[f"qwen.{i}"] = torch.randn(1, s, TINY.adapter.source_dim, generator=g)
+        tensors[f"qwen.{i}"] = torch.randn(1, s, TINY.llm_adapter.source_dim, generator=g)
         tensors[f"ids.{i}"] = torch.randint(0, 32100, (1, n), generator=g)
-    adapter = TINY.adapter
+    adapter = TINY.llm_adapter
     theirs = comfyui_oracle(
         "oracle_transformer.py",
         tensors,
@@ -154,7 +154,7 @@ def test_odd_latents_are_refused(model):
 
 
 def test_released_sizes_count_685_tensors():
-    from anima_core.models.random_transformer import REAL
+    from anima_core.demo.random_transformer import REAL
 
     with torch.device("meta"):
         real = AnimaTransformer(REAL)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from anima_core.demo.random_vae import linear_vae_state, random_vae_state
 from anima_core.errors import FileError, RunError, SettingError
-from anima_core.models.random_vae import linear_vae_state, random_vae_state
 from anima_core.models.tiling import spans, tiled
 from anima_core.models.vae import load_vae
 

@@ -6,8 +6,14 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from anima_core import demo
-from anima_core.config import (
+from anima_core.adapters.adapter_type import Layer
+from anima_core.adapters.dropouts import Dropouts
+from anima_core.adapters.formats import load_into
+from anima_core.adapters.network import AdapterNetwork
+from anima_core.demo.models import write_models
+from anima_core.demo.pictures import COLOURS, GROUNDS, SHAPES, caption_of
+from anima_core.models.transformer import AnimaTransformer, load_transformer
+from anima_core.settings import (
     DatasetConfig,
     ModelConfig,
     NetworkConfig,
@@ -16,13 +22,15 @@ from anima_core.config import (
     SubsetConfig,
     TrainConfig,
 )
-from anima_core.demo_pictures import COLOURS, GROUNDS, SHAPES, caption_of
+from anima_core.training.events import Events
+from anima_core.training.preflight import preflight
+from anima_core.training.prepare import TrainingData, cache_data, with_embeddings
 
 CORPUS = [caption_of(c, s, g) for c in COLOURS for s in SHAPES for g in GROUNDS]
 
 
 def model_config(folder: Path) -> ModelConfig:
-    paths = demo.write_models(folder, CORPUS)
+    paths = write_models(folder, CORPUS)
     return ModelConfig(
         transformer=str(paths["anima_transformer"]),
         vae=str(paths["vae"]),
@@ -42,7 +50,7 @@ def train_config(model: ModelConfig, pictures: Path, folder: Path, **changes) ->
         optimizer=OptimizerConfig(learning_rate=2e-3),
         output=OutputConfig(dir=str(folder), name="test", save_dtype="fp32"),
         max_train_steps=6,
-        gradient_checkpointing=False,
+        memory="keep",
         device="cpu",
         cache_dir=str(folder / "cache"),
     )
@@ -62,6 +70,24 @@ def dataset(folder: Path, **changes) -> DatasetConfig:
     """One folder; `changes` are fields of the subset or the dataset."""
     subset = {k: changes.pop(k) for k in list(changes) if k in SubsetConfig.__dataclass_fields__}
     return DatasetConfig((SubsetConfig(image_dir=str(folder), **subset),), **changes)
+
+
+def prepared(config: TrainConfig, adapter: Path | None = None) -> tuple[TrainingData, AnimaTransformer, AdapterNetwork]:
+    """What a run trains on, its model, and its network, which starts from an adapter file when there is one."""
+    plan, events = preflight(config), Events(None)
+    cached = cache_data(plan, events)
+    model = load_transformer(config.model.transformer)
+    network = AdapterNetwork.inject(model, config.network, 0)
+    if adapter is not None:
+        load_into(network, adapter)
+    data = with_embeddings(plan, cached, model, events)
+    events.close()
+    return data, model, network
+
+
+def layer(inputs: int, outputs: int, rank: int, dropouts: Dropouts | None = None) -> Layer:
+    """A linear layer as an adapter's type sees it; without dropouts, its initial values seeded by 0."""
+    return Layer(inputs, outputs, rank, 0, dropouts or Dropouts(0, 0, 0, 0), torch.Generator().manual_seed(0))
 
 
 def same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

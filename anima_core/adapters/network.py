@@ -5,13 +5,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from ..config import FULL_MATRIX_RANK, NetworkConfig
-from .layers import AdaptedLinear, AdaptedNorm, Dropouts, init_generator
-from .lokr import LoKr
-from .lora import LoRA
+from .. import seeds
+from ..settings import NetworkConfig
+from .adapter_type import Adapter, Layer
+from .dropouts import Dropouts
+from .layers import AdaptedLinear, AdaptedNorm
 from .targets import learning_rate_of, linear_names, matching, pattern_value, select_targets
+from .types import ADAPTER_TYPES
 
 Adapted = AdaptedLinear | AdaptedNorm
 
@@ -23,6 +26,7 @@ class AdapterNetwork(nn.Module):
         super().__init__()
         self._model = [model]  # in a list: the model's parameters are not this module's
         self.config = config
+        self.kind = ADAPTER_TYPES[config.type]
         self.adapted = adapted
         self.dropouts = dropouts
         trained = {name: m.adapter if isinstance(m, AdaptedLinear) else NormHolder(m) for name, m in adapted.items()}
@@ -32,22 +36,25 @@ class AdapterNetwork(nn.Module):
     def inject(cls, model: nn.Module, config: NetworkConfig, seed: int) -> "AdapterNetwork":
         """Wrap the chosen layers of `model`. Raises SettingError for patterns that match nothing."""
         targets = select_targets(model, config)
-        matching(tuple(pattern_value(item)[0] for item in config.learning_rates), linear_names(model), "learning_rates")
+        patterns = tuple(pattern_value(item)[0] for item in config.learning_rates)
+        matching(patterns, linear_names(model), "network.learning_rates")
         norms = norm_names(model, targets) if config.train_norm else []
-        dropouts = Dropouts(seed, config.dropout, config.rank_dropout, config.module_dropout)
+        kind, dropouts = ADAPTER_TYPES[config.type], Dropouts.of(config, seed)
         adapted: dict[str, Adapted] = {}
-        for layer, (name, rank) in enumerate(targets.items()):
-            base = model.get_submodule(name)
-            adapter = build_adapter(name, base, rank, config, dropouts, layer, seed)
-            adapted[name] = AdaptedLinear(base, adapter.to(base.weight.device))
+        for number, (name, rank) in enumerate(targets.items()):
+            base = linear(model, name)
+            layer = Layer(base.in_features, base.out_features, rank, number, dropouts, seeds.generator(seed, "init", name))
+            adapted[name] = AdaptedLinear(base, kind.build(layer, config).to(base.weight.device))
         for name in norms:
-            adapted[name] = AdaptedNorm(model.get_submodule(name))
+            norm = model.get_submodule(name)
+            assert isinstance(norm, nn.RMSNorm)
+            adapted[name] = AdaptedNorm(norm)
         for name, module in adapted.items():
             replace_module(model, name, module)
         return cls(model, config, adapted, dropouts)
 
     def eject(self) -> nn.Module:
-        """Put the untouched base layers back; returns the model."""
+        """Put the untouched base layers back; return the model."""
         for name, module in self.adapted.items():
             replace_module(self._model[0], name, module.base)
         return self._model[0]
@@ -63,19 +70,19 @@ class AdapterNetwork(nn.Module):
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """The base model alone, inside."""
+        """Leave the base model alone, inside."""
         before, self.multiplier = self.multiplier, 0.0
         try:
             yield
         finally:
             self.multiplier = before
 
-    def begin_step(self, draw: int) -> None:
-        """Number of the micro-batch: dropout masks follow from it."""
-        self.dropouts.draw = draw
+    def begin_micro_batch(self, number: int) -> None:
+        """Set the number of the micro-batch, from which dropout masks follow."""
+        self.dropouts.micro_batch = number
 
     def parameter_groups(self, base_lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Optimizer groups by learning rate. A rate of 0 freezes its layers and leaves them out."""
+        """Return optimizer groups by learning rate. A rate of 0 freezes its layers and leaves them out."""
         groups: dict[float, list[nn.Parameter]] = defaultdict(list)
         for name, module in self.trained():
             lr = learning_rate_of(name, self.config, base_lr)
@@ -86,13 +93,18 @@ class AdapterNetwork(nn.Module):
                     groups[lr * ratio].append(parameter)
         return [{"name": f"lr {lr:g}", "params": p, "lr": lr, "weight_decay": weight_decay} for lr, p in groups.items()]
 
-    def trained(self) -> Iterator[tuple[str, nn.Module]]:
-        """(layer name, module that holds the trained parameters)."""
+    def trained(self) -> Iterator[tuple[str, Adapter | AdaptedNorm]]:
+        """Yield (layer name, module that holds the trained parameters)."""
         for name, module in self.adapted.items():
             yield name, module.adapter if isinstance(module, AdaptedLinear) else module
 
+    def tensors(self, module: Adapter | AdaptedNorm) -> dict[str, Tensor]:
+        """Return the parameters of one layer under the names of the file format, fp32, without alpha."""
+        named = dict(module.named_parameters(recurse=False))
+        return {f"{name}.weight" if f"{name}.weight" in self.kind.tensors else name: p for name, p in named.items()}
+
     def zero_init_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """The factors that start at zero and must not stay there."""
+        """Return the factors that start at zero and must not stay there."""
         found = []
         for name, module in self.trained():
             key = getattr(module, "zero_init", "w_norm")
@@ -105,7 +117,25 @@ class AdapterNetwork(nn.Module):
         numbers = sum(p.numel() for p in self.parameters())
         linears = sum(isinstance(m, AdaptedLinear) for m in self.adapted.values())
         norms = f" and {len(self.adapted) - linears} norms" if len(self.adapted) > linears else ""
-        return f"{self.config.type}: {linears} layers{norms}, {numbers:,} parameters, {numbers * 2 / 1e6:.1f} MB as bf16"
+        return f"{self.kind.name}: {linears} layers{norms}, {numbers:,} parameters, {numbers * 2 / 1e6:.1f} MB as bf16"
+
+
+@torch.no_grad()
+def merge(network: AdapterNetwork, strength: float = 1.0) -> nn.Module:
+    """Eject the network and add its corrections to the base weights, as patching a file in ComfyUI does."""
+    deltas = [(module.base, layer_delta(network, module)) for module in network.adapted.values()]
+    model = network.eject()
+    for base, delta in deltas:
+        base.weight.copy_((base.weight.float() + strength * delta).to(base.weight.dtype))
+    return model
+
+
+def layer_delta(network: AdapterNetwork, module: Adapted) -> Tensor:
+    """Return what a layer adds to its base weight, fp32: [out, in], or [D] of a norm."""
+    if isinstance(module, AdaptedNorm):
+        return module.w_norm
+    tensors = network.tensors(module.adapter)
+    return network.kind.delta(tensors | {"alpha": torch.tensor(module.adapter.alpha)})
 
 
 class NormHolder(nn.Module):
@@ -116,22 +146,17 @@ class NormHolder(nn.Module):
         self.w_norm = norm.w_norm
 
 
-def build_adapter(
-    name: str, base: nn.Linear, rank: int, config: NetworkConfig, dropouts: Dropouts, layer: int, seed: int
-) -> LoRA | LoKr:
-    common = dict(dropouts=dropouts, layer=layer, generator=init_generator(seed, name))
-    if config.type == "lora":
-        return LoRA(base.in_features, base.out_features, rank, config.alpha, **common)
-    full = config.full_matrix or rank >= FULL_MATRIX_RANK
-    kind = dict(factor=config.factor, full_matrix=full, decompose_both=config.decompose_both)
-    return LoKr(base.in_features, base.out_features, rank, config.alpha, **kind, **common)
+def linear(model: nn.Module, name: str) -> nn.Linear:
+    module = model.get_submodule(name)
+    assert isinstance(module, nn.Linear), name
+    return module
 
 
 def norm_names(model: nn.Module, targets: dict[str, int]) -> list[str]:
-    """The transformer's norms, and the LLM adapter's when any of its layers is trained."""
-    with_adapter = any(name.startswith("llm_adapter.") for name in targets)
+    """Return the transformer's norms, and the LLM adapter's when any of its layers is trained."""
+    with_llm_adapter = any(name.startswith("llm_adapter.") for name in targets)
     norms = [name for name, module in model.named_modules() if isinstance(module, nn.RMSNorm)]
-    return [name for name in norms if with_adapter or not name.startswith("llm_adapter.")]
+    return [name for name in norms if with_llm_adapter or not name.startswith("llm_adapter.")]
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -6,17 +6,18 @@ from collections.abc import Callable
 
 from torch import nn
 
-from ..config import NetworkConfig, pattern_value
 from ..errors import SettingError
+from ..settings import NetworkConfig
+from ..settings.network import pattern_value
 
 DEFAULT = "attn+mlp"
-LAYERS = re.compile(r"^(?P<adapter>llm_adapter\.)?blocks\.\d+\.(?P<place>[a-z_]+)\.(?P<leaf>.+)$")
+LAYERS = re.compile(r"^(?:llm_adapter\.)?blocks\.\d+\.(?P<place>[a-z_]+)\.(?P<leaf>.+)$")
 
 Matches = Callable[[str], bool]
 
 
 def words_of(name: str) -> set[str]:
-    """The preset words that a linear layer answers to."""
+    """Return the preset words that a linear layer answers to."""
     if name.startswith("llm_adapter."):
         return {"llm_adapter", "all"} if LAYERS.match(name) else {"all"}
     if "adaln_modulation" in name:
@@ -35,7 +36,10 @@ def linear_names(model: nn.Module) -> list[str]:
 
 
 def pattern_matcher(pattern: str) -> Matches:
-    """re:<regex> searches the whole name; * and ? glob it; a dotted name is a suffix; a plain one is the last part."""
+    """Read a pattern: re:<regex> searches the whole name, * and ? glob it; else it is the last part or a dotted suffix.
+
+    Raises SettingError for what is no regular expression.
+    """
     pattern = pattern.removeprefix("transformer.")
     if pattern.startswith("re:"):
         try:
@@ -49,16 +53,16 @@ def pattern_matcher(pattern: str) -> Matches:
 
 
 def select_targets(model: nn.Module, config: NetworkConfig) -> dict[str, int]:
-    """Names of the layers to adapt, in model order -> rank.
+    """Return the names of the layers to adapt, in model order -> rank.
 
     Raises SettingError for an unknown preset word, and for a pattern that matches nothing.
     """
     names = linear_names(model)
     wanted = preset_words(config.targets)
     chosen = {name for name in names if words_of(name) & wanted}
-    chosen -= matching(config.exclude, names, "exclude")
-    chosen |= matching(config.include, names, "include")
-    ranks = [(pattern_value(item), matching((pattern_value(item)[0],), names, "ranks")) for item in config.ranks]
+    chosen -= matching(config.exclude, names, "network.exclude")
+    chosen |= matching(config.include, names, "network.include")
+    ranks = [(pattern_value(item), matching((pattern_value(item)[0],), names, "network.ranks")) for item in config.ranks]
     result = {}
     for name in names:
         if name in chosen:
@@ -69,29 +73,33 @@ def select_targets(model: nn.Module, config: NetworkConfig) -> dict[str, int]:
 
 
 def preset_words(targets: str) -> set[str]:
+    """Split "attn+mlp" into its words; a leading + adds to the default. Raises SettingError for an unknown word."""
     text = targets.strip()
     if text.startswith("+"):
         text = DEFAULT + text
     words = {word.strip() for word in text.split("+") if word.strip()}
     unknown = words - set(WORDS)
     if unknown:
-        raise SettingError(f"targets={targets!r}: unknown {', '.join(sorted(unknown))}; the words are {', '.join(WORDS)}")
+        raise SettingError(
+            f"`network.targets`={targets!r}: unknown {', '.join(sorted(unknown))}; the words are {', '.join(WORDS)}"
+        )
     return words
 
 
 def matching(patterns: tuple[str, ...], names: list[str], setting: str) -> set[str]:
+    """Return the names that any pattern matches. Raises SettingError for a pattern that matches none."""
     found = set()
     for pattern in patterns:
         hits = set(filter(pattern_matcher(pattern), names))
         if not hits:
             examples = ", ".join(names[len(names) // 3 :: len(names) // 3][:3])
-            raise SettingError(f"{setting} {pattern!r}: matches no layer; names look like {examples}")
+            raise SettingError(f"`{setting}` {pattern!r}: matches no layer; names look like {examples}")
         found |= hits
     return found
 
 
 def learning_rate_of(name: str, config: NetworkConfig, base: float) -> float:
-    """The first pattern of `learning_rates` that matches decides, else the base."""
+    """Return the rate of the first pattern of `learning_rates` that matches, else the base."""
     for item in config.learning_rates:
         pattern, value = pattern_value(item)
         if pattern_matcher(pattern)(name):

@@ -9,21 +9,22 @@ import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from ..config import DatasetConfig, TrainConfig, from_dict, to_dict
 from ..errors import FileError, SettingError
-from ..toml_file import dump_toml, line_of, read_toml
-from .flags import IGNORED, MAPPED, REFUSED, Flag, known_names, mapped_flags
+from ..files import write_whole
+from ..settings import DatasetConfig, TrainConfig, from_dict, to_dict
+from ..settings.toml_file import dump_toml, line_of, read_toml
+from .flags import MAPPED, TYPES, Flag, as_flag_kind, known_names, mapped_flags
 from .root_toml import is_root_style, read_root
-from .settings import dataset_configs, train_config
-from .typed import TYPES, typed_value
+from .translate import dataset_configs, train_config
+from .unmapped import IGNORED, REFUSED
 
 
 class Parser(argparse.ArgumentParser):
     """One line and exit status 2, like every refused setting."""
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         raise SettingError(message)
 
 
@@ -44,16 +45,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         for flag in flags:
             _add(group, flag)
     for name, (values, _reason) in {**IGNORED, **REFUSED}.items():
-        words = [f"--{name}"] if values else [f"--{name}", f"--no_{name}", f"--no-{name}"]
+        spellings = [f"--{name}"] if values else [f"--{name}", f"--no_{name}", f"--no-{name}"]
         action: dict[str, Any] = {"nargs": values} if values == "*" else {} if values else {"action": "store_true"}
-        parser.add_argument(*words, dest=name, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **action)
+        parser.add_argument(*spellings, dest=name, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **action)
 
 
 def _add(group: Any, flag: Flag) -> None:
     names = [f"--{name}" for name in (flag.name, *flag.aliases)]
     common: dict[str, Any] = {"dest": flag.name, "default": argparse.SUPPRESS}
-    shown = f"{flag.sets} [{flag.default}]" if flag.default not in ("", (), 0) else flag.sets
-    common["help"] = shown.replace("%", "%%")
+    common["help"] = flag.full_help.replace("%", "%%") + (f" [{flag.default}]" if flag.default not in ("", (), 0) else "")
     if flag.kind == "switch":
         group.add_argument(*names, action=argparse.BooleanOptionalAction, **common)
     elif flag.kind == "list":
@@ -199,7 +199,7 @@ def read_flat(data: dict[str, Any], path: str) -> tuple[dict[str, Any], list[str
         if key in IGNORED:
             notes.append(f"{where} has no effect: {IGNORED[key][1]}")
         elif key in flags:
-            values[flags[key].name] = typed_value(flags[key], value, where)
+            values[flags[key].name] = as_flag_kind(flags[key], value, where)
         elif key not in REFUSED:
             near = difflib.get_close_matches(key, known_names(), 1)
             raise SettingError(f"{where}: unknown key{f'; did you mean {near[0]}?' if near else ''}")
@@ -209,6 +209,13 @@ def read_flat(data: dict[str, Any], path: str) -> tuple[dict[str, Any], list[str
 def tables(data: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     top = {key: value for key, value in data.items() if not isinstance(value, dict)}
     return [("", top), *((name, value) for name, value in data.items() if isinstance(value, dict))]
+
+
+def config_of(flags: Sequence[str]) -> TrainConfig:
+    """Return the run that these flags of `train` ask for."""
+    parser = Parser(prog="train", allow_abbrev=False)
+    add_arguments(parser)
+    return request_from(parse(parser, flags)).config
 
 
 def config_from_file(path: str | Path, guard: Guard = lambda path, setting: None) -> tuple[TrainConfig, tuple[str, ...]]:
@@ -221,7 +228,6 @@ def config_from_file(path: str | Path, guard: Guard = lambda path, setting: None
 def write_config(config: TrainConfig, path: Path) -> None:
     """The canonical TOML: every setting, spelt out. `--config` reads it back as exactly this run."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(dump_toml(to_dict(config)), encoding="utf-8")
+        write_whole(path, dump_toml(to_dict(config)))
     except OSError as error:
         raise FileError(f"{path}: cannot be written ({error.strerror}); choose another output_dir") from None

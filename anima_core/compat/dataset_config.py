@@ -1,39 +1,43 @@
 """kohya's dataset_config TOML: `[general]` < `[[datasets]]` < `[[datasets.subsets]]`, the innermost wins.
 
-Key names and defaults: `reference/seed_family.md` §4.4. A key that has no meaning here is an error or a note, never dropped.
+Key names and defaults: sd-scripts' config_util. A key that has no meaning here is an error or a note, never dropped.
 """
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from ..config import DatasetConfig, SubsetConfig
 from ..errors import SettingError
-from ..toml_file import line_of, read_toml
+from ..settings import DatasetConfig, SubsetConfig
+from ..settings.serial import as_kind
+from ..settings.toml_file import line_of, read_toml
 
-SUBSET_KEYS = {  # kohya's name -> ours
-    "num_repeats": "num_repeats",
-    "caption_extension": "caption_extension",
-    "class_tokens": "class_tokens",
-    "caption_dropout_rate": "caption_dropout_rate",
-    "caption_prefix": "caption_prefix",
-    "caption_suffix": "caption_suffix",
-    "caption_separator": "caption_separator",
-    "keep_tokens": "keep_tokens",
-    "keep_tokens_separator": "keep_tokens_separator",
-    "shuffle_caption": "shuffle_caption",
-    "caption_tag_dropout_rate": "caption_tag_dropout_rate",
-    "flip_aug": "flip_aug",
-    "alpha_mask": "alpha_mask",
-}
-DATASET_KEYS = {
-    "batch_size": "batch_size",
-    "enable_bucket": "enable_bucket",
-    "min_bucket_reso": "min_bucket_reso",
-    "max_bucket_reso": "max_bucket_reso",
-    "bucket_reso_steps": "bucket_reso_steps",
-    "bucket_no_upscale": "bucket_no_upscale",
-}
+T = TypeVar("T")
+
+# kohya's names, which are ours
+SUBSET_KEYS = (
+    "num_repeats",
+    "caption_extension",
+    "class_tokens",
+    "caption_dropout_rate",
+    "caption_prefix",
+    "caption_suffix",
+    "caption_separator",
+    "keep_tokens",
+    "keep_tokens_separator",
+    "shuffle_caption",
+    "caption_tag_dropout_rate",
+    "flip_aug",
+    "alpha_mask",
+)
+DATASET_KEYS = (
+    "batch_size",
+    "enable_bucket",
+    "min_bucket_reso",
+    "max_bucket_reso",
+    "bucket_reso_steps",
+    "bucket_no_upscale",
+)
 WITHOUT_EFFECT = {
     "caption_dropout_every_n_epochs": "use caption_dropout_rate",
     "secondary_separator": "write the captions with the separator itself",
@@ -52,8 +56,12 @@ WITHOUT_EFFECT = {
 }
 OWN_SUBSET_KEYS = {"image_dir", "is_reg", "mask_dir", "conditioning_data_dir"}
 OWN_DATASET_KEYS = {"resolution", "prior_loss_weight", "subsets"}
-KOHYA_DEFAULTS = {"enable_bucket": False, "caption_extension": ".txt"}
-
+OTHER_DEFAULTS = {"enable_bucket": False}  # kohya's: without it a file's pictures are cropped to its resolution
+WORDS = {  # what a file calls our settings, where it has another word
+    "subset.mask_dir": "conditioning_data_dir",
+    "subset.loss_weight": "prior_loss_weight",
+    "dataset.resolutions": "resolution",
+}
 
 Datasets = tuple[tuple[DatasetConfig, ...], list[str]]
 
@@ -76,7 +84,7 @@ def datasets_from(data: dict[str, Any], fallback: dict[str, Any], where: str) ->
     entries = list_of(data, "datasets", where)
     if not entries:
         raise SettingError(f"{where}: no [[datasets]]; add one with [[datasets.subsets]] and image_dir")
-    outer = KOHYA_DEFAULTS | fallback | general
+    outer = OTHER_DEFAULTS | fallback | general
     return tuple(_dataset(entry, outer, where, notes) for entry in entries), notes
 
 
@@ -86,10 +94,10 @@ def _dataset(entry: dict[str, Any], outer: dict[str, Any], where: str, notes: li
     subsets = list_of(entry, "subsets", where)
     if not subsets:
         raise SettingError(f"{where}: [[datasets]] without [[datasets.subsets]]; add one with image_dir")
-    settings = {
-        ours: typed(DatasetConfig, ours, values[key], key, where) for key, ours in DATASET_KEYS.items() if key in values
-    }
-    return DatasetConfig(
+    settings = own_kinds(DatasetConfig, {key: values[key] for key in DATASET_KEYS if key in values}, where)
+    return checked(
+        DatasetConfig,
+        where,
         subsets=tuple(_subset(subset, values, where, notes) for subset in subsets),
         resolutions=(resolution(values.get("resolution", 1024), where),),
         **settings,
@@ -101,22 +109,24 @@ def _subset(entry: dict[str, Any], outer: dict[str, Any], where: str, notes: lis
     values = outer | entry
     if not values.get("image_dir"):
         raise SettingError(f"{where}: [[datasets.subsets]] without image_dir; name a folder of pictures")
-    given = {key: values[key] for key in SUBSET_KEYS if values.get(key) is not None}
-    settings = {SUBSET_KEYS[key]: typed(SubsetConfig, SUBSET_KEYS[key], value, key, where) for key, value in given.items()}
-    weight = typed(SubsetConfig, "loss_weight", values.get("prior_loss_weight", 1.0), "prior_loss_weight", where)
+    settings = own_kinds(SubsetConfig, {k: values[k] for k in SUBSET_KEYS if values.get(k) is not None}, where)
+    weight = as_kind(float, values.get("prior_loss_weight", 1.0), f"{where}: prior_loss_weight")
     settings["loss_weight"] = weight if entry.get("is_reg") else 1.0
     masks = entry.get("conditioning_data_dir", entry.get("mask_dir", ""))
-    return SubsetConfig(image_dir=str(entry["image_dir"]), mask_dir=str(masks), **settings)
+    return checked(SubsetConfig, where, image_dir=str(entry["image_dir"]), mask_dir=str(masks), **settings)
 
 
-def typed(cls: type, name: str, value: Any, key: str, where: str) -> Any:
-    """A value as the setting's own type; a whole number serves as a float."""
-    kind = cls.__dataclass_fields__[name].type
-    if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1000:
-        return float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise SettingError(f"{where}: {key}={value!r}: must be {kind.__name__}")
-    return value
+def own_kinds(cls: type, values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return the values as the kinds that the settings of these names have."""
+    return {name: as_kind(cls.__annotations__[name], value, f"{where}: {name}") for name, value in values.items()}
+
+
+def checked(cls: type[T], where: str, **values: Any) -> T:
+    """Make a settings class; what it refuses is said with the file's name and words."""
+    try:
+        return cls(**values)
+    except SettingError as error:
+        raise SettingError(f"{where}: {error.said(WORDS)}") from None
 
 
 def require_table(value: Any, where: str, name: str) -> None:

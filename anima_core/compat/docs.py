@@ -5,8 +5,11 @@
 import sys
 from pathlib import Path
 
+from ..adapters.types import ADAPTER_TYPES
+from ..errors import in_words
 from . import dataset_config, root_toml
-from .flags import IGNORED, MAPPED, NETWORK_ARGS, REFUSED
+from .flags import MAPPED, NETWORK_ARGS, OTHER_DEFAULTS, setting_words
+from .unmapped import IGNORED, REFUSED
 
 HEAD = """# sd-scripts flags and TOML keys
 
@@ -19,7 +22,7 @@ tables is an error that names the nearest one.
 
 | there | here | reason |
 |---|---|---|
-| padding of T5 and Qwen is attended to | masked, pad rows zero | the model was trained so; unmasked padding moves valid embeddings by 60 % |
+| padding of T5 and Qwen is attended to | masked, pad rows zero | the model was trained so; unmasked padding moves valid embeddings |
 | `--anima_seq_len` cuts and pads | always padded to 512, never cut | zero rows are attention sinks: 256 of them are another model |
 | adapter in the base model's bf16 | always fp32 | in bf16 a LoKr's updates mostly round away |
 | LLM adapter and norms trained by default | frozen; `train_llm_adapter=true`, `--train_norm` | the LLM adapter holds the model's names and degrades easily |
@@ -37,13 +40,18 @@ tables is an error that names the nearest one.
 def document() -> str:
     parts = [HEAD]
     for group, flags in MAPPED.items():
-        parts.append(f"\n## Mapped: {group}\n\n| flag | default | sets |\n|---|---|---|")
+        parts.append(f"\n## Mapped: {group}\n\n| flag | default | sets | |\n|---|---|---|---|")
         for flag in flags:
             names = ", ".join(f"`--{name}`" for name in (flag.name, *flag.aliases))
             default = "" if flag.default in ("", ()) else f"`{flag.default}`"
-            parts.append(f"| {names} | {default} | {flag.sets} |")
+            setting = f"`{flag.setting}`" if flag.setting else ""
+            parts.append(f"| {names} | {default} | {setting} | {flag.full_help} |")
+    parts.append("\n## Defaults that are not the setting's own\n\n| flag | default | reason |\n|---|---|---|")
+    parts += [f"| `--{name}` | `{default}` | {reason} |" for name, (default, reason) in OTHER_DEFAULTS.items()]
+    parts.append("\n## `--network_module`\n\n| word | type |\n|---|---|")
+    parts += [f"| `{word}` | {kind.name} |" for kind in ADAPTER_TYPES for word in kind.modules]
     parts.append("\n## `--network_args`\n\n| name | sets |\n|---|---|")
-    parts += [f"| `{name}` | {what} |" for name, what in NETWORK_ARGS.items()]
+    parts += [f"| `{name}` | {in_words(arg.help, setting_words())} |" for name, arg in NETWORK_ARGS.items()]
     for title, table in (("Accepted without effect", IGNORED), ("Refused", REFUSED)):
         parts.append(f"\n## {title}\n\n| flag | reason |\n|---|---|")
         parts += [f"| `--{name}` | {reason} |" for name, (_, reason) in table.items()]
@@ -73,8 +81,8 @@ def toml_tables() -> list[str]:
     parts += [f"| `{table}.{key}` | {why} |" for (table, key), why in root_toml.WITHOUT_EFFECT.items()]
     parts += [f"| `[{table}]` | {why} |" for table, why in root_toml.TABLES_WITHOUT_EFFECT.items()]
     parts.append("\n## dataset_config\n\n| key | setting |\n|---|---|")
-    keys = {**dataset_config.SUBSET_KEYS, **dataset_config.DATASET_KEYS}
-    parts += [f"| `{key}` | {name} |" for key, name in keys.items()]
+    parts += [f"| `{key}` | `subset.{key}` |" for key in dataset_config.SUBSET_KEYS]
+    parts += [f"| `{key}` | `dataset.{key}` |" for key in dataset_config.DATASET_KEYS]
     parts += [f"| `{key}` | |" for key in sorted(dataset_config.OWN_SUBSET_KEYS | dataset_config.OWN_DATASET_KEYS)]
     parts.append("\nWithout effect:\n\n| key | reason |\n|---|---|")
     parts += [f"| `{key}` | {why} |" for key, why in dataset_config.WITHOUT_EFFECT.items()]

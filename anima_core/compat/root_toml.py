@@ -1,16 +1,15 @@
 """The sectioned TOML of sd-scripts-anima: [model] [dataset] [training] [lora] [optimizer] [output] -> flag values.
 
-Keys, targets and quirks: `reference/seed_family.md` §4.1. Every key is mapped, noted as having no effect, or an error
-that names its table and line.
+Keys and quirks are that program's own. Every key is mapped, noted as having no effect, or an error that names its table
+and line.
 """
 
 import difflib
 from typing import Any
 
 from ..errors import SettingError
-from ..toml_file import line_of
-from .flags import mapped_flags
-from .typed import typed_value
+from ..settings.toml_file import line_of
+from .flags import as_flag_kind, mapped_flags
 
 Values = dict[str, Any]
 
@@ -95,6 +94,7 @@ WITHOUT_EFFECT = {
     ("lora", "lokr_normalize"): "norms are not limited; such limits were missing from exported files",
     ("output", "comfyui_format"): "files always load in ComfyUI",
 }
+OTHER_BETAS = (0.9, 0.999)  # AdamW's own, where a file gives only one: there sd-scripts-anima leaves the other to torch
 TABLES_WITHOUT_EFFECT = {
     "monitor": "the log has every number",
     "wandb": "wandb is not written",
@@ -158,7 +158,7 @@ def plain_values(data: dict[str, Any], path: str) -> Values:
     for (table, key), flag in names.items():
         if key in data.get(table, {}):
             where = f"{path}, line {line_of(path, table, key)}: {table}.{key}"
-            values[flag] = typed_value(flags[flag], data[table][key], where)
+            values[flag] = as_flag_kind(flags[flag], data[table][key], where)
     return values
 
 
@@ -184,12 +184,13 @@ def schedule_values(data: dict[str, Any], values: Values, path: str) -> None:
 
 def network_values(data: dict[str, Any], values: Values, path: str) -> None:
     lora = data.get("lora", {})
+    from ..adapters.types import ADAPTER_TYPES  # loads torch
+
     kind = str(lora.get("network_type", "lora")).lower()
-    modules = {"lora": "networks.lora_anima", "lokr": "networks.lokr_anima"}
-    if kind not in modules:
-        line = line_of(path, "lora", "network_type")
-        raise SettingError(f"{path}, line {line}: lora.network_type={kind!r}: must be lora or lokr")
-    values["network_module"] = modules[kind]
+    if kind not in ADAPTER_TYPES.names:
+        where = f"{path}, line {line_of(path, 'lora', 'network_type')}: lora.network_type"
+        raise SettingError(f"{where}={kind!r}: must be one of {', '.join(ADAPTER_TYPES.names)}")
+    values["network_module"] = ADAPTER_TYPES[kind].modules[0]
     arguments = [f"{key}={lora[key]}" for key in NETWORK_ARGS if key in lora and (kind == "lokr" or not key.startswith("lokr"))]
     targets = lora.get("lora_targets")
     if targets:
@@ -213,7 +214,8 @@ def optimizer_values(data: dict[str, Any], values: Values, path: str) -> None:
     optimizer = data.get("optimizer", {})
     arguments = [f"{key}={optimizer[key]}" for key in ("weight_decay", "eps") if key in optimizer]
     if "beta1" in optimizer or "beta2" in optimizer:
-        arguments.append(f"betas={optimizer.get('beta1', 0.9)},{optimizer.get('beta2', 0.999)}")
+        betas = (optimizer.get(name, default) for name, default in zip(("beta1", "beta2"), OTHER_BETAS))
+        arguments.append(f"betas={','.join(map(str, betas))}")
     if str(values.get("optimizer_type", "")).lower() == "prodigy":
         arguments += [f"{name}={optimizer[key]}" for key, name in PRODIGY.items() if key in optimizer]
     values["optimizer_args"] = arguments

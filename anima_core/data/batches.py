@@ -1,6 +1,5 @@
 """Which pictures meet in which batch, in an order that (seed, epoch, position) alone decides."""
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +8,8 @@ from typing import NamedTuple
 
 import torch
 
-from ..config import DatasetConfig
+from .. import seeds
+from ..settings import DatasetConfig
 from .buckets import Size, choose_bucket
 from .folder import Picture, without_collector
 
@@ -35,7 +35,7 @@ class Draw:
 
 @without_collector()
 def build_items(datasets: Sequence[DatasetConfig], pictures: Sequence[Sequence[Picture]]) -> list[Item]:
-    """Every picture of every dataset, at each resolution, as often as it repeats."""
+    """List every picture of every dataset, at each resolution, as often as it repeats."""
     items: list[Item] = []
     for index, (dataset, group) in enumerate(zip(datasets, pictures)):
         for resolution in dataset.resolutions:
@@ -59,7 +59,7 @@ class Batches:
         return len(self._plan)  # the same in every epoch: groups do not change
 
     def state_dict(self) -> dict[str, int]:
-        """Where the next batch stands."""
+        """Return the position of the next batch."""
         return {"epoch": self.epoch, "index": self.index}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -75,7 +75,7 @@ class Batches:
 
     @without_collector()
     def _plan_epoch(self, epoch: int) -> list[list[int]]:
-        generator = torch.Generator().manual_seed(derive(self.seed, "order", epoch))
+        generator = seeds.generator(self.seed, "order", epoch)
         groups: dict[tuple[int, Size], list[int]] = defaultdict(list)
         for number in torch.randperm(len(self.items), generator=generator).tolist():
             item = self.items[number]
@@ -87,12 +87,6 @@ class Batches:
         return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
     def _draw(self, number: int) -> Draw:
-        item, seed = self.items[number], derive(self.seed, "draw", self.epoch, number)
+        item, seed = self.items[number], seeds.seed_of(self.seed, "draw", self.epoch, number)
         flip = item.picture.subset.flip_aug and bool(seed & 1)
         return Draw(item, flip, self.epoch, seed)
-
-
-def derive(*parts: int | str) -> int:
-    """A 63-bit number that depends on all parts."""
-    text = "/".join(map(str, parts)).encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
 
-from ..config import DatasetConfig
+from ..settings import DatasetConfig
 
 Size = tuple[int, int]
 LATENT_STEP = 16  # VAE 8 x patch 2
@@ -13,7 +13,7 @@ LATENT_STEP = 16  # VAE 8 x patch 2
 
 @lru_cache(maxsize=64)
 def bucket_sizes(resolution: Size, low: int, high: int, step: int) -> tuple[Size, ...]:
-    """Every size with sides in multiples of `step` within [low, high] and an area of at most the resolution's.
+    """Return every size with sides in multiples of `step` within [low, high] and an area of at most the resolution's.
 
     As in kohya's trainers: for each width the tallest height that fits, mirrored, and the square.
     """
@@ -28,7 +28,7 @@ def bucket_sizes(resolution: Size, low: int, high: int, step: int) -> tuple[Size
 
 
 def choose_bucket(size: Size, dataset: DatasetConfig, resolution: Size) -> Size:
-    """The size that a picture is trained at."""
+    """Choose the size that a picture is trained at."""
     if not dataset.enable_bucket:
         return resolution
     if dataset.bucket_no_upscale:
@@ -38,13 +38,13 @@ def choose_bucket(size: Size, dataset: DatasetConfig, resolution: Size) -> Size:
 
 
 def closest(size: Size, sizes: tuple[Size, ...]) -> Size:
-    """The nearest aspect ratio; of equal ones the largest. In logarithms: 2:1 and 1:2 are equally far from square."""
+    """Choose the nearest aspect ratio, of equal ones the largest. In logarithms: 2:1 and 1:2 are equally far from square."""
     ratio = math.log(size[0] / size[1])
     return min(sizes, key=lambda s: (round(abs(math.log(s[0] / s[1]) - ratio), 9), -s[0] * s[1]))
 
 
 def own_bucket(size: Size, resolution: Size, step: int) -> Size:
-    """bucket_no_upscale: the picture's own size, reduced to the area if it is larger, sides rounded down to `step`."""
+    """Return the picture's own size, for bucket_no_upscale, reduced to the area, sides rounded down to `step`."""
     scale = min(1.0, math.sqrt(resolution[0] * resolution[1] / (size[0] * size[1])))
     width, height = (max(round_down(side * scale, step), round_down(side * scale, LATENT_STEP, LATENT_STEP)) for side in size)
     return width, height
@@ -55,15 +55,15 @@ def round_down(value: float, step: int, least: int = 0) -> int:
 
 
 def cover(size: Size, bucket: Size) -> tuple[Size, tuple[int, int, int, int]]:
-    """How to fill a bucket: the size to resize to, and the centred box (left, top, right, bottom) to crop from it."""
+    """Return how to fill a bucket: the size to resize to, and the centred box (left, top, right, bottom) to crop from it."""
     scale = max(bucket[0] / size[0], bucket[1] / size[1])
-    resized = tuple(max(b, round(s * scale)) for s, b in zip(size, bucket))
+    resized = max(bucket[0], round(size[0] * scale)), max(bucket[1], round(size[1] * scale))
     left, top = (resized[0] - bucket[0]) // 2, (resized[1] - bucket[1]) // 2
     return resized, (left, top, left + bucket[0], top + bucket[1])
 
 
 def bucket_table(buckets: Iterable[Size], batch_size: int) -> list[str]:
-    """Lines for a report: size, draws, batches, and how many batches are smaller than asked."""
+    """Return lines for a report: size, draws, batches, and how many batches are smaller than asked."""
     lines = []
     for (width, height), count in sorted(Counter(buckets).items()):
         batches = math.ceil(count / batch_size)

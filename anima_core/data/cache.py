@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import threading
 import zlib
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,14 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ..errors import FileError
+from ..files import write_whole
+from ..models.checkpoint import tensor_bytes
 
 VERSION = 1  # of what the cached numbers mean
 
 
 def cache_key(**parts: Any) -> str:
-    """SHA-256 of the named parts, as hex."""
+    """Return the SHA-256 of the named parts, as hex."""
     return hashlib.sha256(json.dumps({"version": VERSION} | parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -31,20 +32,17 @@ class TensorCache:
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
-        self.damaged = 0
         self._memory: dict[str, dict[str, Tensor]] = {}
 
-    def path(self, key: str) -> Path:
-        return self.folder / key[:2] / f"{key[2:34]}.safetensors"
-
     def has(self, key: str) -> bool:
-        """Whether an entry is there, of its full length; its checksum is looked at when it is read."""
-        return key in self._memory if self.folder is None else has_full_length(self.path(key))
+        """Tell whether an entry is there, of its full length; its checksum is looked at when it is read."""
+        return key in self._memory if self.folder is None else has_full_length(entry_path(self.folder, key))
 
     def get(self, key: str) -> dict[str, Tensor] | None:
+        """Read an entry; None when it is missing or damaged, which removes it."""
         if self.folder is None:
             return self._memory.get(key)
-        path = self.path(key)
+        path = entry_path(self.folder, key)
         try:
             data = path.read_bytes()
         except FileNotFoundError:
@@ -57,39 +55,43 @@ class TensorCache:
         except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             intact = False
         if not intact:
-            self.damaged += 1
             path.unlink(missing_ok=True)
             return None
         return tensors
 
     def put(self, key: str, tensors: dict[str, Tensor]) -> None:
+        """Write an entry. Raises FileError."""
         tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
         if self.folder is None:
             self._memory[key] = tensors
             return
-        path = self.path(key)
-        temporary = path.with_name(f"{path.stem[:8]}-{os.getpid()}-{threading.get_ident()}.tmp")
+        path = entry_path(self.folder, key)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(save(tensors, metadata={"key": key, "crc32": checksum(tensors)}))
-            os.replace(temporary, path)
+            write_whole(path, save(tensors, metadata={"key": key, "crc32": checksum(tensors)}), durable=False)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise FileError(f"{path.parent}: the cache cannot be written ({error.strerror}); set cache_dir elsewhere") from None
+            way_out = "set `train.cache_dir` elsewhere"
+            raise FileError(f"{path.parent}: the cache cannot be written ({error.strerror}); {way_out}") from None
+
+
+def entry_path(folder: Path, key: str) -> Path:
+    return folder / key[:2] / f"{key[2:34]}.safetensors"
 
 
 def encoded_at_once(device: torch.device, wanted: int) -> int:
-    """On the CPU one: in another batch the last bits differ, and what is cached must not depend on where a run was cut."""
+    """Return how many are encoded in one batch: 1 on the CPU.
+
+    Batched kernels round differently there, and the cache must be reproducible after an interruption.
+    """
     return 1 if device.type == "cpu" else wanted
 
 
 def metadata_of(data: bytes) -> dict[str, str]:
-    """The `__metadata__` of a safetensors file in memory."""
+    """Return the `__metadata__` of a safetensors file in memory."""
     return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
 
 
 def has_full_length(path: Path) -> bool:
-    """Cheap for a hundred thousand files: only the header is read."""
+    """Compare a file's length with its header, which alone is read: cheap for a hundred thousand files."""
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -101,24 +103,9 @@ def has_full_length(path: Path) -> bool:
         return False
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, as hex. Raises FileError when it cannot be read."""
-    digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    except OSError as error:
-        raise FileError(f"{path}: cannot be read ({error.strerror}); start again") from None
-    return digest.hexdigest()
-
-
 def checksum(tensors: dict[str, Tensor]) -> str:
+    """Return the CRC-32 of names and bytes, as hex."""
     value = 0
     for name in sorted(tensors):
-        value = zlib.crc32(bytes_of(tensors[name]), zlib.crc32(name.encode(), value))
+        value = zlib.crc32(tensor_bytes(tensors[name]), zlib.crc32(name.encode(), value))
     return f"{value:08x}"
-
-
-def bytes_of(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy())

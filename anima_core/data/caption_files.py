@@ -17,12 +17,12 @@ BOMS = (
     (codecs.BOM_UTF16_LE, "utf-16-le", "UTF-16"),
     (codecs.BOM_UTF16_BE, "utf-16-be", "UTF-16"),
 )
-LEAST = 0.5  # of the non-ASCII characters that must be ordinary
-MARGIN = 0.2  # by which the best reading must lead
+MIN_ORDINARY = 0.5  # share of the non-ASCII characters that must be ordinary
+MIN_LEAD = 0.2  # by which the best reading must exceed the second
 
 
 def read_caption(path: str | Path) -> tuple[str, str]:
-    """The text of a caption file without the white space around it, and the encoding it was in.
+    """Return the text of a caption file without the white space around it, and the encoding it was in.
 
     Raises FileError, naming the file, when it cannot be read.
     """
@@ -36,7 +36,7 @@ def read_caption(path: str | Path) -> tuple[str, str]:
 
 
 def decode(data: bytes) -> tuple[str, str]:
-    """-> text, and the encoding's name for people. Raises UnicodeError, saying what was found, when none fits well."""
+    """Return the text, and the encoding's name for people. Raises UnicodeError, saying what was found, when none fits well."""
     for mark, codec, name in BOMS:
         if data.startswith(mark):
             return data[len(mark) :].decode(codec), name
@@ -48,13 +48,13 @@ def decode(data: bytes) -> tuple[str, str]:
         byte = f"byte 0x{data[error.start]:02x} at {error.start}"
     readings = sorted(_readings(data), reverse=True)
     best, runner_up = (*readings, (0.0, "", ""), (0.0, "", ""))[:2]
-    if best[0] < LEAST or best[0] - runner_up[0] < MARGIN:
+    if best[0] < MIN_ORDINARY or best[0] - runner_up[0] < MIN_LEAD:
         raise UnicodeError(f"not UTF-8 ({byte}) nor clearly anything else")
     return best[2], best[1]
 
 
 def _utf16(data: bytes) -> str:
-    """Without a mark: the byte order that gives more ASCII, if it gives text at all."""
+    """Decode UTF-16 without a mark in the byte order that gives more ASCII. Raises UnicodeError when neither gives text."""
     texts = [text for codec in ("utf-16-le", "utf-16-be") if (text := _text(data, codec))]
     if not texts:
         raise UnicodeError("not text (zero bytes)")
@@ -62,7 +62,7 @@ def _utf16(data: bytes) -> str:
 
 
 def _text(data: bytes, codec: str) -> str:
-    """Empty when it cannot be decoded, or holds characters that no text has."""
+    """Decode; empty when that fails, or gives characters that no text has."""
     try:
         text = data.decode(codec)
     except UnicodeDecodeError:
@@ -71,7 +71,7 @@ def _text(data: bytes, codec: str) -> str:
 
 
 def _readings(data: bytes) -> list[tuple[float, str, str]]:
-    """(how ordinary the text would be, name, text) for each candidate that can be decoded at all."""
+    """Return (how ordinary the text would be, name, text) for each candidate."""
     found = []
     for codec, name, ordinary in CANDIDATES:
         text = _text(data, codec)
@@ -81,13 +81,19 @@ def _readings(data: bytes) -> list[tuple[float, str, str]]:
 
 
 def _ordinary_gbk(text: str, i: int) -> float:
-    """GB2312 sorts its 3755 common hanzi first, lead bytes B0 to D7; A1 and A3 are punctuation and full-width forms."""
+    """Judge a character as GBK.
+
+    GB2312 sorts its 3755 common hanzi first, lead bytes B0 to D7; A1 and A3 are punctuation and full-width forms.
+    """
     lead = _lead_byte(text[i], "gb2312")
     return 1.0 if lead in (0xA1, 0xA3) or 0xB0 <= lead <= 0xD7 else 0.6 if lead else 0.0
 
 
 def _ordinary_shift_jis(text: str, i: int) -> float:
-    """Kana, full-width forms, and the common kanji of JIS level 1; half-width katakana are what other text looks like."""
+    """Judge a character as Shift-JIS: kana, full-width forms and the common kanji of JIS level 1 are ordinary.
+
+    Half-width katakana are not: text in other encodings looks like them.
+    """
     c = text[i]
     if "\u3000" <= c <= "\u30ff" or "\uff01" <= c <= "\uff5e":
         return 1.0
@@ -96,9 +102,12 @@ def _ordinary_shift_jis(text: str, i: int) -> float:
 
 
 def _ordinary_latin(text: str, i: int) -> float:
-    """An accented letter or a typographic mark with ASCII around it: elsewhere high bytes come in rows."""
+    """Judge a character as Latin-1: an accented letter or a typographic mark with ASCII around it is ordinary.
+
+    In other encodings high bytes come in rows.
+    """
     alone = not any(c > "\x7f" for c in text[max(0, i - 1) : i] + text[i + 1 : i + 2])
-    usual = "À" <= text[i] <= "ÿ" and text[i] not in "×÷" or text[i] in "‘’“”–—…«»¿¡°ŒœŠšŽžŸ"
+    usual = ("À" <= text[i] <= "ÿ" and text[i] not in "×÷") or text[i] in "‘’“”–—…«»¿¡°ŒœŠšŽžŸ"
     return float(usual) * (1.0 if alone else 0.3)
 
 

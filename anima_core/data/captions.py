@@ -2,19 +2,19 @@
 
 import torch
 
-from ..config import SubsetConfig
+from ..settings import SubsetConfig
 
 
 def process_caption(text: str, subset: SubsetConfig, generator: torch.Generator, drop: bool | None = None) -> str:
-    """One draw of a caption: prefix and suffix, then shuffle, then tag dropout, then caption dropout.
+    """Draw a caption: prefix and suffix, then shuffle, then tag dropout, then caption dropout.
 
     drop: whether the caption as a whole is left empty; None draws it at `caption_dropout_rate`.
     Text is returned as it is unless something asks for its tags: shuffling, tag dropout, or a `keep_tokens_separator`
     that stands in it. Then its first line is tags, and any further lines are prose, which stays.
     An option's draws are the same whether or not other options are on.
     """
-    chance = torch.rand((), generator=generator)
-    if chance < subset.caption_dropout_rate if drop is None else drop:
+    drawn = bool(torch.rand((), generator=generator) < subset.caption_dropout_rate)  # drawn always: later draws stay the same
+    if drawn if drop is None else drop:
         return ""
     text = " ".join(part for part in (subset.caption_prefix, text, subset.caption_suffix) if part)
     marker = subset.keep_tokens_separator
@@ -34,9 +34,9 @@ def _vary(text: str, subset: SubsetConfig, generator: torch.Generator) -> str:
 
 
 def split_tags(text: str, subset: SubsetConfig) -> tuple[list[str], list[str], list[str]]:
-    """Stripped, non-empty tags: fixed head, flexible middle, fixed tail.
+    """Split a caption into stripped, non-empty tags: fixed head, flexible middle, fixed tail.
 
-    `keep_tokens_separator` divides them where it stands (a second one begins the tail); else the head is `keep_tokens`.
+    `keep_tokens_separator` divides them (a second one begins the tail); without it the head is `keep_tokens` long.
     """
     marker = subset.keep_tokens_separator
     if marker and marker in text:

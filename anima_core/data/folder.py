@@ -1,4 +1,4 @@
-"""Scanning folders of captioned pictures. Everything that is left out, or read in another way than it stands, is counted."""
+"""Scanning folders of captioned pictures. Every skipped or converted file is counted in the report."""
 
 import gc
 import hashlib
@@ -16,12 +16,12 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from ..config import DatasetConfig, SubsetConfig
 from ..errors import FileError
+from ..settings import DatasetConfig, SubsetConfig
 from .buckets import Size
 from .caption_files import read_caption
-from .index import FileIndex, Progress, Stamp, is_settled, look_at
-from .picture_files import examine, whole_files_only
+from .index import FileIndex, Progress, Stamp, is_settled, scan_files
+from .picture_files import scan_picture, whole_files_only
 from .report import DataReport, Finding
 
 Image.init()
@@ -48,7 +48,7 @@ NOTED_TRAITS = {
     "transparent": "transparent pictures, put on white",
 }
 
-SEPARATOR = "\0"  # `decode` gives no text that holds one
+SEPARATOR = "\0"  # between the fields of a scan result: decoded captions never hold one
 
 Stage = Callable[[str], Progress]  # the name of a piece of work -> where its progress goes
 
@@ -70,7 +70,7 @@ class Picture(NamedTuple):  # a hundred thousand are made at each start: tuples 
 
 @contextmanager
 def without_collector() -> Iterator[None]:
-    """Every picture's record stays: the garbage collector would walk over a growing heap of them again and again."""
+    """Switch the garbage collector off: it would walk over a growing heap of pictures' records, which all stay."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -96,8 +96,9 @@ def silent(stage: str) -> Progress:
 
 
 def scan(dataset: DatasetConfig, index: FileIndex | None = None, stage: Stage = silent) -> tuple[list[Picture], DataReport]:
-    """All usable pictures of a dataset, in a fixed order, each decoded once in its life. Raises FileError for a folder that
-    is missing or holds no usable picture, and for a dataset without any caption.
+    """Return all usable pictures of a dataset, in a fixed order, each decoded once in its life, and the report.
+
+    Raises FileError for a folder that is missing or holds no usable picture, and for a dataset without any caption.
     """
     report, index = DataReport(), index or FileIndex()
     pictures: list[Picture] = []
@@ -106,7 +107,7 @@ def scan(dataset: DatasetConfig, index: FileIndex | None = None, stage: Stage = 
             pictures += scan_subset(Scan(subset, mask_files(subset), report, index, stage))
     if not any(p.caption or p.subset.class_tokens for p in pictures):
         subset = dataset.subsets[0]
-        way_out = f"put {subset.caption_extension} files beside the pictures, or set class_tokens"
+        way_out = f"put {subset.caption_extension} files beside the pictures, or set `subset.class_tokens`"
         raise FileError(f"{subset.image_dir}: no captions; {way_out}")
     report.pictures = len(pictures)
     report.draws = sum(p.repeats for p in pictures)
@@ -115,7 +116,7 @@ def scan(dataset: DatasetConfig, index: FileIndex | None = None, stage: Stage = 
 
 
 def count_doubles(pictures: list[Picture], report: DataReport) -> None:
-    """The same bytes under several names."""
+    """Report the same bytes under several names."""
     first: dict[str, Picture] = {}
     for picture in pictures:
         other = first.setdefault(picture.digest, picture)
@@ -126,19 +127,19 @@ def count_doubles(pictures: list[Picture], report: DataReport) -> None:
 def scan_subset(state: Scan) -> list[Picture]:
     root = Path(state.subset.image_dir)
     if not root.is_dir():
-        raise FileError(f"{root}: no such folder of pictures; check image_dir")
+        raise FileError(f"{root}: no such folder of pictures; check `subset.image_dir`")
     pictures = []
     for folder, repeats in picture_folders(root, state.subset, state.report):
         pictures += scan_folder(folder, repeats, state)
     if not pictures:
         left_out, kinds = "; ".join(state.report.warnings()), ", ".join(sorted(EXTENSIONS))
         problem = f"no usable pictures ({left_out})" if left_out else f"no pictures ({kinds})"
-        raise FileError(f"{root}: {problem}; check image_dir")
+        raise FileError(f"{root}: {problem}; check `subset.image_dir`")
     return pictures
 
 
 def picture_folders(root: Path, subset: SubsetConfig, report: DataReport) -> list[tuple[Path, int]]:
-    """The folder itself and its `N_name` sub-folders, with their repeats."""
+    """Return the folder itself and its `N_name` sub-folders, with their repeats."""
     folders = [(root, repeats_of(root.name) or subset.num_repeats)]
     for child in sorted(entry.name for entry in os.scandir(root) if entry.is_dir()):
         repeats = repeats_of(child)
@@ -150,7 +151,7 @@ def picture_folders(root: Path, subset: SubsetConfig, report: DataReport) -> lis
 
 
 def repeats_of(name: str) -> int | None:
-    """What kohya's folder name asks for. Raises FileError for what can only be a mistake, before memory runs out."""
+    """Read the repeats from kohya's folder name. Raises FileError for a number that can only be a mistake."""
     found = REPEATS.match(name)
     if found is None:
         return None
@@ -160,7 +161,7 @@ def repeats_of(name: str) -> int | None:
 
 
 def list_files(folder: Path, report: DataReport) -> dict[str, Stamp]:
-    """Names and stamps of the files of a folder; hidden ones are not looked at."""
+    """Return names and stamps of the files of a folder, hidden ones left out. Raises FileError."""
     files = {}
     try:
         with os.scandir(folder) as entries:
@@ -174,12 +175,12 @@ def list_files(folder: Path, report: DataReport) -> dict[str, Stamp]:
                 stat = entry.stat()
                 files[name] = (stat.st_size, stat.st_mtime_ns)
     except OSError as error:
-        raise FileError(f"{folder}: cannot be read ({error.strerror}); check image_dir") from None
+        raise FileError(f"{folder}: cannot be read ({error.strerror}); check `subset.image_dir`") from None
     return files
 
 
 def is_unicode(name: str) -> bool:
-    """Bytes that the file system's encoding does not explain come as lone surrogates, which no log or database takes."""
+    """Tell whether a name can be encoded: foreign bytes come as lone surrogates, which no log or database takes."""
     try:
         return bool(name.encode())
     except UnicodeEncodeError:
@@ -187,22 +188,22 @@ def is_unicode(name: str) -> bool:
 
 
 def scan_folder(folder: Path, repeats: int, state: Scan) -> list[Picture]:
-    """The usable pictures of one folder, by name. An unchanged one is recalled as a whole."""
+    """Return the usable pictures of one folder, by name. An unchanged folder is recalled as a whole."""
     files = list_files(folder, state.report)
     key = folder_key(files, state)
     found = recall(folder, repeats, key, state)
     if found is None:
         report = DataReport()
-        found = look_through(folder, files, repeats, replace(state, report=report)), report
+        found = read_folder(folder, files, repeats, replace(state, report=report)), report
         if key and all(is_settled(changed, time.time_ns()) for _, changed in files.values()):
-            state.index.remember_whole(folder, key, folded(*found))
+            state.index.remember_folder(folder, key, to_text(*found))
     pictures, report = found
     state.report.add(report)
     return pictures
 
 
 def folder_key(files: dict[str, Stamp], state: Scan) -> str:
-    """A hash of everything that `look_through` depends on; empty with masks, which are files of another folder."""
+    """Hash everything that `read_folder` depends on; empty with masks, which are files of another folder."""
     if state.masks is not None:
         return ""
     subset = state.subset
@@ -210,31 +211,36 @@ def folder_key(files: dict[str, Stamp], state: Scan) -> str:
     return hashlib.blake2b(marshal.dumps((reading, files), 2)).hexdigest()  # version 2 writes equal things equally
 
 
-def folded(pictures: list[Picture], report: DataReport) -> str:
-    """As text by columns: a hundred thousand rows would take four times as long to read."""
+def to_text(pictures: list[Picture], report: DataReport) -> str:
+    """Serialise a folder by columns: a hundred thousand rows would take four times as long to read."""
     columns = [[getattr(picture, column) for picture in pictures] for column in ("name", "size", "digest", "caption")]
     return json.dumps([columns, [[what, f.warns, f.names] for what, f in report.findings.items()]], ensure_ascii=False)
 
 
 def recall(folder: Path, repeats: int, key: str, state: Scan) -> tuple[list[Picture], DataReport] | None:
-    text = state.index.whole_folder(folder, key) if key else None
+    """Read back what `to_text` wrote of an unchanged folder."""
+    text = state.index.known_folder(folder, key) if key else None
     if text is None:
         return None
     (names, sizes, digests, captions), findings = json.loads(text)
-    sizes = map(tuple, sizes)
-    pictures = list(map(Picture, repeat(folder), names, repeat(state.subset), repeat(repeats), sizes, digests, captions))
+    pictures = list(
+        map(Picture, repeat(folder), names, repeat(state.subset), repeat(repeats), map(tuple, sizes), digests, captions)
+    )
     return pictures, DataReport(findings={what: Finding(warns, names) for what, warns, names in findings})
 
 
-def look_through(folder: Path, files: dict[str, Stamp], repeats: int, state: Scan) -> list[Picture]:
+def read_folder(folder: Path, files: dict[str, Stamp], repeats: int, state: Scan) -> list[Picture]:
+    """Scan every file of a folder that is new or changed, and put pictures, captions and masks together."""
     extension = state.subset.caption_extension
     stems = {name: stem for name in files if (stem := picture_stem(name))}
     wanted = {stem + extension for stem in stems.values()}
     captions = [name for name in wanted if name in files]
     if len(stems) + len(captions) < len(files):
         count_others(files.keys() - stems.keys() - wanted, state)
-    progress = state.stage(f"looking at {folder.name}")
-    found = look_at(folder, files, [*stems, *captions], lambda path: look_once(path, path.name in stems), state.index, progress)
+    progress = state.stage(f"scanning {folder.name}")
+    found = scan_files(
+        folder, files, [*stems, *captions], lambda path: scan_file(path, path.name in stems), state.index, progress
+    )
     pictures = (read_picture(folder, name, stem, repeats, found, state) for name, stem in sorted(stems.items()))
     return [picture for picture in pictures if picture is not None]
 
@@ -250,15 +256,15 @@ def count_others(names: set[str], state: Scan) -> None:
 
 
 def picture_stem(name: str) -> str:
-    """ "a.b.PNG" -> "a.b"; empty when it is no picture."""
+    """Return "a.b" for "a.b.PNG"; empty for a name that no picture has."""
     stem, _, extension = name.rpartition(".")
     return stem if extension.lower() in KINDS else ""
 
 
-def look_once(path: Path, is_picture: bool) -> str:
-    """What the index keeps of a file: `Facts`, or a caption's encoding, problem and text, with what no text holds between."""
+def scan_file(path: Path, is_picture: bool) -> str:
+    """Serialise one file's scan result as NUL-separated fields: `Facts`, or a caption's encoding, problem and text."""
     if is_picture:
-        facts = examine(path)
+        facts = scan_picture(path)
         return SEPARATOR.join([facts.digest, *map(str, facts.size), facts.problem, ",".join(facts.traits)])
     try:
         text, encoding = read_caption(path)
@@ -268,7 +274,7 @@ def look_once(path: Path, is_picture: bool) -> str:
 
 
 def read_picture(folder: Path, name: str, stem: str, repeats: int, found: dict[str, str], state: Scan) -> Picture | None:
-    """The picture with its caption and mask, or None for one that cannot be trained on."""
+    """Return a picture with its caption and mask, or None for one that cannot be trained on."""
     digest, width, height, problem, traits = found[name].split(SEPARATOR)
     if problem:
         state.report.warn(LEFT_OUT.get(problem, f"{problem}, left out"), name)
@@ -281,12 +287,12 @@ def read_picture(folder: Path, name: str, stem: str, repeats: int, found: dict[s
             state.report.warn(WARNED_TRAITS[trait], name)
         elif trait != "transparent" or not state.subset.alpha_mask:
             state.report.note(NOTED_TRAITS[trait], name)
-    mask = None if state.masks is None else mask_of(name, stem, state)
+    mask = mask_of(name, stem, state)
     return Picture(folder, name, state.subset, repeats, (int(width), int(height)), digest, caption, mask)
 
 
 def caption_of(name: str, picture: str, found: dict[str, str], state: Scan) -> str | None:
-    """The caption, or None when there is one that cannot be read."""
+    """Return the caption of a picture, or None when there is one that cannot be read."""
     subset, report = state.subset, state.report
     if name not in found:  # there is no such file
         if subset.class_tokens:
@@ -311,17 +317,19 @@ def excerpt(text: str, length: int = 24) -> str:
 
 
 def mask_files(subset: SubsetConfig) -> dict[str, Path] | None:
-    """Stem -> file of the folder of masks; None when there is none."""
+    """Return the masks by stem, or None when there is no folder of masks. Raises FileError."""
     if not subset.mask_dir:
         return None
     folder = Path(subset.mask_dir)
     if not folder.is_dir():
-        raise FileError(f"{folder}: no such folder of masks; check mask_dir")
+        raise FileError(f"{folder}: no such folder of masks; check `subset.mask_dir`")
     names = sorted((entry.name for entry in os.scandir(folder) if entry.is_file()), reverse=True)
     return {stem: folder / name for name in names if (stem := picture_stem(name))}
 
 
 def mask_of(name: str, stem: str, state: Scan) -> Path | None:
+    if state.masks is None:
+        return None
     if stem not in state.masks:
         state.report.note("pictures without a mask (counted whole)", name)
     return state.masks.get(stem)

@@ -9,61 +9,60 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .. import files
 from ..errors import FileError, RunError
 from ..models.vae import AnimaVAE
 from .batches import Draw, Item
 from .buckets import Size
-from .cache import TensorCache, cache_key, file_digest
+from .cache import TensorCache, cache_key
 from .folder import Picture
 from .pictures import load_mask, load_picture
 
 READERS = 4  # threads that decode pictures ahead of the VAE
 
 Want = tuple[Picture, Size, bool]  # picture, bucket, mirrored
+Progress = Callable[[int, int], None]
 
 
 class LatentStore:
-    """Latents by (picture bytes, bucket, flip, VAE): a change of any of these is a new entry, nothing else is.
+    """Latents by (picture bytes, bucket, flip, VAE, tile): a change of any of these is a new entry, nothing else is.
 
-    rescue: loads a VAE for an entry that is found damaged while training; what it rebuilds is told in `notes`.
+    tile: px, see `AnimaVAE.encode`. reload: loads a VAE for an entry that is found damaged while training.
+    notes: what was encoded again so.
     """
 
-    def __init__(self, cache: TensorCache, vae_identity: str, rescue: Callable[[], AnimaVAE] | None = None) -> None:
+    def __init__(self, cache: TensorCache, vae_identity: str, tile: int, reload: Callable[[], AnimaVAE] | None = None) -> None:
         self.cache = cache
         self.vae_identity = vae_identity
+        self.tile = tile
         self.notes: list[str] = []
-        self._rescue = None if rescue is None else functools.cache(rescue)
+        self._reload = None if reload is None else functools.cache(reload)
         self._mask_digests: dict[Path, str] = {}
 
     def key(self, picture: Picture, bucket: Size, flip: bool) -> str:
-        return cache_key(kind="latents", picture=picture.digest, bucket=bucket, flip=flip, vae=self.vae_identity)
+        """Return the cache key. The tile counts only where the picture is encoded in tiles."""
+        tile = {"tile": self.tile} if 0 < self.tile < max(bucket) else {}
+        return cache_key(kind="latents", picture=picture.digest, bucket=bucket, flip=flip, vae=self.vae_identity, **tile)
 
     def missing(self, items: list[Item]) -> list[Want]:
-        """What is not cached yet, each once."""
+        """List what is not cached yet, each once."""
         found: dict[str, Want] = {}
         for item in items:
-            for flip in (False, True) if item.picture.subset.flip_aug else (False,):
+            for flip in flips(item.picture):
                 key = self.key(item.picture, item.bucket, flip)
                 if key not in found and not self.cache.has(key):
                     found[key] = (item.picture, item.bucket, flip)
         return list(found.values())
 
-    def fill(
-        self,
-        items: list[Item],
-        vae: Callable[[], AnimaVAE],
-        batch_size: int,
-        tile: int,
-        progress: Callable[[int, int], None],
-    ) -> int:
-        """Encode what is missing; the VAE is only loaded when there is something. Returns how many."""
+    def fill(self, items: list[Item], vae: Callable[[], AnimaVAE], batch_size: int, progress: Progress) -> int:
+        """Encode what is missing; the VAE is only loaded when there is something. Return how many. Raises RunError."""
         wants = self.missing(items)
         if not wants:
             return 0
         model, done = vae(), 0
         with ThreadPoolExecutor(READERS, thread_name_prefix="anima-read") as readers:
             for batch, images in read_ahead(grouped(wants, batch_size), readers):
-                latents = model.encode(torch.stack(images), tile=tile)
+                latents = model.encode(torch.stack(images), tile=self.tile)
                 for want, latent in zip(batch, latents):
                     if not latent.isfinite().all():
                         raise RunError(f"{want[0].path}: its latents are not finite; is the VAE file the right one?")
@@ -72,11 +71,11 @@ class LatentStore:
                 progress(done, len(wants))
         return len(wants)
 
-    def fill_masks(self, items: list[Item], progress: Callable[[int, int], None]) -> None:
-        """Masks that are not cached yet; no VAE is needed."""
+    def fill_masks(self, items: list[Item], progress: Progress) -> None:
+        """Cache the masks that are missing; no VAE is needed."""
         masked = [item for item in items if has_mask(item.picture)]
         for done, item in enumerate(masked, start=1):
-            for flip in (False, True) if item.picture.subset.flip_aug else (False,):
+            for flip in flips(item.picture):
                 key = self.mask_key(item.picture, item.bucket, flip)
                 if not self.cache.has(key):
                     self.cache.put(key, {"mask": read_mask(item.picture, item.bucket, flip)})
@@ -84,27 +83,27 @@ class LatentStore:
                 progress(done, len(masked))
 
     def latents(self, draw: Draw) -> Tensor:
-        """[16, h, w], fp32."""
+        """Return [16, h, w], fp32."""
         picture, bucket = draw.item.picture, draw.item.bucket
         entry = self.cache.get(self.key(picture, bucket, draw.flip))
-        return self.rebuild(picture, bucket, draw.flip) if entry is None else entry["latents"]
+        return self.encode_again(picture, bucket, draw.flip) if entry is None else entry["latents"]
 
-    def rebuild(self, picture: Picture, bucket: Size, flip: bool) -> Tensor:
-        """Encode again what has vanished from the cache, or was damaged there."""
+    def encode_again(self, picture: Picture, bucket: Size, flip: bool) -> Tensor:
+        """Encode what has vanished from the cache, or was damaged there. Raises RunError."""
         gone = f"the cached latents of {picture.path} have vanished or are damaged"
-        if self._rescue is None:
-            raise RunError(f"{gone}; start again to rebuild them")
+        if self._reload is None:
+            raise RunError(f"{gone}; start again to encode them again")
         try:
             image = load_picture(picture.path, bucket, flip, picture.digest)
         except FileError as error:
-            raise RunError(f"{gone}, and cannot be made again: {error}") from None
-        latents = self._rescue().encode(image[None])[0].float().cpu()
+            raise RunError(f"{gone}, and cannot be encoded again: {error}") from None
+        latents = self._reload().encode(image[None], tile=self.tile)[0].float().cpu()
         self.cache.put(self.key(picture, bucket, flip), {"latents": latents})
-        self.notes.append(f"{gone}; made again")
+        self.notes.append(f"{gone}; encoded again")
         return latents
 
     def mask(self, draw: Draw) -> Tensor | None:
-        """[1, h, w] in [0, 1], or None where the whole picture counts."""
+        """Return [1, h, w] in [0, 1], or None where the whole picture counts."""
         picture, bucket = draw.item.picture, draw.item.bucket
         if not has_mask(picture):
             return None
@@ -112,16 +111,20 @@ class LatentStore:
         if entry is None:
             entry = {"mask": read_mask(picture, bucket, draw.flip)}
             self.cache.put(self.mask_key(picture, bucket, draw.flip), entry)
-            self.notes.append(f"the cached mask of {picture.path} has vanished or is damaged; made again")
+            self.notes.append(f"the cached mask of {picture.path} has vanished or is damaged; read again")
         return entry["mask"] if entry["mask"].numel() else None
 
     def mask_key(self, picture: Picture, bucket: Size, flip: bool) -> str:
         source = picture.digest
         if picture.mask_path is not None:
             if picture.mask_path not in self._mask_digests:
-                self._mask_digests[picture.mask_path] = file_digest(picture.mask_path)
+                self._mask_digests[picture.mask_path] = files.digest(picture.mask_path)
             source = self._mask_digests[picture.mask_path]
         return cache_key(kind="mask", source=source, own=picture.mask_path is None, bucket=bucket, flip=flip)
+
+
+def flips(picture: Picture) -> tuple[bool, ...]:
+    return (False, True) if picture.subset.flip_aug else (False,)
 
 
 def has_mask(picture: Picture) -> bool:
@@ -129,13 +132,13 @@ def has_mask(picture: Picture) -> bool:
 
 
 def read_mask(picture: Picture, bucket: Size, flip: bool) -> Tensor:
-    """[1, h, w], or nothing at all for a picture without transparency."""
+    """Return [1, h, w], or an empty tensor for a picture without transparency."""
     mask = load_mask(picture.path, picture.mask_path, picture.subset.alpha_mask, bucket, flip)
     return torch.empty(0) if mask is None else mask
 
 
 def grouped(wants: list[Want], batch_size: int) -> Iterator[list[Want]]:
-    """Batches of pictures of one size."""
+    """Yield batches of pictures of one size."""
     groups: dict[Size, list[Want]] = defaultdict(list)
     for want in wants:
         groups[want[1]].append(want)
@@ -145,7 +148,7 @@ def grouped(wants: list[Want], batch_size: int) -> Iterator[list[Want]]:
 
 
 def read_ahead(batches: Iterator[list[Want]], readers: ThreadPoolExecutor) -> Iterator[tuple[list[Want], list[Tensor]]]:
-    """Each batch with its pictures, the next one being decoded meanwhile."""
+    """Yield each batch with its pictures, the next one being decoded meanwhile."""
     waiting = None
     for batch in batches:
         futures = [readers.submit(load_picture, picture.path, bucket, flip, picture.digest) for picture, bucket, flip in batch]

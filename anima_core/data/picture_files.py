@@ -1,4 +1,4 @@
-"""Picture files: what is in one, whether it is whole, and its pixels as RGB. No torch: looking at a folder starts at once."""
+"""Picture files: what is in one, whether it is whole, and its pixels as RGB. No torch: scanning starts at once."""
 
 import hashlib
 import io
@@ -25,16 +25,16 @@ ROTATION = 0x0112  # EXIF orientation; 5 to 8 lie on their side
 
 @dataclass(frozen=True)
 class Facts:
-    """What one look at a picture file found. size: (width, height) after the EXIF rotation."""
+    """What scanning a picture file found. size: (width, height) after the EXIF rotation."""
 
     digest: str  # SHA-256 of the file
     size: Size
     problem: str = ""  # why it cannot be trained on
-    traits: tuple[str, ...] = ()  # what is done to it that its owner may not expect
+    traits: tuple[str, ...] = ()  # kinds of conversion that its owner may not expect
 
 
-def examine(path: Path) -> Facts:
-    """Read a picture once, whole: its hash, and whether it can be decoded to the last row."""
+def scan_picture(path: Path) -> Facts:
+    """Read a picture once, whole: hash it, and decode it to the last row."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -67,7 +67,7 @@ def is_truncation(error: Exception) -> bool:
 
 
 def traits_of(image: Image.Image) -> Iterator[str]:
-    """Of a picture that is loaded."""
+    """Yield the traits of a picture that is loaded."""
     if getattr(image, "is_animated", False) and image.format != "MPO":  # a phone's JPEG with a second view in it
         yield "animated"
     if image.mode == "CMYK":
@@ -78,13 +78,15 @@ def traits_of(image: Image.Image) -> Iterator[str]:
         yield "palette"
     elif image.mode in ("L", "LA", "1"):
         yield "grey"
-    if has_alpha(image) and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
-        yield "transparent"
+    if has_alpha(image):
+        lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
+        if isinstance(lowest, int | float) and lowest < 255:
+            yield "transparent"
 
 
 @contextmanager
 def whole_files_only() -> Iterator[None]:
-    """Other programs in this process may have told Pillow to fill truncated pictures with grey."""
+    """Let Pillow refuse truncated pictures: another program in this process may have told it to fill them with grey."""
     before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
         yield
@@ -100,7 +102,7 @@ def open_picture(path: Path, digest: str = "") -> Image.Image:
     try:
         data = path.read_bytes()
         if digest and hashlib.sha256(data).hexdigest() != digest:
-            raise FileError(f"{path}: has changed since it was looked at; start again")
+            raise FileError(f"{path}: has changed since it was scanned; start again")
         with Image.open(io.BytesIO(data)) as image:
             return to_rgb(ImageOps.exif_transpose(image))
     except FileError:
@@ -126,5 +128,5 @@ def has_alpha(image: Image.Image) -> bool:
 
 
 def upright(image: Image.Image) -> Size:
-    """(width, height) after the EXIF rotation, from the header alone."""
+    """Return (width, height) after the EXIF rotation, from the header alone."""
     return image.size[::-1] if image.getexif().get(ROTATION, 1) >= 5 else image.size

@@ -12,7 +12,7 @@ from .buckets import Size, cover
 from .picture_files import has_alpha, open_picture
 
 
-def fit(image: Image.Image, bucket: Size, flip: bool, resample=Image.Resampling.LANCZOS) -> Image.Image:
+def fit(image: Image.Image, bucket: Size, flip: bool, resample: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
     """Resize to cover the bucket, crop the centre, mirror."""
     resized, box = cover(image.size, bucket)
     if image.size != resized:
@@ -22,13 +22,13 @@ def fit(image: Image.Image, bucket: Size, flip: bool, resample=Image.Resampling.
 
 
 def load_picture(path: Path, bucket: Size, flip: bool = False, digest: str = "") -> Tensor:
-    """-> [3, H, W] fp32 in [-1, 1]."""
+    """Return a picture as [3, H, W] fp32 in [-1, 1]. Raises FileError."""
     array = np.array(fit(open_picture(path, digest), bucket, flip), dtype=np.float32)
     return torch.from_numpy(array).permute(2, 0, 1).div_(127.5).sub_(1)
 
 
 def load_mask(path: Path, mask_path: Path | None, alpha: bool, bucket: Size, flip: bool = False) -> Tensor | None:
-    """Loss weights [1, H/8, W/8] in [0, 1]: a grey picture, or the picture's own alpha channel; None when it has neither."""
+    """Return loss weights [1, H/8, W/8] in [0, 1]: of a grey picture, or the picture's alpha channel; None without either."""
     grey = grey_mask(path, mask_path, alpha)
     if grey is None:
         return None
@@ -42,8 +42,8 @@ def grey_mask(path: Path, mask_path: Path | None, alpha: bool) -> Image.Image | 
     if source is None:
         return None
     try:
-        with Image.open(source) as image:
-            image = ImageOps.exif_transpose(image)
+        with Image.open(source) as file:
+            image = ImageOps.exif_transpose(file)
             if mask_path is not None:
                 return image.convert("L")
             return image.convert("RGBA").getchannel("A") if has_alpha(image) else None

@@ -1,19 +1,21 @@
-"""What was found while looking through a dataset: counted, named, and told apart by whether it should worry anybody."""
+"""What was found while scanning a dataset: counted, named, and told apart by whether it should worry anybody."""
 
 from dataclasses import dataclass, field
 
-SHOWN = 3  # names beside a count
+NAMES_SHOWN = 3  # beside a count
 
 
 @dataclass
 class Finding:
-    warns: bool  # a problem; else something to know
+    """warns: whether it is a problem, or only something to know. names: of the files it was found in."""
+
+    warns: bool
     names: list[str] = field(default_factory=list)
 
 
 @dataclass
 class DataReport:
-    """Counts by kind. A warning is what strict mode refuses: left out, read in another way than it stands, or missing."""
+    """Findings by kind. A warning is what strict mode refuses: files that are left out, converted or missing."""
 
     pictures: int = 0
     draws: int = 0  # with repeats
@@ -28,29 +30,29 @@ class DataReport:
         self.findings.setdefault(what, Finding(warns=False)).names.append(name)
 
     def add(self, other: "DataReport") -> None:
-        """Another part's findings."""
+        """Take over another part's findings."""
         for what, finding in other.findings.items():
             self.findings.setdefault(what, Finding(finding.warns)).names.extend(finding.names)
 
     def head(self) -> str:
         return f"{self.pictures} pictures, {self.draws} with repeats"
 
-    def warnings(self, shown: int = SHOWN) -> list[str]:
-        return self._lines(True, shown)
+    def warnings(self, names: int = NAMES_SHOWN) -> list[str]:
+        return self._lines(True, names)
 
-    def notes(self, shown: int = SHOWN) -> list[str]:
-        return self._lines(False, shown)
+    def notes(self, names: int = NAMES_SHOWN) -> list[str]:
+        return self._lines(False, names)
 
-    def lines(self, shown: int = SHOWN) -> list[str]:
-        """All of it, for people."""
-        return [self.head(), *(f"warning: {line}" for line in self.warnings(shown)), *self.notes(shown)]
+    def lines(self, names: int = NAMES_SHOWN) -> list[str]:
+        """Return all of it, for people."""
+        return [self.head(), *(f"warning: {line}" for line in self.warnings(names)), *self.notes(names)]
 
-    def _lines(self, warns: bool, shown: int) -> list[str]:
+    def _lines(self, warns: bool, names: int) -> list[str]:
         chosen = [(what, finding.names) for what, finding in sorted(self.findings.items()) if finding.warns == warns]
-        return [f"{what}: {len(names)} ({few(names, shown)})" for what, names in chosen]
+        return [f"{what}: {len(found)} ({first_of(found, names)})" for what, found in chosen]
 
 
-def few(names: list[str], shown: int) -> str:
-    """ "a, b, c, … and 9 more"."""
-    rest = len(names) - shown
-    return ", ".join(names[:shown]) + (f", … and {rest} more" if rest > 0 else "")
+def first_of(names: list[str], count: int) -> str:
+    """Return "a, b, c, … and 9 more"."""
+    rest = len(names) - count
+    return ", ".join(names[:count]) + (f", … and {rest} more" if rest > 0 else "")

@@ -4,16 +4,14 @@ Format: 8 bytes little-endian header length, JSON header, then the raw tensors
 (https://github.com/huggingface/safetensors#format). Pickles are never opened.
 """
 
-import hashlib
 import json
 import math
-import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,6 +22,8 @@ from ..errors import FileError
 
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own bound
 MAX_DIMENSIONS = 64  # torch's own bound
+
+M = TypeVar("M", bound=nn.Module)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FLOAT_DTYPES = {"F64", "F32", "F16", "BF16"}
@@ -45,7 +45,7 @@ class TensorInfo:
 
 
 def read_header(path: str | Path) -> dict[str, TensorInfo]:
-    """Names, dtypes and shapes of a safetensors file, without reading a tensor.
+    """Return names, dtypes and shapes of a safetensors file, without reading a tensor.
 
     Raises FileError, naming the file, when it is missing, a pickle, truncated, or not safetensors.
     """
@@ -53,15 +53,20 @@ def read_header(path: str | Path) -> dict[str, TensorInfo]:
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The `__metadata__` of a safetensors file."""
+    """Return the `__metadata__` of a safetensors file. Raises FileError."""
     found = _json_header(Path(path)).get("__metadata__", {})
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
         raise FileError(f"{path}: its safetensors header is damaged; download it again")
     return found
 
 
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """Return the bytes of a tensor, for hashing and checksums."""
+    return memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+
+
 def load_tensors(path: str | Path) -> dict[str, Tensor]:
-    """All tensors of a small file, an adapter say. Raises FileError."""
+    """Read all tensors of a small file, an adapter say. Raises FileError."""
     read_header(path)
     with readable(path):
         return load_file(path)
@@ -69,14 +74,14 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
 
 @contextmanager
 def readable(path: str | Path) -> Iterator[None]:
-    """What the safetensors library still objects to after the header was checked, in one line."""
+    """Turn what the safetensors library still objects to after the header was checked into a FileError."""
     try:
         yield
     except (SafetensorError, OSError, OverflowError) as error:
         raise FileError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]}); download it again") from None
 
 
-def _tensor_entries(path: str | Path) -> dict[str, dict]:
+def _tensor_entries(path: str | Path) -> dict[str, dict[str, Any]]:
     path = Path(path)
     header = _json_header(path)
     entries = {name: item for name, item in header.items() if name != "__metadata__"}
@@ -93,8 +98,8 @@ def _tensor_entries(path: str | Path) -> dict[str, dict]:
 ITEM_BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16}
 
 
-def check_layout(path: Path, entries: dict[str, dict]) -> int:
-    """Offsets must lie one behind the other and fit the shapes, before anything is allocated. Returns the data's length."""
+def check_layout(path: Path, entries: dict[str, dict[str, Any]]) -> int:
+    """Check that offsets follow one another and fit the shapes, before anything is allocated. Return the data's length."""
     end = 0
     try:
         places = sorted((*e["data_offsets"], tuple(e["shape"]), e["dtype"]) for e in entries.values())
@@ -115,7 +120,7 @@ def _header_length(path: Path) -> int:
         return int.from_bytes(file.read(8), "little")
 
 
-def _json_header(path: Path) -> dict:
+def _json_header(path: Path) -> dict[str, Any]:
     check_is_file(path)
     length = _header_length(path)
     if length > MAX_HEADER_BYTES or length < 2:
@@ -158,7 +163,7 @@ def strip_prefix(name: str, prefixes: tuple[str, ...] = TRANSFORMER_PREFIXES) ->
 
 
 def load_strict(
-    model: nn.Module,
+    model: M,
     path: str | Path | list[Path],
     *,
     what: str,
@@ -166,7 +171,7 @@ def load_strict(
     transform: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor,
     dtype: torch.dtype,
     device: str | torch.device,
-) -> nn.Module:
+) -> M:
     """Fill `model` (built on the meta device) from a file, tensor by tensor, straight to `device` in `dtype`.
 
     path: one file, or the shards of one model.
@@ -193,7 +198,7 @@ def load_strict(
 
 
 def shards(path: str | Path) -> list[Path]:
-    """The safetensors files behind a path: itself, or those of a Hugging Face folder."""
+    """List the safetensors files behind a path: itself, or those of a Hugging Face folder."""
     path = Path(path)
     if not path.is_dir():
         return [path]
@@ -204,16 +209,15 @@ def shards(path: str | Path) -> list[Path]:
 
 
 def _sources(path: str | Path, rename: Callable[[str], str | None]) -> dict[str, str]:
-    """The model's name of each tensor -> its key in the file."""
+    """Return the file's key of each tensor by the model's name."""
     header = read_header(path)
     check_not_quantised(path, header)
-    sources = {rename(key): key for key in header if not IGNORED.search(key)}
-    sources.pop(None, None)
-    return sources
+    named = [(rename(key), key) for key in header if not IGNORED.search(key)]
+    return {name: key for name, key in named if name is not None}
 
 
 def check_not_quantised(path: str | Path, header: dict[str, TensorInfo]) -> None:
-    """Training needs the real weights: 8-bit and 4-bit files are refused with the reason."""
+    """Refuse 8-bit and 4-bit files with the reason: training needs the real weights. Raises FileError."""
     marks = [n for n in header if QUANTISED.search(n)]
     marks += [n for n, t in header.items() if n.endswith("weight") and t.dtype not in FLOAT_DTYPES]
     if marks:
@@ -221,7 +225,7 @@ def check_not_quantised(path: str | Path, header: dict[str, TensorInfo]) -> None
         raise FileError(f"{path}: is quantised ({marks[0]}, {dtype}); training needs the bf16, fp16 or fp32 file")
 
 
-def _check_names(path: str | Path, what: str, wanted, found) -> None:
+def _check_names(path: str | Path, what: str, wanted: Iterable[str], found: Iterable[str]) -> None:
     missing, unexpected = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
     if missing:
         count = len(missing)
@@ -231,29 +235,8 @@ def _check_names(path: str | Path, what: str, wanted, found) -> None:
         raise FileError(f"{path}: {count} tensors do not belong to the {what}, first {unexpected[0]}; is this the right file?")
 
 
-def file_identity(path: str | Path) -> str:
-    """SHA-256 of a model file's content, as hex; a directory's is that of its files' names and contents."""
-    path = Path(path)
-    if path.is_dir():
-        digest = hashlib.sha256()
-        for file in sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")):
-            digest.update(f"{file.name}\0{file_identity(file)}\n".encode())
-        return digest.hexdigest()
-    stat = os.stat(path)
-    return _hash_once(str(path.resolve()), stat.st_size, stat.st_mtime_ns)
-
-
-@lru_cache(maxsize=64)
-def _hash_once(path: str, size: int, mtime_ns: int) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def kind_of(header: dict[str, TensorInfo]) -> str:
-    """What a file seems to be, for the error of a file in the wrong slot: a hint with the way out."""
+    """Say what a file seems to be, for the error of a file in the wrong slot, with the way out."""
     names = " ".join(list(header)[:4000])
     marks = {
         "lora_down": "it is an adapter: give it as network weights",

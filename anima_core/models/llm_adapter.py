@@ -1,7 +1,7 @@
 """The LLM adapter: T5 token ids, informed by Qwen hidden states, become the text embeddings of the transformer.
 
-Six blocks of self-attention, cross-attention to Qwen and an MLP; every position sees every other (reference: the
-Anima checkpoint's `llm_adapter.*` tensors; ComfyUI's class is the oracle in tests).
+Six blocks of self-attention, cross-attention to Qwen and an MLP; every position sees every other. Sizes and formulas:
+docs/model.md §3; ComfyUI's class is the oracle in tests.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .attention import apply_rope, attention, rope_table
+from .attention import Rope, apply_rope, attention, rope_table
 
 ROPE_THETA = 10000.0
 MIN_TEXT_ROWS = 512  # shorter embeddings are zero-padded to this: the base model was trained so, zeros act as attention sinks
@@ -28,7 +28,7 @@ class LLMAdapterConfig:
     vocabulary: int
 
 
-class AdapterAttention(nn.Module):
+class LLMAdapterAttention(nn.Module):
     def __init__(self, width: int, source_dim: int, head_dim: int) -> None:
         super().__init__()
         self.head_dim = head_dim
@@ -39,25 +39,34 @@ class AdapterAttention(nn.Module):
         self.q_norm = nn.RMSNorm(head_dim, eps=1e-6)
         self.k_norm = nn.RMSNorm(head_dim, eps=1e-6)
 
-    def forward(self, x: Tensor, source: Tensor, rope_x, rope_source, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, source: Tensor, rope_x: Rope, rope_source: Rope, mask: Tensor | None) -> Tensor:
+        """x [B, T, D] looks at source [B, S, C]; mask bool [B, 1, 1, S], True where it may -> [B, T, D]."""
         q, k, v = (p.unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj(x), self.k_proj(source), self.v_proj(source)))
         q = apply_rope(self.q_norm(q), rope_x)
         k = apply_rope(self.k_norm(k), rope_source)
         return self.o_proj(attention(q, k, v, mask))
 
 
-class AdapterBlock(nn.Module):
+class LLMAdapterBlock(nn.Module):
     def __init__(self, config: LLMAdapterConfig) -> None:
         super().__init__()
         width = config.width
         self.norm_self_attn = nn.RMSNorm(width, eps=1e-6)
-        self.self_attn = AdapterAttention(width, width, config.head_dim)
+        self.self_attn = LLMAdapterAttention(width, width, config.head_dim)
         self.norm_cross_attn = nn.RMSNorm(width, eps=1e-6)
-        self.cross_attn = AdapterAttention(width, config.source_dim, config.head_dim)
+        self.cross_attn = LLMAdapterAttention(width, config.source_dim, config.head_dim)
         self.norm_mlp = nn.RMSNorm(width, eps=1e-6)
         self.mlp = nn.Sequential(nn.Linear(width, config.mlp_dim), nn.GELU(), nn.Linear(config.mlp_dim, width))
 
-    def forward(self, x: Tensor, source: Tensor, rope_x, rope_source, mask_x, mask_source) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        source: Tensor,
+        rope_x: Rope,
+        rope_source: Rope,
+        mask_x: Tensor | None,
+        mask_source: Tensor | None,
+    ) -> Tensor:
         normed = self.norm_self_attn(x)
         x = x + self.self_attn(normed, normed, rope_x, rope_x, mask_x)
         x = x + self.cross_attn(self.norm_cross_attn(x), source, rope_x, rope_source, mask_source)
@@ -71,7 +80,7 @@ class LLMAdapter(nn.Module):
         self.embed = nn.Embedding(config.vocabulary, config.target_dim)
         same = config.width == config.target_dim
         self.in_proj = nn.Identity() if same else nn.Linear(config.target_dim, config.width)
-        self.blocks = nn.ModuleList(AdapterBlock(config) for _ in range(config.blocks))
+        self.blocks = nn.ModuleList(LLMAdapterBlock(config) for _ in range(config.blocks))
         self.out_proj = nn.Linear(config.width, config.target_dim)
         self.norm = nn.RMSNorm(config.target_dim, eps=1e-6)
 

@@ -18,11 +18,11 @@ def tiled(function: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: i
     tall, tops = spans(height, tile, overlap, unit)
     wide, lefts = spans(width, tile, overlap, unit)
     fade = round(overlap * scale)
-    total, weights = None, None
+    total = weights = torch.empty(0)
     for top in tops:
         for left in lefts:
             out = function(x[..., top : top + tall, left : left + wide]).float()
-            if total is None:
+            if (top, left) == (tops[0], lefts[0]):  # the first tile says how many channels there are
                 total = out.new_zeros(*out.shape[:2], round(height * scale), round(width * scale))
                 weights = torch.zeros_like(total[:1, :1])
             rows = ramp(out.shape[-2], fade, top > 0, top + tall < height, out)

@@ -1,8 +1,7 @@
 """The Anima transformer: Cosmos-Predict2's MiniTrainDIT for single images, with its LLM adapter.
 
 Read top to bottom: sizes, rotary positions, one block, the whole. Module names are the checkpoint's tensor names.
-Source of every number: the released checkpoint's shapes and `reference/seed_family.md` §1.1; ComfyUI's class is the
-oracle in tests.
+Source of every number: the released checkpoint's shapes, docs/model.md §2; ComfyUI's class is the oracle in tests.
 """
 
 import math
@@ -15,15 +14,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import FileError, SettingError
-from .attention import apply_rope, attention, rope_table
+from .attention import Rope, apply_rope, attention, rope_table
 from .checkpoint import TensorInfo, kind_of, load_strict, read_header, strip_prefix
 from .llm_adapter import MIN_TEXT_ROWS, LLMAdapter, LLMAdapterConfig
 
 PATCH = 2  # latent pixels per token side
 ROPE_THETA = 10000.0
 ROPE_EXTRAPOLATION = 4.0  # height and width, for the 16-channel model
-
-Rope = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,7 @@ class TransformerConfig:
     adaln_dim: int
     in_channels: int
     out_channels: int
-    adapter: LLMAdapterConfig
+    llm_adapter: LLMAdapterConfig
 
 
 def infer_config(shapes: dict[str, tuple[int, ...]]) -> TransformerConfig:
@@ -52,7 +49,7 @@ def infer_config(shapes: dict[str, tuple[int, ...]]) -> TransformerConfig:
         adaln_dim=shapes["blocks.0.adaln_modulation_self_attn.1.weight"][0],
         in_channels=shapes["x_embedder.proj.1.weight"][1] // PATCH**2 - 1,  # one more channel is the padding mask
         out_channels=shapes["final_layer.linear.weight"][0] // PATCH**2,
-        adapter=LLMAdapterConfig(
+        llm_adapter=LLMAdapterConfig(
             blocks=_count(shapes, "llm_adapter.blocks."),
             width=shapes["llm_adapter.out_proj.weight"][1],
             source_dim=shapes["llm_adapter.blocks.0.cross_attn.k_proj.weight"][1],
@@ -179,11 +176,11 @@ class Sinusoid(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.half = width // 2
+        self.pairs = width // 2
 
     def forward(self, t: Tensor) -> Tensor:
-        index = torch.arange(self.half, device=t.device, dtype=torch.float32)
-        angles = t.float()[:, None] * torch.exp(-math.log(10000.0) / self.half * index)
+        index = torch.arange(self.pairs, device=t.device, dtype=torch.float32)
+        angles = t.float()[:, None] * torch.exp(-math.log(10000.0) / self.pairs * index)
         return torch.cat([angles.cos(), angles.sin()], dim=-1).unsqueeze(1)
 
 
@@ -222,7 +219,7 @@ class AnimaTransformer(nn.Module):
         self.t_embedding_norm = nn.RMSNorm(config.width, eps=1e-6)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.final_layer = FinalLayer(config)
-        self.llm_adapter = LLMAdapter(config.adapter)
+        self.llm_adapter = LLMAdapter(config.llm_adapter)
         self._ropes: dict[tuple, Rope] = {}
 
     @property

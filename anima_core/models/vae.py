@@ -26,7 +26,7 @@ PREFIXES = ("first_stage_model.", "vae.")
 MIN_TILE = 256  # px
 MAX_OVERLAP = 256  # px
 
-# Per-channel statistics of the latents (ComfyUI's Wan21 latent format, reference/seed_family.md §1.5).
+# Per-channel statistics of the latents: ComfyUI's Wan21 latent format, docs/model.md §5.3.
 LATENT_MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
                0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921)  # fmt: skip
 LATENT_STD = (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
@@ -253,7 +253,7 @@ def load_vae(path: str | Path, *, dtype: torch.dtype = torch.float32, device: st
     with torch.device("meta"):
         model = AnimaVAE(vae_config(path, read_header(path)))
     load_strict(model, path, what="VAE", rename=_rename, transform=_last_slice, dtype=dtype, device=device)
-    return model.to(memory_format=torch.channels_last).eval()
+    return model.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # torch's stub lacks it
 
 
 def _rename(name: str) -> str | None:

@@ -1,22 +1,23 @@
 """Exponential moving average of the adapter's parameters."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class EMA:
     """shadow = d shadow + (1 - d) parameter, fp32, with d = min(decay, (1 + n) / (10 + n)) after n updates."""
 
-    def __init__(self, parameters: list[nn.Parameter], decay: float) -> None:
-        self.parameters = parameters
+    def __init__(self, parameters: Sequence[Tensor], decay: float) -> None:
+        self.parameters = list(parameters)
         self.decay = decay
-        self.restart()
+        self.updates = 0
+        self.shadow = [p.detach().float().clone() for p in self.parameters]
 
     def restart(self) -> None:
-        """Begin from the parameters as they are."""
+        """Begin again from the parameters as they are."""
         self.updates = 0
         self.shadow = [p.detach().float().clone() for p in self.parameters]
 
@@ -28,7 +29,7 @@ class EMA:
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """The parameters hold the averages inside, and their own values again after."""
+        """Let the parameters hold the averages inside, and their own values again after."""
         before = [p.detach().clone() for p in self.parameters]
         with torch.no_grad():
             torch._foreach_copy_(self.parameters, self.shadow)

@@ -1,8 +1,9 @@
 """The one event stream of a run: every listener (progress bar, log file, ComfyUI panel) gets the same dicts.
 
 An event is a flat dict with `event` and `time`. Kinds: start, progress (stage, done, total), step (step, loss, lr, …),
-sample (step, path), checkpoint (step, path), saved (step, path), warning (text), note (text), finish.
-A listener may answer "stop" (end early, keep the adapter) or "cancel" (save the state, end as interrupted).
+sample (step, path), checkpoint (step, path), saved (step, path), warning (text), note (text), finish. Texts name settings
+as messages do, see `errors`. A listener may answer "stop" (end early, keep the adapter) or "cancel" (save the state, end as
+interrupted).
 """
 
 import errno
@@ -22,7 +23,7 @@ COMMANDS = ("stop", "cancel")
 
 
 class Events:
-    """Writes each event as one line of `log.jsonl` and hands it to the listener, whose last command is kept in `command`.
+    """Writes each event as one line of `log.jsonl`, hands it to the listener, and keeps the last command that was asked for.
 
     log: None before there is a run folder, and in all processes but the first.
     """
@@ -30,40 +31,50 @@ class Events:
     def __init__(self, log: Path | None, listener: Listener | None = None) -> None:
         if log is not None:
             log.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(log or os.devnull, "ab", buffering=0)  # a line is there, or not, when a kill comes
-        self._whole = ends_whole(log)
+        self._file = open(log or os.devnull, "ab", buffering=0)  # unbuffered: a kill leaves whole lines
+        self._at_line_start = ends_with_newline(log)
         self._listener = listener
-        self.command: str | None = None
+        self._command: str | None = None
         self.rescuing = False  # a listener that fails must not keep the state from being saved
+
+    def ask(self, command: str | None) -> None:
+        """Ask the run for something, from a listener's answer or a signal; anything but a command is no request."""
+        if command in COMMANDS:
+            self._command = command
+
+    @property
+    def command(self) -> str | None:
+        """The last thing that was asked for: "stop", "cancel", or None."""
+        return self._command
 
     def emit(self, event: str, **data: Any) -> None:
         entry: Event = {"event": event, "time": time.time(), **data}
         self._write(json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n")
         try:
-            answer = self._listener(entry) if self._listener else None
+            self.ask(self._listener(entry) if self._listener else None)
         except Exception:
             if not self.rescuing:
                 raise
-            return
-        if answer in COMMANDS:
-            self.command = answer
 
     def _write(self, line: str) -> None:
-        """A disk that is full or gone costs lines of the log, and says so once; what matters is saved elsewhere."""
-        data = line.encode(errors="replace")  # half an emoji in a prompt is no text
+        """Append a line. A disk that is full or gone costs lines of the log, which is said once."""
+        data = line.encode(errors="replace")  # half an emoji in a prompt cannot be encoded
         try:
-            data = data if self._whole else b"\n" + data
+            data = data if self._at_line_start else b"\n" + data
             if self._file.write(data) < len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            self._whole = True
+            self._at_line_start = True
         except OSError as error:
-            first, self._whole = self._whole, False
+            first, self._at_line_start = self._at_line_start, False
             if first and self._listener:
                 text = f"log.jsonl: {error.strerror}; lines are lost"
                 self._listener({"event": "warning", "time": time.time(), "text": text})
 
     def progress(self, stage: str) -> Callable[[int, int], None]:
-        """For work outside of the steps: either command ends it at once. Before the first step there is nothing to keep."""
+        """Return what reports the progress of work outside of the steps.
+
+        Either command ends such work at once: before the first step there is nothing to keep.
+        """
 
         def report(done: int, total: int) -> None:
             self.emit("progress", stage=stage, done=done, total=total)
@@ -77,8 +88,8 @@ class Events:
         self._file.close()
 
 
-def ends_whole(log: Path | None) -> bool:
-    """Whether the next line can follow at once: a power cut may have left half a line."""
+def ends_with_newline(log: Path | None) -> bool:
+    """Tell whether the next line can follow at once: a power cut may have left half a line."""
     if log is None or not log.stat().st_size:
         return True
     with open(log, "rb") as file:

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import TrainConfig
-from ..models.transformer import PATCH, AnimaTransformer
+from .. import seeds
+from ..models.transformer import PATCH
+from ..settings import TrainConfig
 from . import flow
-from .prepare import Data
+from .prepare import TrainingData
 from .ranks import Ranks
-from .state import draw_generator
 
-AHEAD = 2  # batches ready while one trains
+BATCHES_AHEAD = 2  # ready while one trains
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Batch:
     weight: Tensor  # [B]
     text: list[dict[str, Tensor]]
     names: list[str]
-    data: dict[str, int]  # where the data stands after this round
+    next_position: dict[str, int]  # of the data, after this round of all processes
 
     def to(self, device: torch.device) -> "Batch":
         moved = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
@@ -42,12 +42,15 @@ class Batch:
 
 
 class Feed:
-    """Iterate for endless batches, starting with micro-batch `first`. A context manager: leaving it ends the thread."""
+    """Iterate for endless batches, starting with micro-batch `first`. A context manager: leaving it ends the thread.
 
-    def __init__(self, data: Data, model: AnimaTransformer, config: TrainConfig, first: int, ranks: Ranks) -> None:
-        self._data, self._model, self._config, self._ranks = data, model, config, ranks
+    device: where the batches will go. A failure in the thread is raised by the iteration.
+    """
+
+    def __init__(self, data: TrainingData, config: TrainConfig, device: torch.device, first: int, ranks: Ranks) -> None:
+        self._data, self._config, self._device, self._ranks = data, config, device, ranks
         self._number = first  # of the next round: each process takes one of its micro-batches
-        self._queue: queue.Queue[Any] = queue.Queue(AHEAD)
+        self._queue: queue.Queue[Any] = queue.Queue(BATCHES_AHEAD)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._work, name="anima-feed", daemon=True)
 
@@ -86,9 +89,9 @@ class Feed:
         data, flow_config = self._data, self._config.flow
         draws = [next(data.batches) for _ in range(self._ranks.world)][self._ranks.rank]
         number = self._number + self._ranks.rank
-        latents = torch.stack([data.latents(draw) for draw in draws])
-        masks = [data.mask(draw) for draw in draws]
-        generator = draw_generator(self._config.seed, "noise", number)
+        latents = torch.stack([data.latents.latents(draw) for draw in draws])
+        masks = [data.latents.mask(draw) for draw in draws]
+        generator = seeds.generator(self._config.seed, "noise", number)
         tokens = latents.shape[2] * latents.shape[3] // PATCH**2
         t = flow.sample_timesteps(len(draws), flow_config, generator, tokens=tokens)
         noise = flow.noise_like(latents, generator, flow_config.noise_offset)
@@ -100,15 +103,15 @@ class Feed:
             t=t,
             mask=stack_masks(masks, latents),
             weight=torch.tensor([draw.item.picture.subset.loss_weight for draw in draws]),
-            text=data.conditioner.fetch([data.caption(draw) for draw in draws], self._model),
+            text=data.embeddings.fetch([data.caption(draw) for draw in draws]),
             names=[draw.item.picture.name for draw in draws],
-            data=data.batches.state_dict(),
+            next_position=data.batches.state_dict(),
         )
-        return pin(batch) if self._model.device.type == "cuda" else batch
+        return pin(batch) if self._device.type == "cuda" else batch
 
 
 def stack_masks(masks: list[Tensor | None], latents: Tensor) -> Tensor | None:
-    """Pictures without a mask count everywhere; None when no picture has one."""
+    """Stack the masks of a batch; pictures without one count everywhere. None when no picture has one."""
     if all(mask is None for mask in masks):
         return None
     ones = torch.ones(1, *latents.shape[2:])
@@ -116,6 +119,6 @@ def stack_masks(masks: list[Tensor | None], latents: Tensor) -> Tensor | None:
 
 
 def pin(batch: Batch) -> Batch:
-    """Page-locked memory, so that the copy to the device does not wait."""
+    """Move a batch to page-locked memory, so that the copy to the device does not wait."""
     pinned = {f.name: getattr(batch, f.name) for f in fields(batch) if isinstance(getattr(batch, f.name), Tensor)}
     return replace(batch, **{name: tensor.pin_memory() for name, tensor in pinned.items()})

@@ -4,11 +4,12 @@ Everything is fp32. Generators live on the CPU, so that the draws are the same o
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..config import FlowConfig
+from ..settings import FlowConfig
 
 T_EDGE = 1e-5  # keeps t off 0 and 1, where sigmoid and rand can land in fp32
 
@@ -19,7 +20,7 @@ def sample_timesteps(n: int, flow: FlowConfig, generator: torch.Generator, token
     logit_normal: sigmoid(scale N(0, 1)), the model author's recipe. shift: s t / (1 + (s - 1) t) on top.
     resolution_shift: e^mu / (e^mu + 1/t - 1) on top, mu linear in tokens, 0.5 at 256 and 1.15 at 4096 (FLUX's rule).
     """
-    where = {"generator": generator, "device": generator.device, "dtype": torch.float32}
+    where: dict[str, Any] = {"generator": generator, "device": generator.device, "dtype": torch.float32}
     if flow.timestep_sampling == "uniform":
         t = torch.rand(n, **where)
     else:
@@ -37,7 +38,7 @@ def noise_like(latents: Tensor, generator: torch.Generator, offset: float = 0.0)
 
     offset adds offset N(0, 1), one draw per sample and channel.
     """
-    where = {"generator": generator, "device": generator.device, "dtype": torch.float32}
+    where: dict[str, Any] = {"generator": generator, "device": generator.device, "dtype": torch.float32}
     noise = torch.randn(latents.shape, **where)
     if offset > 0:
         noise += offset * torch.randn(*latents.shape[:2], 1, 1, **where)

@@ -9,10 +9,14 @@ from pathlib import Path
 
 import torch
 
+from .. import seeds
+from ..adapters.adapter_type import Layer
+from ..adapters.dropouts import Dropouts
+from ..adapters.network import linear
 from ..adapters.targets import select_targets
-from ..config import TrainConfig
-from ..data.cache import TensorCache
-from ..data.doctor import CACHE, cache_beside, check_datasets
+from ..adapters.types import ADAPTER_TYPES
+from ..data.cache_folder import CACHE, cache_beside
+from ..data.check import check_datasets
 from ..data.folder import Picture
 from ..data.report import DataReport
 from ..errors import FileError, SettingError
@@ -21,9 +25,10 @@ from ..models.qwen import qwen_config, qwen_tokenizer_dir
 from ..models.tokenizers import load_t5_tokenizer
 from ..models.transformer import AnimaTransformer, TransformerConfig, transformer_config
 from ..models.vae import vae_config
+from ..settings import TrainConfig
 from . import optimizers
 from .events import Events, Listener
-from .memory import pick_device, pick_dtype
+from .memory import pick_device, pick_dtype, recomputes
 from .ranks import Ranks
 from .resume import compare_with, contents
 from .state import find_checkpoint
@@ -38,6 +43,7 @@ class Plan:
     config: TrainConfig
     device: torch.device
     dtype: torch.dtype
+    recompute: bool  # blocks are recomputed in the backward pass
     transformer: TransformerConfig
     pictures: Pictures
     reports: tuple[DataReport, ...]
@@ -56,24 +62,25 @@ class Plan:
 def preflight(config: TrainConfig, ranks: Ranks | None = None, on_event: Listener | None = None) -> Plan:
     """Check `config` against the machine and the disk. Raises SettingError or FileError with the way out.
 
-    on_event: hears how far the look at the pictures is, and may answer "cancel": Interrupted.
+    on_event: hears how far the scan of the pictures is, and may answer "cancel": Interrupted.
     """
     device = pick_device(config.device) if ranks is None else ranks.device(config.device)
     warnings = tuple(optimizers.preflight(config.optimizer))
     sizes = check_models(config)
-    check_targets(config, sizes)
+    check_network(config, sizes)
     run_dir = Path(config.output.dir) / f"{config.output.name}-run"
     resume_from, passed_over = find_checkpoint(config.output.resume, run_dir) if config.output.resume else (None, [])
     cache_dir = cache_folder(config)
     for folder in (config.output.dir, config.output.adapter_dir or config.output.dir, cache_dir):
         check_writable(Path(folder))
-    pictures, reports = look_at_data(config, cache_dir, on_event)
+    pictures, reports = check_data(config, cache_dir, on_event)
     if resume_from is not None:
         warnings += (*passed_over, *compare_with(resume_from, config, contents(config, pictures)))
     return Plan(
         config=config,
         device=device,
         dtype=pick_dtype(config.model.dtype, device),
+        recompute=recomputes(config.memory, device),
         transformer=sizes,
         pictures=pictures,
         reports=reports,
@@ -85,8 +92,8 @@ def preflight(config: TrainConfig, ranks: Ranks | None = None, on_event: Listene
     )
 
 
-def look_at_data(config: TrainConfig, cache_dir: Path, on_event: Listener | None) -> tuple[Pictures, tuple[DataReport, ...]]:
-    """The pictures of each dataset, and what there is to say about them. In strict mode any warning is an error."""
+def check_data(config: TrainConfig, cache_dir: Path, on_event: Listener | None) -> tuple[Pictures, tuple[DataReport, ...]]:
+    """Return the pictures of each dataset, and what there is to say about them. In strict mode any warning is an error."""
     events, t5 = Events(None, on_event), load_t5_tokenizer(config.model.t5_tokenizer_dir)
     try:
         found = check_datasets(config.datasets, cache_dir, t5, events.progress)
@@ -94,22 +101,21 @@ def look_at_data(config: TrainConfig, cache_dir: Path, on_event: Listener | None
         events.close()
     warned = [line for _, report in found for line in report.warnings()]
     if config.strict_data and warned:
-        raise SettingError(
-            f"strict: {len(warned)} warnings about the data ({'; '.join(warned)}); repair it, or leave strict off"
-        )
+        way_out = "repair it, or leave `train.strict_data` off"
+        raise SettingError(f"`train.strict_data`: {len(warned)} warnings about the data ({'; '.join(warned)}); {way_out}")
     return tuple(tuple(pictures) for pictures, _ in found), tuple(report for _, report in found)
 
 
 def check_models(config: TrainConfig) -> TransformerConfig:
-    """The four files are what their slots say, and fit one another."""
+    """Check that the four files are what their slots say, and fit one another. Raises FileError."""
     paths = config.model
     header = read_header(paths.transformer)
     check_not_quantised(paths.transformer, header)
     sizes = transformer_config(paths.transformer, header)
     vae_config(paths.vae, read_header(paths.vae))
     hidden = qwen_config(paths.qwen).hidden_size
-    if hidden != sizes.adapter.source_dim:
-        wanted = sizes.adapter.source_dim
+    if hidden != sizes.llm_adapter.source_dim:
+        wanted = sizes.llm_adapter.source_dim
         raise FileError(f"{paths.qwen}: hidden size {hidden}, the transformer was made for {wanted}; use Qwen3-0.6B")
     qwen_tokenizer_dir(paths.qwen, paths.qwen_tokenizer_dir)
     load_t5_tokenizer(paths.t5_tokenizer_dir)
@@ -118,12 +124,19 @@ def check_models(config: TrainConfig) -> TransformerConfig:
     return sizes
 
 
-def check_targets(config: TrainConfig, sizes: TransformerConfig) -> None:
-    """Every pattern matches something, on a model without weights."""
+def check_network(config: TrainConfig, sizes: TransformerConfig) -> None:
+    """Check that every pattern matches something, and that the adapter's type takes its settings. Raises SettingError."""
+    network = config.network
     with torch.device("meta"):
         model = AnimaTransformer(sizes)
-    if not select_targets(model, config.network):
-        raise SettingError(f"targets={config.network.targets!r}: no module is left to train; loosen exclude or ranks")
+    targets = select_targets(model, network)
+    if not targets:
+        way_out = "loosen `network.exclude` or `network.ranks`"
+        raise SettingError(f"`network.targets`={network.targets!r}: no module is left to train; {way_out}")
+    name, rank = max(targets.items(), key=lambda item: item[1])
+    base, dropouts = linear(model, name), Dropouts.of(network, config.seed)
+    layer = Layer(base.in_features, base.out_features, rank, 0, dropouts, seeds.generator(config.seed, "init", name))
+    ADAPTER_TYPES[network.type].build(layer, network)
 
 
 def check_writable(folder: Path) -> None:
@@ -136,11 +149,7 @@ def check_writable(folder: Path) -> None:
 
 
 def cache_folder(config: TrainConfig) -> Path:
-    """Where latents and text are kept: `cache_dir`, else beside the first folder of pictures, else beside the output."""
+    """Return where latents and text are kept: `cache_dir`, else beside the first pictures, else beside the output."""
     if config.cache_dir:
         return Path(config.cache_dir)
     return cache_beside(config.datasets) or Path(config.output.dir) / CACHE
-
-
-def tensor_cache(plan: Plan, kind: str, on_disk: bool) -> TensorCache:
-    return TensorCache(plan.cache_dir / kind if on_disk else None)

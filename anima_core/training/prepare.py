@@ -1,70 +1,58 @@
-"""The data stage of a run: VAE latents and text are cached, each model only in memory while it is needed."""
+"""What a run trains on: VAE latents and text are cached first, each model only in memory while it is needed."""
 
-import functools
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from ..conditioning import Conditioner
-from ..config import TrainConfig
+from .. import files, seeds
 from ..data.batches import Batches, Draw, Item, build_items
-from ..data.cache import encoded_at_once
+from ..data.cache import TensorCache, encoded_at_once
 from ..data.captions import process_caption
+from ..data.embeddings import CachedEmbeddings, LiveEmbeddings, TextEmbeddings, taken
 from ..data.latents import LatentStore
-from ..models.checkpoint import file_identity
+from ..data.text import TextStore
 from ..models.qwen import AnimaQwen, load_qwen
 from ..models.tokenizers import load_t5_tokenizer, t5_tokenizer_dir
 from ..models.transformer import AnimaTransformer
 from ..models.vae import AnimaVAE, load_vae
+from ..settings import TrainConfig
 from .events import Events
 from .memory import free_memory
-from .preflight import Plan, tensor_cache
+from .preflight import Plan
 from .previews import preview_texts
-from .state import draw_generator
 
 
-class Data:
+@dataclass(frozen=True)
+class CachedData:
+    """What can be made before the transformer is in memory."""
+
+    items: list[Item]
+    batches: Batches
+    latents: LatentStore
+    texts: TextStore
+
+
+class TrainingData:
     """Everything a batch is made of."""
 
-    def __init__(self, plan: Plan, items: list[Item], latent_store: LatentStore, conditioner: Conditioner) -> None:
+    def __init__(self, plan: Plan, cached: CachedData, embeddings: TextEmbeddings) -> None:
         self.config = plan.config
-        self.world = plan.world
-        self.items = items
-        self.latent_store = latent_store
-        self.conditioner = conditioner
-        self.batches = Batches(items, plan.config.datasets, plan.config.seed)
-        self.batches_per_epoch = self.batches.len_epoch()
-
-    def latents(self, draw: Draw) -> Tensor:
-        return self.latent_store.latents(draw)
-
-    def mask(self, draw: Draw) -> Tensor | None:
-        return self.latent_store.mask(draw)
+        self.items = cached.items
+        self.batches = cached.batches
+        self.latents = cached.latents
+        self.embeddings = embeddings
+        self.batches_per_epoch = cached.batches.len_epoch()
+        self.epochs = epochs(plan, cached.batches)
 
     def caption(self, draw: Draw) -> str:
-        """The caption of this draw: dropped as a whole, or one of the picture's variants."""
+        """Choose the caption of a draw: dropped as a whole, or one of the picture's variants."""
         subset = draw.item.picture.subset
         if subset.caption_dropout_rate > 0:
-            chance = torch.rand((), generator=draw_generator(draw.caption_seed, "drop"))
+            chance = torch.rand((), generator=seeds.generator(draw.caption_seed, "drop"))
             if chance < subset.caption_dropout_rate:
                 return ""
         return caption_variant(draw.item, draw.epoch, self.config)
-
-    def embed_text(self, model: AnimaTransformer, events: Events) -> None:
-        """Run the LLM adapter over every caption once, unless it is trained or captions are new in every epoch."""
-        if self.conditioner.qwen is not None or any(p.requires_grad for p in model.llm_adapter.parameters()):
-            return
-        captions = [*preview_texts(self.config.samples), *all_captions(self.items, self.config, self.epochs())]
-        self.conditioner.embed(captions, model, events.progress("text embeddings"))
-
-    def epochs(self) -> int:
-        """Epochs that the run will touch."""
-        config = self.config
-        if config.max_train_epochs:
-            return config.max_train_epochs
-        batches = config.max_train_steps * config.gradient_accumulation_steps * self.world
-        return batches // max(1, self.batches_per_epoch) + 1
 
     def metadata(self) -> dict[str, str]:
         pictures = {item.picture.path for item in self.items}
@@ -72,93 +60,104 @@ class Data:
             "ss_num_train_images": str(len(self.items)),
             "ss_num_pictures": str(len(pictures)),
             "ss_num_batches_per_epoch": str(self.batches_per_epoch),
-            "ss_num_epochs": str(self.epochs()),
+            "ss_num_epochs": str(self.epochs),
         }
 
     def take_notes(self) -> list[str]:
-        """What was found damaged and made again since the last call."""
-        found = []
-        for notes in (self.latent_store.notes, self.conditioner.notes):
-            while notes:
-                found.append(notes.pop(0))
-        return found
-
-    def close(self) -> None:
-        self.conditioner.qwen = self.conditioner.rescue = None
+        """Return what was found damaged and made again since the last call."""
+        return taken(self.latents.notes) + self.embeddings.take_notes()
 
 
-def prepare_data(plan: Plan, events: Events) -> Data:
+def cache_data(plan: Plan, events: Events) -> CachedData:
+    """Cache latents and text of everything that the run will meet."""
     items = build_items(plan.config.datasets, plan.pictures)
-    latent_store = cache_latents(plan, items, events)
-    conditioner = cache_text(plan, items, events)
-    return Data(plan, items, latent_store, conditioner)
+    batches = Batches(items, plan.config.datasets, plan.config.seed)
+    return CachedData(items, batches, cache_latents(plan, items, events), cache_text(plan, items, batches, events))
+
+
+def with_embeddings(plan: Plan, cached: CachedData, model: AnimaTransformer, events: Events) -> TrainingData:
+    """Add the LLM adapter, whose outputs are cached too, unless it is trained or captions are new in every epoch."""
+    trained = any(p.requires_grad for p in model.llm_adapter.parameters())
+    if trained or cached.texts.resident is not None:
+        return TrainingData(plan, cached, LiveEmbeddings(cached.texts, model))
+    embeddings = CachedEmbeddings(cached.texts, model)
+    captions = [*preview_texts(plan.config.samples), *all_captions(cached.items, plan.config, epochs(plan, cached.batches))]
+    embeddings.fill(captions, events.progress("text embeddings"))
+    return TrainingData(plan, cached, embeddings)
+
+
+def epochs(plan: Plan, batches: Batches) -> int:
+    """Count the epochs that the run will touch."""
+    config = plan.config
+    if config.max_train_epochs:
+        return config.max_train_epochs
+    wanted = config.max_train_steps * config.gradient_accumulation_steps * plan.world
+    return wanted // max(1, batches.len_epoch()) + 1
 
 
 def cache_latents(plan: Plan, items: list[Item], events: Events) -> LatentStore:
     config = plan.config
-    cache = tensor_cache(plan, "latents", config.cache_latents)
 
-    def on_cpu() -> AnimaVAE:  # the device is the transformer's by then
-        return load_vae(config.model.vae, dtype=torch.float32, device="cpu")
+    def vae(device: torch.device | str) -> AnimaVAE:
+        # fp32: the VAE is small, and what is cached once is looked at in every epoch
+        return load_vae(config.model.vae, dtype=torch.float32, device=device)
 
-    store = LatentStore(cache, file_identity(config.model.vae), rescue=on_cpu)
-    # fp32: the VAE is small, and what is cached once is looked at in every epoch
-    store.fill(
-        items,
-        vae=lambda: load_vae(config.model.vae, dtype=torch.float32, device=plan.device),
-        batch_size=encoded_at_once(plan.device, config.vae_batch_size),
-        tile=config.vae_tile,
-        progress=events.progress("latents"),
-    )
+    cache, identity = tensor_cache(plan, "latents", config.cache_latents), files.identity(config.model.vae)
+    # while training the device is the transformer's
+    store = LatentStore(cache, identity, config.vae_tile, reload=lambda: vae("cpu"))
+    batch_size = encoded_at_once(plan.device, config.vae_batch_size)
+    store.fill(items, lambda: vae(plan.device), batch_size, events.progress("latents"))
     store.fill_masks(items, events.progress("masks"))
     free_memory()
     return store
 
 
-def cache_text(plan: Plan, items: list[Item], events: Events) -> Conditioner:
-    config = plan.config
+def cache_text(plan: Plan, items: list[Item], batches: Batches, events: Events) -> TextStore:
+    config, in_every_step = plan.config, encodes_in_every_step(plan.config)
     t5_folder = t5_tokenizer_dir(config.model.t5_tokenizer_dir)
-    conditioner = Conditioner(
-        cache=tensor_cache(plan, "text", config.cache_text),
-        t5=load_t5_tokenizer(t5_folder),
-        qwen_identity=file_identity(config.model.qwen),
-        t5_identity=file_identity(t5_folder),
-        dtype=plan.dtype,
-    )
 
-    def qwen(device: torch.device | str = plan.device) -> AnimaQwen:
+    def qwen(device: torch.device | str) -> AnimaQwen:
         # ComfyUI computes Qwen in fp32; where it stays beside the transformer it takes half the room instead
-        dtype = plan.dtype if encodes_on_the_fly(config) else torch.float32
+        dtype = plan.dtype if in_every_step else torch.float32
         tokenizer = config.model.qwen_tokenizer_dir
         return load_qwen(config.model.qwen, tokenizer_dir=tokenizer, dtype=dtype, device=device)
 
+    store = TextStore(
+        cache=tensor_cache(plan, "text", config.cache_text),
+        t5=load_t5_tokenizer(t5_folder),
+        qwen_identity=files.identity(config.model.qwen),
+        t5_identity=files.identity(t5_folder),
+        dtype=plan.dtype,
+        resident=qwen(plan.device) if in_every_step else None,
+        reload=lambda: qwen("cpu"),
+    )
     captions = ["", *preview_texts(config.samples)]
-    if encodes_on_the_fly(config):
-        conditioner.qwen = qwen()
-    else:
-        epochs = Data(plan, items, None, conditioner).epochs()
-        captions += all_captions(items, config, epochs)
-    conditioner.encode(captions, qwen, events.progress("captions"))
-    conditioner.rescue = functools.cache(lambda: qwen("cpu"))
+    if not in_every_step:
+        captions += all_captions(items, config, epochs(plan, batches))
+    store.fill(captions, lambda: qwen(plan.device), events.progress("captions"))
     free_memory()
-    return conditioner
+    return store
 
 
-def encodes_on_the_fly(config: TrainConfig) -> bool:
+def tensor_cache(plan: Plan, kind: str, on_disk: bool) -> TensorCache:
+    return TensorCache(plan.cache_dir / kind if on_disk else None)
+
+
+def encodes_in_every_step(config: TrainConfig) -> bool:
     varied = any(subset.varies for dataset in config.datasets for subset in dataset.subsets)
     return varied and config.caption_variants == 0
 
 
 def caption_variant(item: Item, epoch: int, config: TrainConfig) -> str:
-    """The caption of an item in an epoch; with `caption_variants` = n, epochs repeat after n."""
+    """Return the caption of an item in an epoch; with `caption_variants` = n, epochs repeat after n."""
     subset = item.picture.subset
     variant = epoch % config.caption_variants if config.caption_variants else epoch
-    generator = draw_generator(config.seed, "caption", item.number, variant if subset.varies else 0)
+    generator = seeds.generator(config.seed, "caption", item.number, variant if subset.varies else 0)
     return process_caption(item.picture.caption, subset, generator, drop=False)
 
 
 def all_captions(items: Iterable[Item], config: TrainConfig, epochs: int) -> list[str]:
-    """Every caption that the run can meet, each once, and the empty one."""
+    """List every caption that the run can meet, each once, and the empty one."""
     variants = min(epochs, config.caption_variants or epochs)
     found = {"": None}
     for item in items:

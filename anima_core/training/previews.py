@@ -8,24 +8,27 @@ import torch
 from torch import Tensor
 
 from ..adapters.network import AdapterNetwork
-from ..conditioning import Conditioner
-from ..config import SampleConfig
+from ..data.embeddings import TextEmbeddings
 from ..errors import Interrupted
+from ..files import write_whole
 from ..models.transformer import AnimaTransformer
 from ..models.vae import AnimaVAE, load_vae
-from ..preview_prompt import PreviewRequest
 from ..sampling import noise_for, preview_image, sample, simple_sigmas
+from ..settings import SampleConfig
+from ..settings.samples import PreviewRequest
 from .events import Events
 from .memory import free_memory
 
 
 class Previews:
-    def __init__(self, config: SampleConfig, vae_path: str, tile: int, folder: Path, conditioner: Conditioner) -> None:
+    """Draws the prompts of a run into a folder. tile: px, see `AnimaVAE.decode`."""
+
+    def __init__(self, config: SampleConfig, vae_path: str, tile: int, folder: Path, embeddings: TextEmbeddings) -> None:
         self.config = config
         self.vae_path = vae_path
         self.tile = tile
         self.folder = folder
-        self.conditioner = conditioner
+        self.embeddings = embeddings
 
     def due(self, step: int, total: int, epoch_steps: int) -> bool:
         config = self.config
@@ -41,14 +44,14 @@ class Previews:
         """Draw every prompt with the adapter as it is now. A failure is a warning; a cancel leaves the rest undrawn."""
         training = network.training
         network.eval()
+        vae: AnimaVAE | None = None
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             vae = load_vae(self.vae_path, device=model.device)
             requests, drawn = self.config.requests(), count(1)
             progress, total = events.progress("preview"), sum(request.steps for request in requests)
             for index, request in enumerate(requests):
                 path = self.folder / f"step-{step:08d}-{index}.png"
-                self._one(model, vae, request, path, on_step=lambda _: progress(next(drawn), total))
+                self._draw(model, vae, request, path, on_step=lambda _: progress(next(drawn), total))
                 events.emit("sample", step=step, path=str(path), prompt=request.prompt)
         except Interrupted:  # the loop sees it next
             pass
@@ -60,22 +63,21 @@ class Previews:
             free_memory()
 
     @torch.no_grad()
-    def _one(
+    def _draw(
         self, model: AnimaTransformer, vae: AnimaVAE, request: PreviewRequest, path: Path, on_step: Callable[[int], None]
     ) -> None:
-        positive = self._embeds(request.prompt, model)
-        negative = self._embeds(request.negative, model) if request.cfg != 1 else None
+        positive = self._embeds(request.prompt)
+        negative = self._embeds(request.negative) if request.cfg != 1 else None
         noise = noise_for(request.seed, request.width, request.height).to(model.device)
         sigmas = simple_sigmas(request.steps, shift=request.shift)
         latents = sample(model, positive, noise, sigmas, negative=negative, cfg=request.cfg, on_step=on_step)
-        temporary = path.with_suffix(".tmp")
-        preview_image(latents, vae, tile=self.tile).save(temporary, format="PNG")
-        temporary.replace(path)
+        picture = preview_image(latents, vae, tile=self.tile)
+        write_whole(path, lambda temporary: picture.save(temporary, format="PNG"), durable=False)
 
-    def _embeds(self, prompt: str, model: AnimaTransformer) -> Tensor:
-        return self.conditioner.place(self.conditioner.fetch([prompt], model), model)[0]
+    def _embeds(self, prompt: str) -> Tensor:
+        return self.embeddings.place(self.embeddings.fetch([prompt]))[0]
 
 
 def preview_texts(config: SampleConfig) -> list[str]:
-    """Every text that previews will ask for."""
+    """List every text that previews will ask for."""
     return [text for request in config.requests() for text in (request.prompt, request.negative)]

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from ..config import OptimizerConfig
+from ..settings import OptimizerConfig
 
 
 def lr_factor(config: OptimizerConfig, step: int, total: int) -> float:

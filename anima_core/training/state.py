@@ -1,15 +1,15 @@
 """Everything that a run is at a moment: the one object that a checkpoint stores and resume restores.
 
-Random numbers need no state of their own: every draw comes from a generator seeded by (seed, purpose, position), see
-`draw_generator`, so the step and the position in the data are enough to go on exactly.
+Random numbers need no state of their own (see `seeds`), so the step and the position in the data are enough to go on exactly.
 """
 
-import hashlib
 import inspect
 import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,22 +19,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .. import files
 from ..adapters.network import AdapterNetwork
-from ..data.cache import file_digest
 from ..errors import FileError
 from .ema import EMA
 from .gradient import FlatGradient
+from .optimizers import evaluating
 
 CHECKPOINT_VERSION = 2
 REPLACED = ".replaced"  # ends the hidden name of a checkpoint while the new one of its step takes its place
 FILES = ("state.safetensors", "state.json", "config.toml")
-SUMS = "sha256.json"  # of the checkpoint's other files: a damaged one is noticed before it is believed
-
-
-def draw_generator(seed: int, purpose: str, *position: int) -> torch.Generator:
-    """A CPU generator that depends on nothing but its arguments: the same draws on every device, after every resume."""
-    text = f"{seed}/{purpose}/{'/'.join(map(str, position))}"
-    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1)
+DIGESTS = "sha256.json"  # SHA-256 of every other file; verified before loading
 
 
 @dataclass
@@ -44,74 +39,93 @@ class TrainState:
     gradient: FlatGradient
     ema: EMA | None
     step: int = 0  # optimizer steps done
-    batch: int = 0  # micro-batches done
-    data: dict[str, int] = field(default_factory=dict)  # where the next batch stands in the data
+    micro_batches: int = 0  # done, of all processes together
+    data_position: dict[str, int] = field(default_factory=dict)  # of the next batch, see `Batches.state_dict`
     losses: list[float] = field(default_factory=list)
     content: dict[str, str] = field(default_factory=dict)  # hashes of the data and the base model, see `resume.contents`
+    within_step: bool = False  # True while optimizer.step() runs: weights are inconsistent, do not checkpoint
+
+    @contextmanager
+    def saved_weights(self) -> Iterator[None]:
+        """Let the parameters be those that a user gets, inside: ScheduleFree's averages, the EMA."""
+        with evaluating(self.optimizer):
+            if self.ema is None:
+                yield
+            else:
+                with self.ema.swapped():
+                    yield
 
     def save(self, folder: Path, config_text: str) -> None:
-        """Write a checkpoint; the folder appears whole or not at all."""
+        """Write a checkpoint; the folder appears whole or not at all. Raises FileError."""
         temporary = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         try:
             temporary.mkdir(parents=True, exist_ok=True)
-            tensors, scalars = flatten_optimizer(self.optimizer.state_dict())
-            tensors |= {f"adapter.{k}": v for k, v in self.network.state_dict().items()}
-            tensors |= {"gradient.scale": self.gradient.scale, "gradient.good_steps": self.gradient.good_steps}
-            if self.ema is not None:
-                tensors |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
-            tensors_file, scalars_file, config_file = (temporary / name for name in FILES)
-            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, tensors_file)
-            self._write_json(scalars_file, scalars)
-            config_file.write_text(config_text, encoding="utf-8")
-            sums = {name: file_digest(temporary / name) for name in FILES}
-            (temporary / SUMS).write_text(json.dumps(sums), encoding="utf-8")
-            for file in temporary.iterdir():
-                flush_to_disk(file)
+            self._write_files(temporary, config_text)
             replaced = folder.with_name(f".{folder.name}{REPLACED}")
             shutil.rmtree(replaced, ignore_errors=True)
             if folder.exists():  # a resumed run that is saved again at once; a kill in between still finds this one
                 os.replace(folder, replaced)
             os.replace(temporary, folder)
-            flush_to_disk(folder.parent)
+            files.flush_to_disk(folder.parent)
             shutil.rmtree(replaced, ignore_errors=True)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             reason = getattr(error, "strerror", None) or error
             raise FileError(f"{folder}: the checkpoint could not be written ({reason}); free some space") from None
 
-    def _write_json(self, path: Path, optimizer_scalars: dict[str, Any]) -> None:
-        data = {
+    def _write_files(self, folder: Path, config_text: str) -> None:
+        tensors, scalars = flatten_optimizer(self.optimizer.state_dict())
+        tensors |= {f"adapter.{k}": v for k, v in self.network.state_dict().items()}
+        tensors |= {"gradient.scale": self.gradient.scale, "gradient.good_steps": self.gradient.good_steps}
+        if self.ema is not None:
+            tensors |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
+        tensors_file, scalars_file, config_file = (folder / name for name in FILES)
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, tensors_file)
+        scalars_file.write_text(json.dumps(self._plain(scalars)), encoding="utf-8")
+        config_file.write_text(config_text, encoding="utf-8")
+        digests = {name: files.digest(folder / name) for name in FILES}
+        (folder / DIGESTS).write_text(json.dumps(digests), encoding="utf-8")
+        for file in folder.iterdir():
+            files.flush_to_disk(file)
+
+    def _plain(self, optimizer_scalars: dict[str, Any]) -> dict[str, Any]:
+        return {
             "version": CHECKPOINT_VERSION,
             "step": self.step,
-            "batch": self.batch,
-            "data": self.data,
+            "batch": self.micro_batches,
+            "data": self.data_position,
             "losses": self.losses,
             "content": self.content,
             "optimizer": optimizer_scalars,
         }
-        path.write_text(json.dumps(data), encoding="utf-8")
 
     def load(self, folder: Path) -> None:
-        """Restore what `save` wrote into the freshly built objects of the same config."""
+        """Restore what `save` wrote into the freshly built objects of the same config. Raises FileError."""
         try:
-            data = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            plain = json.loads((folder / "state.json").read_text(encoding="utf-8"))
             tensors = load_file(folder / "state.safetensors")
         except Exception as error:
             raise FileError(f"{folder}: not a readable checkpoint ({error}); resume an earlier one") from None
-        if data["version"] != CHECKPOINT_VERSION:
-            raise FileError(f"{folder}: checkpoint version {data['version']}, this program reads {CHECKPOINT_VERSION}")
-        self.step, self.batch, self.data, self.losses = (data[k] for k in ("step", "batch", "data", "losses"))
+        if plain["version"] != CHECKPOINT_VERSION:
+            raise FileError(f"{folder}: checkpoint version {plain['version']}, this program reads {CHECKPOINT_VERSION}")
+        self.step, self.losses = plain["step"], plain["losses"]
+        self.micro_batches, self.data_position = plain["batch"], plain["data"]
         self.network.load_state_dict(_part(tensors, "adapter."))
-        self._load_optimizer(unflatten_optimizer(_part(tensors, "optimizer."), data["optimizer"]))
+        self._load_optimizer(unflatten_optimizer(_part(tensors, "optimizer."), plain["optimizer"]))
         self.gradient.scale.copy_(tensors["gradient.scale"])
         self.gradient.good_steps.copy_(tensors["gradient.good_steps"])
-        if self.ema is not None:
-            averages = _part(tensors, "ema.")
-            self.ema.load_state_dict(averages) if averages else self.ema.restart()  # switched on since
+        averages = _part(tensors, "ema.")
+        if self.ema is not None and averages:
+            self.ema.load_state_dict(averages)
+        elif self.ema is not None:  # switched on since
+            self.ema.restart()
 
     def _load_optimizer(self, state: dict[str, Any]) -> None:
-        """What was accumulated is the checkpoint's; what is set is the config's: torch would bring back the old settings."""
+        """Restore moments from the checkpoint, keep hyper-parameters from the config.
+
+        `load_state_dict` alone would bring back the old learning rate.
+        """
         settings = [{k: group[k] for k in optimizer_settings(self.optimizer, group)} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state)
         for group, ours in zip(self.optimizer.param_groups, settings):
@@ -119,13 +133,13 @@ class TrainState:
 
 
 def optimizer_settings(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> list[str]:
-    """The keys of a parameter group that its class takes as arguments: the others are state, as ScheduleFree's."""
+    """Return the keys of a parameter group that its class takes as arguments; the others are state, as ScheduleFree's."""
     known = {*inspect.signature(type(optimizer)).parameters, "initial_lr"}
     return [key for key in group if key in known and key != "params"]
 
 
 def read_content(checkpoint: Path) -> dict[str, str]:
-    """The hashes that a checkpoint was written with. Raises FileError."""
+    """Return the hashes that a checkpoint was written with. Raises FileError."""
     try:
         return dict(json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["content"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -137,12 +151,14 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def flatten_optimizer(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Any optimizer's state dict -> tensors `optimizer.<parameter>.<name>`, and the rest as plain JSON."""
-    tensors, scalars = {}, {}
+    """Split any optimizer's state dict into tensors `optimizer.<parameter>.<name>` and the rest as plain JSON."""
+    tensors: dict[str, Tensor] = {}
+    scalars: dict[str, dict[str, Any]] = {}
     for index, entries in state["state"].items():
         scalars[str(index)] = {}
         nested = [value for value in entries.values() if isinstance(value, dict)]  # bitsandbytes keeps its state in one
-        for name, value in {k: v for part in (entries, *nested) for k, v in part.items() if not isinstance(v, dict)}.items():
+        flat = {k: v for part in (entries, *nested) for k, v in part.items() if not isinstance(v, dict)}
+        for name, value in flat.items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{index}.{name}"] = value
             else:
@@ -152,6 +168,7 @@ def flatten_optimizer(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[st
 
 
 def unflatten_optimizer(tensors: dict[str, Tensor], scalars: dict[str, Any]) -> dict[str, Any]:
+    """Put back together what `flatten_optimizer` split."""
     state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in scalars["state"].items()}
     for key, tensor in tensors.items():
         index, name = key.split(".", 1)
@@ -160,53 +177,45 @@ def unflatten_optimizer(tensors: dict[str, Tensor], scalars: dict[str, Any]) -> 
     return {"state": state, "param_groups": groups}
 
 
-def flush_to_disk(path: Path) -> None:
-    """A power cut after this keeps the file, or the names in the folder, which Windows keeps by itself."""
-    if path.is_dir() and os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def find_checkpoint(resume: str, run_dir: Path) -> tuple[Path, list[str]]:
-    """`--resume`: a checkpoint folder, a run folder, or "latest" of this run -> the newest whole one, and warnings."""
+    """Find the newest whole checkpoint that `--resume` means, and warnings about those that are passed over.
+
+    resume: a checkpoint folder, a run folder, or "latest" of this run. Raises FileError when there is none.
+    """
     folder = run_dir if resume == "latest" else Path(resume)
-    single = (folder / SUMS).is_file()
+    single = (folder / DIGESTS).is_file()
     found = [folder] if single else checkpoints_in(folder)
-    warnings = []
+    warnings: list[str] = []
     for checkpoint in found:
         damaged = damaged_file(checkpoint)
         if damaged is None:
             return checkpoint, warnings
         warnings.append(f"{checkpoint.name}: {damaged} is damaged or missing; this checkpoint is passed over")
     if warnings:
-        raise FileError(f"resume={resume}: no whole checkpoint in {folder} ({warnings[0]}); start anew")
-    raise FileError(f"resume={resume}: no checkpoint in {folder}; leave it off to start anew")
+        raise FileError(f"`output.resume`={resume}: no whole checkpoint in {folder} ({warnings[0]}); start a new run")
+    raise FileError(f"`output.resume`={resume}: no checkpoint in {folder}; leave it off to start a new run")
 
 
 def checkpoints_in(run_dir: Path) -> list[Path]:
-    """The newest first."""
+    """List the checkpoints of a run folder, the newest first."""
     found = [path for path in (run_dir / "checkpoints").glob("*") if step_of(path) >= 0]
     return sorted(found, key=lambda path: (step_of(path), path.name.startswith("step-")), reverse=True)
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step that a checkpoint's name says, also of one that was being replaced; -1 for what is none."""
+    """Read the step from a checkpoint's name, also of one that was being replaced; -1 for another name."""
     name = re.fullmatch(rf"step-(\d+)|\.step-(\d+){re.escape(REPLACED)}", checkpoint.name)
     return -1 if name is None else int(name[1] or name[2])
 
 
 def damaged_file(checkpoint: Path) -> str | None:
-    """The first file of a checkpoint that is not as it was written."""
+    """Name the first file of a checkpoint that is not as it was written."""
     try:
-        sums = json.loads((checkpoint / SUMS).read_text(encoding="utf-8"))
-        return next((name for name in FILES if not is_whole(checkpoint / name, sums.get(name))), None)
+        digests = json.loads((checkpoint / DIGESTS).read_text(encoding="utf-8"))
+        return next((name for name in FILES if not is_whole(checkpoint / name, digests.get(name))), None)
     except (OSError, ValueError, AttributeError):
-        return SUMS
+        return DIGESTS
 
 
 def is_whole(path: Path, digest: str | None) -> bool:
-    return path.is_file() and file_digest(path) == digest
+    return path.is_file() and files.digest(path) == digest

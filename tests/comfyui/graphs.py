@@ -4,8 +4,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from anima_core import demo
-from anima_core.demo_pictures import write_pictures
+from anima_core.demo.models import write_models
+from anima_core.demo.pictures import write_pictures
 
 from ..tiny import CORPUS
 from .make_workflows import default_of, is_widget, specs
@@ -16,7 +16,7 @@ Link = list  # [node id, output index]
 
 def install_tiny_models(base: Path) -> None:
     """Tiny files under names of their own in a base directory's models."""
-    paths = demo.write_models(base / "tiny", CORPUS)
+    paths = write_models(base / "tiny", CORPUS)
     for folder in ("diffusion_models", "vae", "text_encoders"):
         (base / "models" / folder).mkdir(parents=True, exist_ok=True)
     shutil.copy(paths["anima_transformer"], base / "models" / "diffusion_models" / "tiny.safetensors")

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from anima_core.demo_pictures import write_pictures
-from anima_core.models.random_transformer import COMFYUI_TINY, write_random_transformer
-from anima_core.models.random_vae import linear_vae_state
+from anima_core.demo.pictures import write_pictures
+from anima_core.demo.random_transformer import COMFYUI_TINY, write_random_transformer
+from anima_core.demo.random_vae import linear_vae_state
 
 from .graphs import Graph
 from .server import ComfyUI, error_of, status

@@ -2,7 +2,7 @@
 
 import pytest
 
-from anima_core.demo_pictures import write_pictures
+from anima_core.demo.pictures import write_pictures
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from anima_core import conditioning, train
-from anima_core.demo_pictures import write_pictures
+from anima_core.demo.pictures import write_pictures
 from anima_core.errors import FileError, Interrupted, RunError, SettingError
 from anima_core.models.qwen import AnimaQwen
 from anima_core.models.vae import AnimaVAE
@@ -148,7 +148,7 @@ def test_resuming_with_other_pictures_is_named(model, pictures, tmp_path):
 def test_resuming_on_another_base_model_is_refused(model, pictures, tmp_path):
     config = train_config(model, pictures, tmp_path)
     train(config, lambda e: "stop" if e.get("step") == 3 else None)
-    from anima_core.models.random_transformer import TINY, write_random_transformer
+    from anima_core.demo.random_transformer import TINY, write_random_transformer
 
     write_random_transformer(tmp_path / "other.safetensors", TINY, seed=9)
     other = dataclasses.replace(config.model, transformer=str(tmp_path / "other.safetensors"))

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from anima_core import train
-from anima_core.config import OptimizerConfig, OutputConfig, SampleConfig
 from anima_core.errors import FileError, RunError, SettingError
 from anima_core.models.checkpoint import read_header
+from anima_core.settings import OptimizerConfig, OutputConfig, SampleConfig
 from anima_core.training import loop as loop_module
 from anima_core.training.state import TrainState
 

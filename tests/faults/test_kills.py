@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from anima_core.demo_pictures import write_pictures
+from anima_core.demo.pictures import write_pictures
 
 from ..test_cli import flags
 from ..tiny import same_tensors

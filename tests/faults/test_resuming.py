@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from anima_core import train
-from anima_core.config import OptimizerConfig, OutputConfig
 from anima_core.errors import FileError, RunError
+from anima_core.settings import OptimizerConfig, OutputConfig
 from anima_core.training.events import Events
 from anima_core.training.optimizers import build_optimizer
 from anima_core.training.state import TrainState, find_checkpoint

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from anima_core import train
-from anima_core.config import OptimizerConfig, OutputConfig, SampleConfig
 from anima_core.errors import Interrupted
+from anima_core.settings import OptimizerConfig, OutputConfig, SampleConfig
 from anima_core.training import optimizers, signals
 from anima_core.training.loop import Run
 from anima_core.training.rundir import prune

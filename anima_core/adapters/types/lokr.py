@@ -1,13 +1,18 @@
 """LoKr: delta W = scale * kron(w1, w2), applied as two small products, never as a matrix of weight size.
 
-Rules of factorisation, decomposition, initialisation and scale: LyCORIS', see `reference/seed_family.md` §3.5.
+Rules of factorisation, decomposition, initialisation and scale are LyCORIS', docs/model.md §7.3.
 """
+
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import Dropouts, kaiming, keep_mask
+from ...settings import NetworkConfig
+from ...settings.network import FULL_MATRIX_RANK
+from ..adapter_type import Adapter, AdapterType, Layer, Size, alpha_of
+from ..dropouts import kaiming, keep_mask
 
 
 def factorization(dimension: int, factor: int) -> tuple[int, int]:
@@ -31,7 +36,7 @@ def factorization(dimension: int, factor: int) -> tuple[int, int]:
     return min(small, large), max(small, large)
 
 
-class LoKr(nn.Module):
+class LoKr(Adapter):
     """Kronecker correction of a Linear(in, out): out = l * k, in = m * n, w1 [l, m], w2 [k, n].
 
     Either factor may be a product of rank r: w1 = w1_a [l, r] w1_b [r, m], w2 = w2_a [k, r] w2_b [r, n].
@@ -39,24 +44,13 @@ class LoKr(nn.Module):
     x [..., in] -> [..., out], in x's dtype. `dropout` acts on x, `rank_dropout` on w2's r values, `module_dropout` on all.
     """
 
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        rank: int,
-        alpha: float,
-        factor: int,
-        full_matrix: bool,
-        decompose_both: bool,
-        dropouts: Dropouts,
-        layer: int,
-        generator: torch.Generator,
-    ) -> None:
+    def __init__(self, layer: Layer, alpha: float, factor: int, full_matrix: bool, decompose_both: bool) -> None:
         super().__init__()
-        (l, k), (m, n) = factorization(outputs, factor), factorization(inputs, factor)  # noqa: E741, as in the formula
+        (l, k), (m, n) = factorization(layer.outputs, factor), factorization(layer.inputs, factor)  # noqa: E741, the formula's
+        rank, generator = layer.rank, layer.generator
         self.shape = (l, k, m, n)
         self.rank = min(rank, max(k, n))
-        self.dropouts, self.layer = dropouts, layer
+        self.dropouts, self.number = layer.dropouts, layer.number
         whole_w1 = full_matrix or not decompose_both or rank >= max(l, m) / 2
         whole_w2 = full_matrix or rank >= max(k, n) / 2
         if whole_w1:
@@ -77,9 +71,6 @@ class LoKr(nn.Module):
     def w1(self) -> Tensor:
         return self.lokr_w1 if hasattr(self, "lokr_w1") else self.lokr_w1_a @ self.lokr_w1_b
 
-    def w2(self) -> Tensor:
-        return self.lokr_w2 if hasattr(self, "lokr_w2") else self.lokr_w2_a @ self.lokr_w2_b
-
     def forward(self, x: Tensor) -> Tensor:
         _, _, m, n = self.shape
         masks = self._masks(x) if self.training and self.dropouts.active else None
@@ -96,12 +87,42 @@ class LoKr(nn.Module):
         return F.linear(hidden if rank_mask is None else hidden * rank_mask, self.lokr_w2_a.to(x.dtype))
 
     def _masks(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        rates, generator = self.dropouts, self.dropouts.generator(self.layer, x.device)
+        rates, generator = self.dropouts, self.dropouts.generator(self.number, x.device)
         module = (torch.rand((), generator=generator, device=x.device) >= rates.module_dropout).to(x.dtype)
         ranks = keep_mask((self.rank,), rates.rank_dropout, generator, x)
         inputs = keep_mask(tuple(x.shape), rates.dropout, generator, x) if rates.dropout > 0 else 1.0
         return module * inputs, ranks
 
-    def delta_weight(self) -> Tensor:
-        """[out, in], fp32: what merging adds to the base weight."""
-        return self.scale * torch.kron(self.w1(), self.w2())
+
+def build(layer: Layer, config: NetworkConfig) -> LoKr:
+    full = config.full_matrix or layer.rank >= FULL_MATRIX_RANK
+    return LoKr(layer, config.alpha, config.factor, full, config.decompose_both)
+
+
+def size(tensors: Mapping[str, Tensor]) -> Size:
+    """The rank of w2 where that is a product, else of w1; none when both are whole, and alpha then means nothing."""
+    inner = next((tensors[name].shape[0] for name in ("lokr_w2_b", "lokr_w1_b") if name in tensors), None)
+    return Size(inner, None if inner is None else alpha_of(tensors))
+
+
+def factor_of(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    if name in tensors:
+        return tensors[name].float()
+    return tensors[f"{name}_a"].float() @ tensors[f"{name}_b"].float()
+
+
+def delta(tensors: Mapping[str, Tensor]) -> Tensor:
+    """(alpha / r) kron(w1, w2); without a rank or an alpha the scale is 1, as in ComfyUI."""
+    rank, alpha = size(tensors)
+    scale = 1.0 if alpha is None or rank is None else alpha / rank
+    return scale * torch.kron(factor_of(tensors, "lokr_w1"), factor_of(tensors, "lokr_w2"))
+
+
+TYPE = AdapterType(
+    name="lokr",
+    modules=("networks.lokr_anima",),
+    tensors=frozenset({"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"}),
+    build=build,
+    size=size,
+    delta=delta,
+)

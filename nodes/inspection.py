@@ -1,4 +1,4 @@
-"""What AnimaDatasetInspect shows."""
+"""The report and the contact sheet of a dataset."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,31 +9,31 @@ import torch
 from comfy.utils import ProgressBar
 from PIL import Image, ImageDraw
 
-from ..anima_core.config import DatasetConfig
 from ..anima_core.data.captions import process_caption
-from ..anima_core.data.doctor import check_datasets, sheet
+from ..anima_core.data.check import check_datasets, report_lines
 from ..anima_core.data.folder import Picture
 from ..anima_core.data.picture_files import open_picture
 from ..anima_core.models.tokenizers import comfyui_tokenizers, load_t5_tokenizer
+from ..anima_core.settings import DatasetConfig
 
-SHOWN_CAPTIONS = 8
-SHOWN_NAMES = 20
-TILE = 160
-SHEET_COLUMNS = 6
-SHEET_ROWS = 8
+CAPTIONS_SHOWN = 8
+NAMES_SHOWN = 20
+TILE = 160  # px, of a thumbnail with its margin
+LABEL = 14  # px, of the name below it
+COLUMNS, ROWS = 6, 8
 
 
 def report(datasets: tuple[DatasetConfig, ...], cache_dir: Path) -> tuple[str, list[Picture]]:
-    """-> text for people, and all pictures."""
+    """Return a text for people, and all pictures."""
     tokenizers = comfyui_tokenizers()
     checked = check_datasets(datasets, cache_dir, load_t5_tokenizer(tokenizers[1]) if tokenizers else None, stage)
     pictures = [picture for group, _ in checked for picture in group]
-    lines = sheet([found for _, found in checked], per_step=1, shown=SHOWN_NAMES)
+    lines = report_lines([found for _, found in checked], per_step=1, names=NAMES_SHOWN)
     return "\n".join([*lines, "", "captions as they are read:", *examples(pictures)]), pictures
 
 
 def stage(name: str) -> Callable[[int, int], None]:
-    """The node's progress bar; Cancel ends the scan."""
+    """Return what moves the node's progress bar; Cancel ends the scan."""
     bar = ProgressBar(1)
 
     def progress(done: int, total: int) -> None:
@@ -44,23 +44,23 @@ def stage(name: str) -> Callable[[int, int], None]:
 
 
 def examples(pictures: list[Picture]) -> list[str]:
-    """Captions after prefix, shuffle and dropout, one draw each."""
+    """Return captions after prefix, shuffle and dropout, one draw each."""
     generator = torch.Generator().manual_seed(0)
-    shown = pictures[:: max(1, len(pictures) // SHOWN_CAPTIONS)][:SHOWN_CAPTIONS]
+    shown = pictures[:: max(1, len(pictures) // CAPTIONS_SHOWN)][:CAPTIONS_SHOWN]
     return [f"  {p.name}: {process_caption(p.caption, p.subset, generator)}" for p in shown]
 
 
 def contact_sheet(pictures: list[Picture]) -> torch.Tensor:
-    """Thumbnails with file names, [1, H, W, 3] in [0, 1]."""
-    shown = pictures[: SHEET_COLUMNS * SHEET_ROWS]
-    columns = min(SHEET_COLUMNS, len(shown))
+    """Draw thumbnails with file names: [1, H, W, 3] in [0, 1]."""
+    shown = pictures[: COLUMNS * ROWS]
+    columns = min(COLUMNS, len(shown))
     rows = -(-len(shown) // columns)
-    canvas = Image.new("RGB", (columns * TILE, rows * (TILE + 14)), "white")
+    canvas = Image.new("RGB", (columns * TILE, rows * (TILE + LABEL)), "white")
     pen = ImageDraw.Draw(canvas)
     for index, picture in enumerate(shown):
         image = open_picture(picture.path)
         image.thumbnail((TILE - 8, TILE - 8))
-        x, y = index % columns * TILE, index // columns * (TILE + 14)
+        x, y = index % columns * TILE, index // columns * (TILE + LABEL)
         canvas.paste(image, (x + (TILE - image.width) // 2, y + (TILE - image.height) // 2))
         pen.text((x + 4, y + TILE), picture.name[:26], fill="black")
     return torch.from_numpy(np.array(canvas, dtype=np.float32) / 255)[None]

@@ -6,13 +6,15 @@ backslashes. Read with the standard library where Python has it (3.11), else wit
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import toml
 
-from .errors import FileError
+from ..errors import FileError
 
+loads: Callable[[str], dict[str, Any]]
 try:
     from tomllib import loads
 except ModuleNotFoundError:  # Python 3.10

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .llm_adapter import LLMAdapterConfig
-from .transformer import AnimaTransformer, TransformerConfig
+from ..models.llm_adapter import LLMAdapterConfig
+from ..models.transformer import AnimaTransformer, TransformerConfig
 
 TINY = TransformerConfig(
     blocks=2,
@@ -19,10 +19,10 @@ TINY = TransformerConfig(
     adaln_dim=16,
     in_channels=16,
     out_channels=16,
-    adapter=LLMAdapterConfig(blocks=2, width=64, source_dim=64, target_dim=64, head_dim=16, mlp_dim=256, vocabulary=32128),
+    llm_adapter=LLMAdapterConfig(blocks=2, width=64, source_dim=64, target_dim=64, head_dim=16, mlp_dim=256, vocabulary=32128),
 )
 
-REAL_ADAPTER = LLMAdapterConfig(
+REAL_LLM_ADAPTER = LLMAdapterConfig(
     blocks=6, width=1024, source_dim=1024, target_dim=1024, head_dim=64, mlp_dim=4096, vocabulary=32128
 )
 
@@ -35,7 +35,7 @@ REAL = TransformerConfig(
     adaln_dim=256,
     in_channels=16,
     out_channels=16,
-    adapter=REAL_ADAPTER,
+    llm_adapter=REAL_LLM_ADAPTER,
 )
 
 # ComfyUI reads only the width from a file and takes 10 blocks of 16 heads for widths it does not know.
@@ -48,7 +48,7 @@ COMFYUI_TINY = TransformerConfig(
     adaln_dim=256,
     in_channels=16,
     out_channels=16,
-    adapter=REAL_ADAPTER,
+    llm_adapter=REAL_LLM_ADAPTER,
 )
 
 
@@ -67,7 +67,11 @@ def _random_tensor(name: str, shape: torch.Size, generator: torch.Generator) -> 
 
 
 def write_random_transformer(
-    path: str | Path, config: TransformerConfig = TINY, seed: int = 0, dtype=torch.float32, prefix: str = "net."
+    path: str | Path,
+    config: TransformerConfig = TINY,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    prefix: str = "net.",
 ) -> None:
     state = random_state(config, torch.Generator().manual_seed(seed))
     save_file({prefix + name: tensor.to(dtype) for name, tensor in state.items()}, path)

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from .vae import LATENT_MEAN, LATENT_STD, AnimaVAE, VAEConfig
+from ..models.vae import LATENT_MEAN, LATENT_STD, AnimaVAE, VAEConfig
 
 TIME_CONVS = {
     "encoder.downsamples.5": (1, 2),

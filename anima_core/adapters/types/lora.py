@@ -1,0 +1,73 @@
+"""LoRA: y = (alpha / r) * up(down(x))."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...settings import NetworkConfig
+from ...settings.network import FULL_MATRIX_RANK
+from ...settings.setting import require
+from ..adapter_type import Adapter, AdapterType, Layer, Size, alpha_of
+from ..dropouts import kaiming, keep_mask
+
+
+class LoRA(Adapter):
+    """Low-rank correction of a Linear(in, out): delta W = (alpha / r) up down, down [r, in], up [out, r] (zero at the start).
+
+    x [..., in] -> [..., out], in x's dtype. `dropout` and `rank_dropout` act on the r inner values, `module_dropout` on all.
+    """
+
+    zero_init = "lora_up"
+
+    def __init__(self, layer: Layer, alpha: float) -> None:
+        super().__init__()
+        self.rank = layer.rank
+        self.alpha = alpha or float(layer.rank)
+        self.scale = self.alpha / layer.rank
+        self.dropouts, self.number = layer.dropouts, layer.number
+        self.lora_down = nn.Parameter(kaiming((layer.rank, layer.inputs), layer.generator))
+        self.lora_up = nn.Parameter(torch.zeros(layer.outputs, layer.rank))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.linear(x, self.lora_down.to(x.dtype))
+        factor: Tensor | float = self.scale
+        if self.training and self.dropouts.active:
+            factor = self.scale * self._mask(hidden)
+        return F.linear(hidden * factor, self.lora_up.to(x.dtype))
+
+    def _mask(self, hidden: Tensor) -> Tensor:
+        rates, generator = self.dropouts, self.dropouts.generator(self.number, hidden.device)
+        module = (torch.rand((), generator=generator, device=hidden.device) >= rates.module_dropout).to(hidden.dtype)
+        ranks = keep_mask((self.rank,), rates.rank_dropout, generator, hidden)
+        if rates.dropout == 0:
+            return module * ranks
+        return module * ranks * keep_mask(tuple(hidden.shape), rates.dropout, generator, hidden)
+
+
+def build(layer: Layer, config: NetworkConfig) -> LoRA:
+    require(layer.rank < FULL_MATRIX_RANK, "network.rank", layer.rank, "means a full matrix, which only lokr has")
+    return LoRA(layer, config.alpha)
+
+
+def size(tensors: Mapping[str, Tensor]) -> Size:
+    down = tensors.get("lora_down.weight")
+    return Size(None if down is None else down.shape[0], alpha_of(tensors))
+
+
+def delta(tensors: Mapping[str, Tensor]) -> Tensor:
+    """(alpha / r) up down; without an alpha the scale is 1, as in ComfyUI."""
+    rank, alpha = size(tensors)
+    scale = 1.0 if alpha is None or rank is None else alpha / rank
+    return scale * tensors["lora_up.weight"].float() @ tensors["lora_down.weight"].float()
+
+
+TYPE = AdapterType(
+    name="lora",
+    modules=("networks.lora_anima",),
+    tensors=frozenset({"lora_down.weight", "lora_up.weight"}),
+    build=build,
+    size=size,
+    delta=delta,
+)

@@ -1,0 +1,69 @@
+"""Flags of sd-scripts' Anima trainers that set nothing here: accepted without effect, or refused, each with its reason."""
+
+# ruff: noqa: E501 (one line for each reason)
+
+_FAMILY = "belongs to other model families"
+_HARDWARE = "this trainer chooses by itself"
+_HUB = "nothing is uploaded"
+_UNUSED = "has no effect in sd-scripts' Anima trainer either"
+_CHECKPOINT = "the run folder's checkpoints know it"
+_TEXT = "the text encoder is never trained"
+_LOG = "log.jsonl in the run folder has every number"
+_MEMORY = "gradient checkpointing bounds memory; blocks are not swapped"
+
+IGNORED = {  # name -> (number of values, reason)
+    **dict.fromkeys(("sdpa", "xformers", "xfomers", "mem_eff_attn", "use_flash_attn", "use_sage_attn", "split_attn"), (0, _HARDWARE)),
+    **dict.fromkeys(("attn_mode", "anima_attention_backend"), (1, _HARDWARE)),
+    **dict.fromkeys(("lowram", "highvram", "no_half_vae", "disable_mmap_load_safetensors", "vae_disable_cache"), (0, _HARDWARE)),
+    **dict.fromkeys(("vae_chunk_size", "text_encoder_batch_size"), (1, _HARDWARE)),
+    **dict.fromkeys(("torch_compile",), (0, "compiled blocks are not available yet")),
+    **dict.fromkeys(("dynamo_backend",), (1, "compiled blocks are not available yet")),
+    **dict.fromkeys(("blocks_to_swap",), (1, _MEMORY)),
+    **dict.fromkeys(("cpu_offload_checkpointing", "unsloth_offload_checkpointing"), (0, _MEMORY)),
+    **dict.fromkeys(("max_data_loader_n_workers",), (1, "one thread reads ahead; no workers are needed")),
+    **dict.fromkeys(("persistent_data_loader_workers",), (0, "one thread reads ahead; no workers are needed")),
+    **dict.fromkeys(("anima_seq_len", "qwen3_max_token_length", "t5_max_token_length", "max_token_length"), (1, "captions are never cut, and padded to 512 as in ComfyUI")),
+    **dict.fromkeys(("v2", "v_parameterization", "zero_terminal_snr", "debiased_estimation_loss", "weighted_captions", "scale_v_pred_loss_like_noise_pred", "fused_backward_pass"), (0, _FAMILY)),
+    **dict.fromkeys(("clip_skip", "min_snr_gamma", "v_pred_like_loss", "guidance_scale", "model_prediction_type"), (1, _FAMILY)),
+    **dict.fromkeys(("min_timestep", "max_timestep", "adaptive_noise_scale", "multires_noise_iterations", "multires_noise_discount", "ip_noise_gamma", "logit_mean", "logit_std", "mode_scale"), (1, _UNUSED)),
+    **dict.fromkeys(("noise_offset_random_strength", "ip_noise_gamma_random_strength", "perlin_noise"), (0, _UNUSED)),
+    **dict.fromkeys(("huber_schedule", "huber_scale"), (1, "Huber has one width for all t")),
+    **dict.fromkeys(("network_train_unet_only",), (0, _TEXT)),
+    **dict.fromkeys(("text_encoder_lr",), ("*", _TEXT)),
+    **dict.fromkeys(("masked_loss",), (0, "masks are used wherever alpha_mask or conditioning_data_dir gives one")),
+    **dict.fromkeys(("full_fp16", "full_bf16", "fp16_master_weights_and_gradients"), (0, "the adapter is always fp32: in bf16 most updates of a LoKr round away")),
+    **dict.fromkeys(("initial_epoch", "initial_step"), (1, _CHECKPOINT)),
+    **dict.fromkeys(("skip_until_initial_step", "anima_resume_snapshot_strict", "resume_ignore_optimizer_mismatch"), (0, _CHECKPOINT)),
+    **dict.fromkeys(("save_model_as",), (1, "adapters are safetensors")),
+    **dict.fromkeys(("save_n_epoch_ratio",), (1, "use save_every_n_epochs")),
+    **dict.fromkeys(("use_safetensors", "no_metadata", "skip_cache_check", "debug_dataset", "random_crop", "color_aug", "enable_wildcard"), (0, "not done here")),
+    **dict.fromkeys(("face_crop_aug_range", "token_warmup_min", "token_warmup_step", "caption_dropout_every_n_epochs", "secondary_separator", "resize_interpolation", "cache_info", "in_json", "dataset_class", "tokenizer_cache_dir"), (1, "not done here")),
+    **dict.fromkeys(("validation_split", "validation_seed", "validate_every_n_steps", "validate_every_n_epochs", "max_validation_steps"), (1, "validation runs are not available yet")),
+    **dict.fromkeys(("sample_sampler",), (1, "previews use euler")),
+    **dict.fromkeys(("huggingface_repo_id", "huggingface_repo_type", "huggingface_path_in_repo", "huggingface_token", "huggingface_repo_visibility"), (1, _HUB)),
+    **dict.fromkeys(("async_upload", "save_state_to_huggingface"), (0, _HUB)),
+    **dict.fromkeys(("log_prefix", "log_tracker_name", "log_tracker_config", "wandb_api_key", "wandb_run_name", "console_log_level", "console_log_file", "tensorboard_host", "tensorboard_port", "tensorboard_logdir"), (1, _LOG)),
+    **dict.fromkeys(("log_config", "console_log_simple", "auto_start_tensorboard"), (0, _LOG)),
+    **dict.fromkeys(("anima_monitor_memory",), (0, "memory stands in every step's event")),
+    **dict.fromkeys(("anima_monitor_alert_policy", "anima_monitor_memory_warn_ratio", "anima_monitor_loss_spike_ratio"), (1, "non-finite losses are reported and stop the run; flow losses vary too much with t for a spike rule")),
+    **dict.fromkeys(("auto_download_t5_tokenizer", "t5_tokenizer_modelscope_fallback", "t5_tokenizer_validate_strict"), (0, "nothing is downloaded; the tokenizer is always checked")),
+    **dict.fromkeys(("t5_tokenizer_repo_id", "t5_tokenizer_subfolder", "t5_tokenizer_modelscope_repo_id", "t5_tokenizer_modelscope_revision", "t5_tokenizer_modelscope_subfolder", "llm_adapter_path"), (1, "nothing is downloaded; the tokenizer is always checked")),
+    **dict.fromkeys(("ddp_timeout",), (1, "accelerate's own defaults are used")),
+    **dict.fromkeys(("ddp_gradient_as_bucket_view", "ddp_static_graph"), (0, "gradients are one buffer already")),
+    **dict.fromkeys(tuple(f"metadata_{name}" for name in ("title", "author", "description", "license", "tags", "usage_hint", "thumbnail", "merged_from", "trigger_phrase", "preprocessor", "is_negative_embedding")), (1, "metadata is written from the settings")),
+    **dict.fromkeys(("lr_scheduler_args", "schedulefree_wrapper_args"), ("*", "the schedule's own flags set it")),
+    **dict.fromkeys(("lr_scheduler_timescale", "lr_decay_steps"), (1, "the schedule's own flags set it")),
+}  # fmt: skip
+
+REFUSED = {  # name -> (number of values, why, and the way out)
+    **dict.fromkeys(("fp8_base", "fp8_base_unet", "fp8_scaled"), (0, "8-bit base weights are not available; leave it out")),
+    **dict.fromkeys(("offload_optimizer_device", "offload_optimizer_nvme_path", "offload_param_device", "offload_param_nvme_path", "zero_stage"), (1, "DeepSpeed is not supported; use accelerate's plain data parallelism")),
+    **dict.fromkeys(("zero3_init_flag", "zero3_save_16bit_model", "deepspeed"), (0, "DeepSpeed is not supported; use accelerate's plain data parallelism")),
+    **dict.fromkeys(("network_train_text_encoder_only",), (0, "the text encoder cannot be trained; leave it out")),
+    **dict.fromkeys(("scale_weight_norms",), (1, "weight norms are not limited here; leave it out and lower the learning rate")),
+    **dict.fromkeys(("base_weights", "base_weights_multiplier"), ("*", "merging adapters into the base is not done here; merge first")),
+    **dict.fromkeys(("resume_from_huggingface",), (0, "nothing is downloaded; give --resume a folder")),
+    **dict.fromkeys(("lr_scheduler_type",), (1, "schedulers of your own are not loaded; use --lr_scheduler")),
+    **dict.fromkeys(("optimizer_schedulefree_wrapper",), (0, "use optimizer_type=AdamWScheduleFree, RAdamScheduleFree or SGDScheduleFree")),
+    **dict.fromkeys(("llm_adapter_lr", "self_attn_lr", "cross_attn_lr", "mlp_lr", "mod_lr"), (1, "use --network_args network_reg_lrs=<pattern>=<rate>")),
+}  # fmt: skip

@@ -1,0 +1,138 @@
+"""Text embeddings of captions, what the transformer looks at: the LLM adapter's output for Qwen's states and T5's ids.
+
+While the LLM adapter is frozen, its outputs are cached too, and no step runs it (`CachedEmbeddings`). When it is trained, or
+captions are new in every step, each step runs it, with gradient (`LiveEmbeddings`).
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..models.checkpoint import tensor_bytes
+from ..models.llm_adapter import MIN_TEXT_ROWS
+from ..models.transformer import AnimaTransformer
+from .cache import cache_key
+from .text import Entry, TextStore
+
+Progress = Callable[[int, int], None]
+
+
+class TextEmbeddings(Protocol):
+    """Captions -> text embeddings. Each caption owns max(512, its T5 tokens) rows, whatever the rest of its batch owns."""
+
+    def fetch(self, captions: list[str]) -> list[Entry]:
+        """Return what `place` needs of each caption, on the CPU; safe to call ahead of time from another thread."""
+        ...
+
+    def place(self, entries: list[Entry]) -> tuple[Tensor, Tensor | None]:
+        """Return [B, L, 1024] on the model's device, and int [B] row counts where they differ, else None."""
+        ...
+
+    def take_notes(self) -> list[str]:
+        """Return what was found damaged and made again since the last call."""
+        ...
+
+
+class LiveEmbeddings:
+    """Runs the model's LLM adapter in each step."""
+
+    def __init__(self, texts: TextStore, model: AnimaTransformer) -> None:
+        self.texts, self.model = texts, model
+
+    def fetch(self, captions: list[str]) -> list[Entry]:
+        return [self.texts.entry(caption) for caption in captions]
+
+    def place(self, entries: list[Entry]) -> tuple[Tensor, Tensor | None]:
+        device = self.model.device
+        hidden, hidden_mask = pad([e["hidden"] for e in entries], device)
+        ids, ids_mask = pad([e["ids"] for e in entries], device)
+        embeds = self.model.preprocess_text_embeds(hidden, ids.long(), hidden_mask, ids_mask)
+        return embeds, row_counts([len(e["ids"]) for e in entries], device)
+
+    def take_notes(self) -> list[str]:
+        return taken(self.texts.notes)
+
+
+class CachedEmbeddings:
+    """Keeps the frozen LLM adapter's output of each caption, [T, 1024] in the text's dtype, beside the text that it is of."""
+
+    def __init__(self, texts: TextStore, model: AnimaTransformer) -> None:
+        self.texts, self.model = texts, model
+        self.identity = module_identity(model.llm_adapter)
+        self.notes: list[str] = []
+
+    def fill(self, captions: Iterable[str], progress: Progress) -> None:
+        """Run the LLM adapter over the captions that the cache lacks."""
+        todo = [c for c in dict.fromkeys(captions) if not self.texts.cache.has(self._key(c))]
+        for done, caption in enumerate(todo, start=1):
+            self._embed(caption)
+            progress(done, len(todo))
+
+    def fetch(self, captions: list[str]) -> list[Entry]:
+        return [self._entry(caption) for caption in captions]
+
+    def place(self, entries: list[Entry]) -> tuple[Tensor, Tensor | None]:
+        return stack_rows([e["embeds"] for e in entries], self.model.device)
+
+    def take_notes(self) -> list[str]:
+        return taken(self.texts.notes) + taken(self.notes)
+
+    def _entry(self, caption: str) -> Entry:
+        found = self.texts.cache.get(self._key(caption))
+        if found is None:
+            found = self._embed(caption)
+            gone = f"the cached text embeddings of {caption[:80]!r} have vanished or are damaged"
+            self.notes.append(f"{gone}; made again")
+        return found
+
+    @torch.no_grad()
+    def _embed(self, caption: str) -> Entry:
+        text, device = self.texts.entry(caption), self.model.device
+        hidden, ids = text["hidden"][None].to(device), text["ids"][None].long().to(device)
+        rows = self.model.preprocess_text_embeds(hidden, ids)[0, : ids.shape[1]].to("cpu", self.texts.dtype)
+        self.texts.cache.put(self._key(caption), {"embeds": rows})
+        return {"embeds": rows}
+
+    def _key(self, caption: str) -> str:
+        return cache_key(kind="embeds", caption=caption, adapter=self.identity, **self.texts.sources)
+
+
+def taken(notes: list[str]) -> list[str]:
+    """Empty a list that another thread appends to; return what it held."""
+    return [notes.pop(0) for _ in range(len(notes))]
+
+
+def pad(rows: list[Tensor], device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Pad tensors of different lengths with zeros into one; return it with the bool mask of real rows, None when all are."""
+    lengths = torch.tensor([len(r) for r in rows])
+    padded = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device, non_blocking=True)
+    if len(set(lengths.tolist())) == 1:
+        return padded, None
+    return padded, (torch.arange(padded.shape[1]) < lengths[:, None]).to(device, non_blocking=True)
+
+
+def stack_rows(rows: list[Tensor], device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Stack LLM adapter outputs [T_i, 1024] as [B, max(512, max T), 1024], zero rows appended; return it with `row_counts`."""
+    longest = max(MIN_TEXT_ROWS, *(len(r) for r in rows))
+    batch = rows[0].new_zeros(len(rows), longest, rows[0].shape[1])
+    for i, row in enumerate(rows):
+        batch[i, : len(row)] = row
+    return batch.to(device, non_blocking=True), row_counts([len(r) for r in rows], device)
+
+
+def row_counts(lengths: list[int], device: torch.device) -> Tensor | None:
+    """Return the rows each caption owns, or None when all own the same number."""
+    counts = [max(MIN_TEXT_ROWS, n) for n in lengths]
+    return None if len(set(counts)) == 1 else torch.tensor(counts).to(device, non_blocking=True)
+
+
+def module_identity(module: nn.Module) -> str:
+    """Return the SHA-256 of a module's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor_bytes(tensor))
+    return digest.hexdigest()

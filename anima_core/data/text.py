@@ -1,0 +1,98 @@
+"""Captions as Qwen's hidden states and T5's ids, cached by content: Qwen need not be in memory while the transformer is."""
+
+import functools
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from ..errors import RunError, is_out_of_memory
+from ..models.qwen import AnimaQwen
+from ..models.tokenizers import T5Tokenizer
+from .cache import TensorCache, cache_key, encoded_at_once
+
+Progress = Callable[[int, int], None]
+Entry = dict[str, Tensor]
+
+ENCODE_BATCH = 8
+
+
+class TextStore:
+    """Encoded captions: {"hidden": [S, 1024] in dtype, "ids": [T] int32} each.
+
+    qwen_identity, t5_identity: content hashes of the files behind them. resident: a Qwen that stays in memory, for captions
+    that are new in every step. reload: loads one for an entry that is found damaged while training; notes: what was encoded
+    again so.
+    """
+
+    def __init__(
+        self,
+        cache: TensorCache,
+        t5: T5Tokenizer,
+        qwen_identity: str,
+        t5_identity: str,
+        dtype: torch.dtype,
+        resident: AnimaQwen | None = None,
+        reload: Callable[[], AnimaQwen] | None = None,
+    ) -> None:
+        self.cache = cache
+        self.t5 = t5
+        self.dtype = dtype
+        self.sources = {"qwen": qwen_identity, "t5": t5_identity, "dtype": str(dtype)}
+        self.resident = resident
+        self.notes: list[str] = []
+        self._reload = None if reload is None else functools.cache(reload)
+
+    def fill(
+        self, captions: Iterable[str], qwen: Callable[[], AnimaQwen], progress: Progress = lambda done, total: None
+    ) -> int:
+        """Encode the captions that the cache lacks; Qwen is loaded only if there are any. Return how many. Raises RunError."""
+        todo = [c for c in dict.fromkeys(captions) if not self.cache.has(self._key(c))]
+        if todo:
+            model = self.resident or qwen()
+            todo.sort(key=len)  # equal lengths together: little padding
+            at_once = encoded_at_once(model.model.device, ENCODE_BATCH)
+            for start in range(0, len(todo), at_once):
+                self._encode_batch(todo[start : start + at_once], model)
+                progress(min(start + at_once, len(todo)), len(todo))
+        return len(todo)
+
+    def entry(self, caption: str) -> Entry:
+        """Return a caption's hidden states and ids, on the CPU. Raises RunError for one that is lost for good."""
+        found = self.cache.get(self._key(caption))
+        if found is not None:
+            return found
+        if self.resident is not None:
+            return self._encode([caption], self.resident)[0]  # a shuffled caption is met once: not worth keeping
+        gone = f"the cached text of {caption[:80]!r} has vanished or is damaged"
+        if self._reload is None:
+            raise RunError(f"{gone}; start again to encode it again")
+        found = self._encode([caption], self._reload())[0]
+        self.cache.put(self._key(caption), found)
+        self.notes.append(f"{gone}; encoded again")
+        return found
+
+    def _encode_batch(self, captions: list[str], qwen: AnimaQwen) -> None:
+        """Encode and cache; out of memory, half as many at once are tried."""
+        entries = None
+        try:
+            entries = self._encode(captions, qwen)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(captions) == 1:
+                raise RunError("Qwen: out of memory even at one caption; free memory on the device") from None
+        if entries is None:  # outside of the handler, which would keep the failed tensors alive
+            middle = len(captions) // 2
+            self._encode_batch(captions[:middle], qwen)
+            self._encode_batch(captions[middle:], qwen)
+            return
+        for caption, entry in zip(captions, entries):
+            self.cache.put(self._key(caption), entry)
+
+    def _encode(self, captions: list[str], qwen: AnimaQwen) -> list[Entry]:
+        texts = zip(qwen.encode(captions), self.t5.encode(captions))
+        return [{"hidden": h.to("cpu", self.dtype), "ids": torch.tensor(i, dtype=torch.int32)} for h, i in texts]
+
+    def _key(self, caption: str) -> str:
+        return cache_key(kind="text", caption=caption, **self.sources)

@@ -1,0 +1,111 @@
+"""Files: written whole or not at all, hashed, and given names that every file system takes and nothing else has."""
+
+import hashlib
+import itertools
+import os
+import re
+import secrets
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from .errors import FileError, SettingError
+
+FORBIDDEN = re.compile(r'[/\\:*?"<>|\x00-\x1f\ud800-\udfff]')  # lone surrogates stand for bytes that are no text
+MAX_NAME_BYTES = 180  # file systems take 255; names of checkpoints and temporary files are longer than the run's
+RESERVED = re.compile(r"^(con|prn|aux|nul|com\d|lpt\d)$", re.IGNORECASE)  # device names on Windows
+TEMPORARY = r"\.[0-9a-f]{8}\.tmp"  # how every half-written file ends
+
+
+def is_plain_name(name: str) -> bool:
+    """Check that a name means a file inside its folder, on every system."""
+    return bool(name.strip()) and not FORBIDDEN.search(name) and name not in (".", "..")
+
+
+def safe_name(name: str, setting: str = "`output.name`") -> str:
+    """Check a file name that a user typed, and return it without `.safetensors`. Raises SettingError.
+
+    Letters of any script are fine; separators, hidden names and Windows' device names are not.
+    """
+    plain = name.strip().removesuffix(".safetensors").rstrip(". ")
+    if not is_plain_name(plain) or plain.startswith(".") or RESERVED.match(plain):
+        raise SettingError(f'{setting}={name!r}: use a plain file name without / \\ : * ? " < > |')
+    if len(plain.encode()) > MAX_NAME_BYTES:
+        raise SettingError(f"{setting}: a name of {len(plain.encode())} bytes; use at most {MAX_NAME_BYTES}")
+    return plain
+
+
+def write_whole(path: Path, content: bytes | str | Callable[[Path], Any], durable: bool = True) -> None:
+    """Write a file that appears whole or not at all, making its folder.
+
+    content: bytes, text (UTF-8), or a function that writes to the path it is given. durable: also survive a power cut.
+    Raises what writing raised, an OSError as a rule, with nothing half-written left.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem[:200]}.{secrets.token_hex(4)}.tmp")
+    try:
+        if callable(content):
+            content(temporary)
+            os.chmod(temporary, 0o644)  # safetensors writes files that only their owner may read
+        else:
+            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        if durable:
+            flush_to_disk(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def flush_to_disk(path: Path) -> None:
+    """Make a file, or the names in a folder, survive a power cut. Windows keeps a folder's names by itself."""
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def unused(path: Path, taken: Callable[[Path], bool] = Path.exists) -> Path:
+    """Return the path itself, or the first of `name-2`, `name-3`, … that is free, the suffix kept."""
+    stem, suffix = (path.stem, path.suffix) if path.suffix == ".safetensors" else (path.name, "")
+    numbered = (path.with_name(f"{stem}-{number}{suffix}") for number in itertools.count(2))
+    return next(candidate for candidate in itertools.chain([path], numbered) if not taken(candidate))
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file, as hex. Raises FileError when it cannot be read."""
+    found = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while chunk := file.read(1 << 22):
+                found.update(chunk)
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({error.strerror}); start again") from None
+    return found.hexdigest()
+
+
+def identity(path: str | Path) -> str:
+    """Return the SHA-256 of a file's content, or of the names and contents of a folder's files, as hex.
+
+    A file is read again only when its size or time has changed: model files have gigabytes.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = hashlib.sha256()
+        for file in sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")):
+            found.update(f"{file.name}\0{identity(file)}\n".encode())
+        return found.hexdigest()
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    return _digest_once(path.resolve(), stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _digest_once(path: Path, size: int, mtime_ns: int) -> str:
+    return digest(path)

@@ -1,0 +1,212 @@
+"""Finished and unfinished runs on disk, keyed by everything that shapes the result: the same inputs never train twice."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from . import files
+from .errors import AnimaError, SettingError
+from .settings import TrainConfig, from_dict, walk
+from .settings.toml_file import read_toml
+from .training.loop import TrainResult
+from .training.preflight import Plan
+from .training.state import checkpoints_in, step_of
+
+RESULT_VERSION = 1  # of the numbers that settings lead to; raised only when they change, since finished runs then train again
+CHANGED = "-changed"  # ends the key of a run that continued with other data, or whose graph has started over
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    adapter: str
+    adapter_sha256: str
+    run_dir: str
+    losses: list[float]
+    steps: int
+    samples: list[str]
+    result_version: int = RESULT_VERSION
+
+
+@dataclass(frozen=True)
+class UnfinishedRun:
+    """A run that was cancelled, stopped early or cut off. total: steps it was to take, 0 when epochs were asked for."""
+
+    name: str
+    key: str
+    step: int
+    total: int
+    saved_at: float  # seconds since 1970
+
+
+def run_key(plan: Plan) -> str:
+    """Hash the content of the data, every setting that shapes the result, and the content of the files it is made from."""
+    shaping = [found for found in walk(plan.config) if found.facts.shapes]
+    values = {found.place: found.value for found in shaping if not found.facts.path}
+    made_from = {f.place: content(f.value) for f in shaping if f.facts.path and not f.name.startswith("subset.")}
+    pictures = [
+        [p.digest, p.caption, p.repeats, content(str(p.mask_path or "")), list(p.size)]
+        for group in plan.pictures
+        for p in group
+    ]
+    text = json.dumps({"settings": values, "files": made_from, "pictures": pictures}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def content(path: str) -> str:
+    """Return a file's or folder's content hash; for a path where nothing is, the path itself."""
+    return files.identity(path) if path and Path(path).exists() else path
+
+
+def describe(result: TrainResult) -> FinishedRun:
+    samples = sorted(str(p) for p in (result.run_dir / "samples").glob(f"step-{result.steps:08d}-*.png"))
+    adapter, run_dir = str(result.adapter_path), str(result.run_dir)
+    return FinishedRun(adapter, files.identity(adapter), run_dir, result.losses, result.steps, samples)
+
+
+def is_intact(run: FinishedRun) -> bool:
+    return Path(run.adapter).is_file() and files.identity(run.adapter) == run.adapter_sha256
+
+
+class RunStore:
+    """The runs below one folder: `<name>-run/` each, with records of finished and unfinished ones beside."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def run_folder(self, name: str) -> Path:
+        return self.folder / f"{name}-run"
+
+    def frozen_config(self, name: str) -> TrainConfig:
+        """Return the settings that a run was started with. Raises FileError, SettingError."""
+        path = self.run_folder(name) / "config.toml"
+        return from_dict(TrainConfig, read_toml(path), str(path))
+
+    # Finished runs
+
+    def find(self, key: str) -> FinishedRun | None:
+        """Return the finished run of this key, if its adapter is still there and unchanged."""
+        run = self._read_finished(self._finished(key))
+        return run if run is not None and run.result_version == RESULT_VERSION and is_intact(run) else None
+
+    def is_outdated(self, key: str) -> bool:
+        """Tell whether a run of this key was finished by a version of this program whose numbers were others."""
+        run = self._read_finished(self._finished(key))
+        return run is not None and run.result_version != RESULT_VERSION
+
+    def finished_under(self, name: str) -> FinishedRun | None:
+        """Return a finished run by its name."""
+        found = map(self._read_finished, (self.folder / "finished").glob("*.json"))
+        return next((run for run in found if run and Path(run.run_dir) == self.run_folder(name) and is_intact(run)), None)
+
+    def remember(self, key: str, run: FinishedRun) -> None:
+        self._write(self._finished(key), asdict(run))
+        self._forget(Path(run.run_dir).name.removesuffix("-run"))
+
+    def _finished(self, key: str) -> Path:
+        return self.folder / "finished" / f"{key}.json"
+
+    def _read_finished(self, record: Path) -> FinishedRun | None:
+        try:
+            return FinishedRun(**json.loads(record.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    # Unfinished runs
+
+    def claim(self, config: TrainConfig, key: str, resume: bool) -> TrainConfig:
+        """Give a run its file name, and its checkpoint when an unfinished run of the same key has one.
+
+        A name that another run's file or folder has gets -2, -3, …; an unfinished run keeps its own. resume: False starts
+        over, and leaves the unfinished run to the picker.
+        """
+        record = self.folder / "unfinished" / f"{key}.json"
+        if record.exists() and not (resume and self._version_of(record) == RESULT_VERSION):
+            os.replace(record, files.unused(record.with_name(f"{key}{CHANGED}"), taken=_is_record).with_suffix(".json"))
+        name = self._name_of(record)
+        if name is None or not checkpoints_in(self.run_folder(name)):
+            name = self._unused_name(config)
+            self._forget(name)
+            self._write(record, {"name": name, "result_version": RESULT_VERSION})
+        has_checkpoint = bool(checkpoints_in(self.run_folder(name)))
+        output = dataclasses.replace(config.output, name=name, resume="latest" if has_checkpoint else "")
+        return dataclasses.replace(config, output=output)
+
+    def unfinished(self) -> list[UnfinishedRun]:
+        """Return every run that can be continued, the newest first."""
+        found = [run for record in self._records() if (run := self._read_unfinished(record)) is not None]
+        by_name = {run.name: run for run in found}  # of two records the later one is the folder's
+        return sorted(by_name.values(), key=lambda run: run.saved_at, reverse=True)
+
+    def set_apart(self, run: UnfinishedRun) -> str:
+        """File a run that continues with other data under a new key, so that the graph of the data before does not claim it."""
+        record = self.folder / "unfinished" / f"{run.key}.json"
+        apart = record.with_name(f"{run.key.removesuffix(CHANGED)}{CHANGED}.json")
+        os.replace(record, apart)
+        return apart.stem
+
+    def _unused_name(self, config: TrainConfig) -> str:
+        output = config.output
+
+        def taken(path: Path) -> bool:
+            adapter = Path(output.adapter_dir or output.dir) / f"{path.name}.safetensors"
+            return adapter.exists() or path.with_name(f"{path.name}-run").exists()
+
+        return files.unused(Path(output.dir) / output.name, taken).name
+
+    def _records(self) -> list[Path]:
+        """Return the records of unfinished runs, the oldest first."""
+
+        def written_at(record: Path) -> float:
+            try:
+                return record.stat().st_mtime
+            except OSError:  # its run has just finished
+                return 0.0
+
+        return sorted((self.folder / "unfinished").glob("*.json"), key=written_at)
+
+    def _read_unfinished(self, record: Path) -> UnfinishedRun | None:
+        name = self._name_of(record)
+        try:
+            newest = next(iter(checkpoints_in(self.run_folder(name))), None) if name else None
+            if name is None or newest is None:
+                return None
+            total = self.frozen_config(name).max_train_steps
+            return UnfinishedRun(name, record.stem, step_of(newest), total, newest.stat().st_mtime)
+        except (OSError, ValueError, AnimaError):
+            return None
+
+    def _forget(self, name: str) -> None:
+        """Drop the records of a name that is given again, or whose run is finished."""
+        for record in self._records():
+            if self._name_of(record) == name:
+                record.unlink(missing_ok=True)
+
+    def _name_of(self, record: Path) -> str | None:
+        """Return the run's name in a record; None where there is no plain one."""
+        name = self._read(record).get("name")
+        try:
+            return name if isinstance(name, str) and files.safe_name(name) == name else None
+        except SettingError:
+            return None
+
+    def _version_of(self, record: Path) -> Any:
+        return self._read(record).get("result_version", RESULT_VERSION)
+
+    def _read(self, record: Path) -> dict[str, Any]:
+        try:
+            found = json.loads(record.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _write(self, path: Path, data: dict[str, Any]) -> None:
+        """Write a record that survives a power cut: a run without its record is not offered again."""
+        files.write_whole(path, json.dumps(data))
+
+
+def _is_record(path: Path) -> bool:
+    return path.with_suffix(".json").exists()

@@ -1,0 +1,24 @@
+"""Every setting, declared once, and how settings are read and written."""
+
+from .data import DatasetConfig, SubsetConfig
+from .network import NetworkConfig
+from .optimizer import OptimizerConfig
+from .samples import SampleConfig
+from .serial import from_dict, to_dict
+from .setting import walk
+from .train import FlowConfig, ModelConfig, OutputConfig, TrainConfig
+
+__all__ = [
+    "DatasetConfig",
+    "FlowConfig",
+    "ModelConfig",
+    "NetworkConfig",
+    "OptimizerConfig",
+    "OutputConfig",
+    "SampleConfig",
+    "SubsetConfig",
+    "TrainConfig",
+    "from_dict",
+    "to_dict",
+    "walk",
+]

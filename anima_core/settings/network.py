@@ -1,0 +1,78 @@
+"""Settings of the adapter."""
+
+from dataclasses import dataclass
+
+from ..errors import SettingError
+from .setting import check, require, setting
+
+FULL_MATRIX_RANK = 100000  # sd-scripts-anima: a rank this large asks for a LoKr whose factors are both whole
+
+PATTERNS = "One pattern a line: re:<regex>, a glob with * or ?, or the end of a module name such as mlp.layer1."
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The adapter. Patterns: `re:<regex>` searches, `*` and `?` glob the whole name, else a leaf or dotted suffix."""
+
+    type: str = setting("lora", "Type of the adapter, by its name in anima_core/adapters/types.", resume="fixed")
+    rank: int = setting(
+        32,
+        "Capacity. 8 to 16 for a character, 32 for most styles; the file grows with it (32: about 92 MB).",
+        low=1,
+        resume="fixed",
+    )
+    alpha: float = setting(
+        32.0,
+        "Strength: the correction is scaled by alpha / rank. Equal to rank is a good rule; 0 means that.",
+        low=0,
+        resume="fixed",
+    )
+    targets: str = setting(
+        "attn+mlp",
+        "Which layers the adapter changes. attn+mlp is right for most; + adds to it. The LLM adapter holds the model's "
+        "knowledge of names and degrades easily: leave it out unless you know why.",
+        resume="fixed",
+    )
+    include: tuple[str, ...] = setting((), f"Further layers. {PATTERNS}", resume="fixed")
+    exclude: tuple[str, ...] = setting((), f"Layers left out. {PATTERNS}", resume="fixed")
+    ranks: tuple[str, ...] = setting(
+        (), "Ranks of certain layers, pattern=rank a line, the first match counts; 0 leaves a layer out.", resume="fixed"
+    )
+    learning_rates: tuple[str, ...] = setting(
+        (), "Learning rates of certain layers, pattern=rate a line, the first match counts.", resume="fixed"
+    )
+    dropout: float = setting(0.0, "Chance that an adapter input is zeroed.", low=0, below=1, resume="fixed")
+    rank_dropout: float = setting(0.0, "Chance that a rank is left out of a step.", low=0, below=1, resume="fixed")
+    module_dropout: float = setting(0.0, "Chance that a layer's adapter is left out of a step.", low=0, below=1, resume="fixed")
+    loraplus_lr_ratio: float = setting(
+        1.0,
+        "LoRA+: learning rate of the zero-initialised factor, relative to the other. 1 is off, 16 is usual.",
+        above=0,
+        resume="fixed",
+    )
+    factor: int = setting(
+        8, "Size of the small factor of a LoKr. 4 to 16; smaller means a larger file. -1 balances the two.", resume="fixed"
+    )
+    full_matrix: bool = setting(
+        False, "Both factors of a LoKr whole: the usual choice for styles. Off: the large factor has a rank.", resume="fixed"
+    )
+    decompose_both: bool = setting(False, "The small factor of a LoKr has a rank as well.", resume="fixed")
+    train_norm: bool = setting(False, "Also train the norms' weights.", resume="fixed")
+    weights: str = setting("", "Start from this adapter file instead of from nothing. Rank and type must fit.", path="read")
+
+    def __post_init__(self) -> None:
+        check(self)
+        require(self.factor == -1 or self.factor >= 1, "network.factor", self.factor, "must be -1 or at least 1")
+        for name in ("ranks", "learning_rates"):
+            for item in getattr(self, name):
+                pattern, value = pattern_value(item)
+                require(0 <= value, f"network.{name}", f"{pattern}={value:g}", "must be at least 0")
+
+
+def pattern_value(item: str) -> tuple[str, float]:
+    """Split "pattern=number" at its last `=`; the pattern itself may hold one. Raises SettingError."""
+    pattern, _, number = item.rpartition("=")
+    try:
+        return pattern, float(number)
+    except ValueError:
+        raise SettingError(f"{item!r}: write it as pattern=number") from None

@@ -1,0 +1,100 @@
+"""Settings of the optimizer, and the table of the optimizers there are."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from ..errors import SettingError
+from .registry import Registry
+from .setting import check, require, setting
+
+SCHEDULES = (
+    "constant",
+    "constant_with_warmup",
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "cosine_with_min_lr",
+    "polynomial",
+)
+
+ADAM = MappingProxyType({"betas": "betas", "eps": "eps"})
+
+
+@dataclass(frozen=True)
+class OptimizerType:
+    """An optimizer, found in its package when it is first asked for.
+
+    takes: our settings that it has, and what its class calls them ("beta1" is the first of `optimizer.betas`).
+    defaults: arguments that are not left at the class' own default. schedule_free: it needs no learning-rate schedule.
+    one_rate: all its parameters share one learning rate.
+    """
+
+    name: str  # also the class'
+    module: str
+    package: str  # what pip installs
+    takes: Mapping[str, str] = field(default_factory=lambda: ADAM)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    schedule_free: bool = False
+    one_rate: bool = False
+
+
+OPTIMIZERS = Registry(
+    "optimizer.type",
+    [
+        OptimizerType("AdamW", "torch.optim", "torch"),
+        OptimizerType("AdamW8bit", "bitsandbytes.optim", "bitsandbytes"),
+        OptimizerType("Lion", "lion_pytorch", "lion-pytorch", takes={"betas": "betas"}),
+        # torch's Adafactor scales lr by max(eps[1], rms of the parameter): its 0.001 would hardly move a factor that starts
+        # at zero. 1 makes lr absolute, which others call relative_step=False scale_parameter=False.
+        OptimizerType("Adafactor", "torch.optim", "torch", takes={}, defaults={"eps": (None, 1.0)}),
+        OptimizerType("Prodigy", "prodigyopt", "prodigyopt", one_rate=True),
+        OptimizerType("RAdamScheduleFree", "schedulefree", "schedulefree", schedule_free=True),
+        OptimizerType("AdamWScheduleFree", "schedulefree", "schedulefree", schedule_free=True),
+        OptimizerType("SGDScheduleFree", "schedulefree", "schedulefree", takes={"beta1": "momentum"}, schedule_free=True),
+    ],
+)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Optimizer and learning-rate schedule. One step is one optimizer step."""
+
+    type: str = setting(
+        "AdamW",
+        "AdamW is the safe choice. ScheduleFree ones need no schedule (constant, no warm-up). AdamW8bit, Lion and Prodigy "
+        "need their package installed.",
+        resume="fixed",
+    )
+    learning_rate: float = setting(1e-4, "1e-4 for LoRA with AdamW; 2e-5 to 5e-5 for large sets; 1.0 for Prodigy.", above=0)
+    weight_decay: float = setting(0.01, "Pull of the adapter towards zero.", low=0)
+    betas: tuple[float, float] = setting((0.9, 0.99), "Memory of the gradient and of its square.")
+    eps: float = setting(1e-8, "What keeps the optimizer from dividing by zero.", above=0)
+    args: tuple[str, ...] = setting((), "Further arguments of the optimizer, name=value each.")
+    max_grad_norm: float = setting(1.0, "Length to which a longer gradient is clipped; 0 turns clipping off.", low=0)
+    scheduler: str = setting("constant", "How the learning rate changes over the run.", choices=SCHEDULES)
+    warmup_steps: int = setting(0, "Steps over which the learning rate rises from 0.", low=0)
+    warmup_ratio: float = setting(0.0, "Warm-up as a share of all steps, where `optimizer.warmup_steps` is 0.", low=0, below=1)
+    num_cycles: float = setting(
+        1.0, "Falls of cosine_with_restarts; half waves of the other cosine schedules, 1 being one fall.", above=0
+    )
+    power: float = setting(1.0, "Exponent of the polynomial schedule.", above=0)
+    min_lr_ratio: float = setting(0.0, "Floor of cosine_with_min_lr, relative to the learning rate.", low=0, high=1)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "type", OPTIMIZERS[self.type].name)
+        check(self)
+        betas_ok = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        require(betas_ok, "optimizer.betas", self.betas, "must be two numbers that are at least 0 and below 1")
+        if OPTIMIZERS[self.type].schedule_free:
+            self._check_schedule_free()
+
+    def _check_schedule_free(self) -> None:
+        """Refuse schedules in the words of sd-scripts-anima, which people search for."""
+        if self.scheduler != "constant":
+            raise SettingError(f"optimizer={self.type} requires lr_scheduler=constant")
+        if self.warmup_steps > 0:
+            raise SettingError(f"optimizer={self.type} requires lr_warmup_steps=0")
+        if self.warmup_ratio > 0:
+            raise SettingError(f"optimizer={self.type} requires lr_warmup_ratio=0")

@@ -1,0 +1,192 @@
+"""A training run, whole: its models, and everything that is set for it.
+
+The classes are frozen and check themselves when they are made, so a config that exists is a valid one. Nothing here opens a
+file: what needs the disk is checked by `anima_core.training.preflight`. An empty string, an empty tuple or 0 means "not
+set", because TOML, which freezes a run, has no null.
+"""
+
+from dataclasses import dataclass, field
+
+from ..errors import SettingError
+from ..files import MAX_NAME_BYTES, is_plain_name
+from .data import DatasetConfig
+from .network import NetworkConfig
+from .optimizer import OPTIMIZERS, OptimizerConfig
+from .samples import SampleConfig
+from .setting import check, require, setting
+
+DTYPES = ("auto", "bf16", "fp16", "fp32")
+KEY_FORMATS = ("diffusion_model", "lora_unet")
+TIMESTEP_SAMPLINGS = ("logit_normal", "uniform", "shift", "resolution_shift")
+LOSSES = ("mse", "huber", "l1")
+WEIGHTINGS = ("none", "sigma_sqrt", "cosmap")
+MEMORY = ("auto", "recompute", "keep")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The four model files. Paths; nothing is opened here."""
+
+    transformer: str = setting(
+        help="An Anima checkpoint (.safetensors), bf16, fp16 or fp32; quantised files cannot train.",
+        path="read",
+        resume="fixed",
+    )
+    vae: str = setting(help="The Qwen-Image VAE that turns pictures into latents (.safetensors).", path="read")
+    qwen: str = setting(help="The Qwen3-0.6B text encoder: ComfyUI's .safetensors file or a Hugging Face folder.", path="read")
+    t5_tokenizer_dir: str = setting(
+        help="The T5 tokenizer: a folder with config.json, spiece.model and tokenizer.json, or ComfyUI's own.", path="read"
+    )
+    qwen_tokenizer_dir: str = setting(
+        "", "Qwen's tokenizer. Empty: in the Qwen folder, beside the Qwen file, or ComfyUI's.", path="read", resume="free"
+    )
+    dtype: str = setting(
+        "auto",
+        "Precision of the frozen model. auto: bf16 where the card has it. The adapter is always fp32.",
+        choices=DTYPES,
+        resume="fixed",
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """Rectified flow: x_t = (1 - t) x0 + t eps, target eps - x0."""
+
+    timestep_sampling: str = setting(
+        "logit_normal",
+        "How t is drawn. logit_normal is the model author's recipe. shift favours noisy steps: composition over detail.",
+        choices=TIMESTEP_SAMPLINGS,
+    )
+    sigmoid_scale: float = setting(1.0, "Width of the logit-normal distribution: t = sigmoid(scale N(0, 1)).", above=0)
+    shift: float = setting(1.0, "Shift s of t, s t / (1 + (s - 1) t), for `flow.timestep_sampling` = shift.", above=0)
+    loss: str = setting("mse", "Loss of the velocity: mse unless pictures are faulty.", choices=LOSSES)
+    huber_delta: float = setting(0.1, "Error from which the Huber loss grows linearly.", above=0)
+    weighting: str = setting("none", "Weight of the loss by t.", choices=WEIGHTINGS)
+    noise_offset: float = setting(0.0, "Size of the noise that all pixels of a channel share; 0 is off.", low=0)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """Where results go: `<dir>/<name>.safetensors` and `<dir>/<name>-run/`."""
+
+    dir: str = setting("output", "Folder of the adapter and of the run.", path="written", resume="free", shapes=False)
+    name: str = setting("anima", "Name of the adapter file and of the run.", resume="free")
+    adapter_dir: str = setting(
+        "", "Folder of the adapter, where that is not the run's.", path="written", resume="free", shapes=False
+    )
+    save_dtype: str = setting("bf16", "Precision of the saved file.", choices=DTYPES[1:], resume="free")
+    key_format: str = setting(
+        "diffusion_model",
+        "Key names of the saved file. ComfyUI reads both; lora_unet is what kohya's tools expect.",
+        choices=KEY_FORMATS,
+        resume="free",
+    )
+    save_every_n_steps: int = setting(
+        0, "Steps between intermediate saves of the adapter; 0: none.", low=0, resume="free", shapes=False
+    )
+    save_every_n_epochs: int = setting(
+        0, "Epochs between intermediate saves of the adapter; 0: none.", low=0, resume="free", shapes=False
+    )
+    save_last_n: int = setting(0, "Keep only the newest N intermediate saves; 0 keeps all.", low=0, resume="free", shapes=False)
+    save_state: bool = setting(False, "Write a resumable checkpoint with every intermediate save.", resume="free", shapes=False)
+    checkpoint_every_n_steps: int = setting(
+        0,
+        "Steps between automatic checkpoints; one is also written every ten minutes and on every way out.",
+        low=0,
+        resume="free",
+        shapes=False,
+    )
+    checkpoint_every_n_minutes: float = setting(
+        10.0,
+        "Minutes between automatic checkpoints, the most that a power cut can cost; 0 is off.",
+        low=0,
+        resume="free",
+        shapes=False,
+    )
+    keep_checkpoints: int = setting(
+        2, "Keep only the newest N automatic checkpoints; 0 keeps all.", low=0, resume="free", shapes=False
+    )
+    resume: str = setting(
+        "", "Continue a checkpoint: its folder, its run's folder, or latest.", path="written", resume="free", shapes=False
+    )
+    resume_with_changes: bool = setting(
+        False,
+        "Continue although pictures, captions or the learning rate are not what they were.",
+        resume="free",
+        shapes=False,
+    )
+    comment: str = setting("", "A comment for the adapter's metadata.", resume="free", shapes=False)
+
+    def __post_init__(self) -> None:
+        check(self)
+        require(is_plain_name(self.name), "output.name", repr(self.name), "must be a plain file name")
+        short = len(self.name.encode()) <= MAX_NAME_BYTES
+        require(short, "output.name", f"{self.name[:20]!r}…", f"must be at most {MAX_NAME_BYTES} bytes long")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run, whole."""
+
+    model: ModelConfig
+    datasets: tuple[DatasetConfig, ...]
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    samples: SampleConfig = field(default_factory=SampleConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+    max_train_steps: int = setting(1000, "Optimizer steps. 1000 to 2000 for most sets.", resume="free")
+    max_train_epochs: int = setting(
+        0, "Epochs; where it is above 0 it decides instead of `train.max_train_steps`.", low=0, resume="free"
+    )
+    gradient_accumulation_steps: int = setting(1, "Batches per step: a larger batch without memory.", low=1)
+    memory: str = setting(
+        "auto",
+        "Whether activations are recomputed in the backward pass: auto does so unless the card has plenty of room.",
+        choices=MEMORY,
+        resume="free",
+        shapes=False,
+    )
+    ema_decay: float = setting(0.0, "Average of the adapter over steps; 0 is off, 0.999 is usual.", low=0, below=1)
+    seed: int = setting(42, "Every random draw follows from it.", low=0, below=2**63)
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1, xpu or mps.", resume="free", shapes=False)
+    cache_dir: str = setting(
+        "",
+        "Folder of cached latents and text. Empty: .anima_cache in the first folder of pictures.",
+        path="written",
+        resume="free",
+        shapes=False,
+    )
+    cache_latents: bool = setting(True, "Cache latents on disk; off keeps them in memory.", resume="free", shapes=False)
+    cache_text: bool = setting(True, "Cache text on disk; off keeps it in memory.", resume="free", shapes=False)
+    caption_variants: int = setting(
+        16, "How many shuffles of each caption are cached; 0 encodes captions in every step.", low=0
+    )
+    vae_batch_size: int = setting(
+        1, "Pictures that the VAE encodes at once; on the CPU always one.", low=1, resume="free", shapes=False
+    )
+    strict_data: bool = setting(
+        False, "Problems in the data end the run before it begins, instead of being counted.", resume="free", shapes=False
+    )
+    vae_tile: int = setting(1536, "Pictures with a longer side, px, are encoded and decoded in tiles; 0 never.")
+
+    def __post_init__(self) -> None:
+        check(self)
+        require(len(self.datasets) > 0, "subset.image_dir", "()", "name at least one folder of pictures")
+        if self.max_train_epochs == 0:
+            require(self.max_train_steps >= 1, "train.max_train_steps", self.max_train_steps, "must be at least 1")
+        tile_ok = self.vae_tile == 0 or self.vae_tile >= 256 and self.vae_tile % 64 == 0
+        require(tile_ok, "train.vae_tile", self.vae_tile, "must be 0, or a multiple of 64 that is at least 256")
+        self._check_one_rate()
+
+    def _check_one_rate(self) -> None:
+        several = bool(self.network.learning_rates) or self.network.loraplus_lr_ratio != 1
+        if OPTIMIZERS[self.optimizer.type].one_rate and several:
+            unset = "leave `network.learning_rates` and `network.loraplus_lr_ratio` unset"
+            raise SettingError(f"`optimizer.type`={self.optimizer.type} takes one learning rate: {unset}")

@@ -1,0 +1,121 @@
+"""What a run leaves on disk: adapter files, checkpoints, and what is rescued when it fails."""
+
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..adapters.formats import adapter_state, save_adapter
+from ..adapters.metadata import build_metadata
+from ..errors import AnimaError
+from ..files import unused
+from ..models.checkpoint import DTYPES
+from ..settings import OutputConfig
+from .events import Events
+from .preflight import Plan
+from .reporting import StepReporter
+from .rundir import intermediate_saves, prune
+from .state import TrainState
+from .watchdog import Watchdog
+
+
+@dataclass
+class Saver:
+    """Saves one run, in the process that writes."""
+
+    plan: Plan
+    events: Events
+    state: TrainState
+    reporter: StepReporter
+    watchdog: Watchdog
+    metadata: dict[str, str]  # for the adapter file: what only the data knows
+    config_text: str
+    started: float = field(default_factory=time.time)
+    saved_at: float = field(default_factory=time.monotonic)  # of the last checkpoint; the clock on the wall may jump
+
+    @property
+    def output(self) -> OutputConfig:
+        return self.plan.config.output
+
+    def save_if_due(self, epoch_steps: int) -> None:
+        """Save what is due after this step, by steps, epochs or minutes; the end of the run saves by itself."""
+        step, output = self.state.step, self.output
+        if step >= self.reporter.total:
+            return
+        by_step = output.save_every_n_steps > 0 and step % output.save_every_n_steps == 0
+        by_epoch = output.save_every_n_epochs > 0 and step % (output.save_every_n_epochs * epoch_steps) == 0
+        if by_step or by_epoch:
+            self.save_intermediate()
+        by_count = output.checkpoint_every_n_steps > 0 and step % output.checkpoint_every_n_steps == 0
+        by_clock = 0 < output.checkpoint_every_n_minutes * 60 <= time.monotonic() - self.saved_at
+        if by_count or by_clock:
+            self.save_checkpoint(self.plan.run_dir)
+
+    def save_intermediate(self) -> None:
+        folder = self.plan.adapter_path.parent
+        self.save_adapter(folder / f"{self.output.name}-step{self.state.step:08d}.safetensors")
+        prune(intermediate_saves(folder, self.output.name), self.output.save_last_n)
+        if self.output.save_state:
+            self.save_checkpoint(self.plan.run_dir)
+
+    def save_checkpoint(self, run_dir: Path) -> None:
+        self.reporter.report(wait=True)  # the loss history is part of the state
+        self.watchdog.check_finite(self.state.step)  # else it would in time push out the last good one
+        folder = run_dir / "checkpoints" / f"step-{self.state.step:08d}"
+        self.state.save(folder, self.config_text)
+        self.saved_at = time.monotonic()
+        self.events.emit("checkpoint", step=self.state.step, path=str(folder))
+        keep = self.output.save_last_n if self.output.save_state else self.output.keep_checkpoints
+        prune(sorted(folder.parent.glob("step-*")), keep)
+
+    def save_adapter(self, path: Path) -> None:
+        extra = self.metadata | {
+            "ss_steps": str(self.state.step),
+            "ss_gradient_checkpointing": str(self.plan.recompute),
+            "ss_training_started_at": str(self.started),
+            "ss_training_finished_at": str(time.time()),
+        }
+        with self.state.saved_weights():
+            tensors = adapter_state(self.state.network, self.output.key_format, DTYPES[self.output.save_dtype])
+            save_adapter(path, tensors, build_metadata(self.plan.config, extra, tensors))
+        self.events.emit("saved", step=self.state.step, path=str(path))
+
+    def finish(self, reason: str) -> None:
+        """Save the run's adapter and its last checkpoint: a finished run may be given more steps."""
+        path = self.plan.adapter_path
+        self.save_adapter(path)
+        self.save_checkpoint(self.plan.run_dir)
+        self.events.emit("finish", step=self.state.step, reason=reason, path=str(path))
+
+    def rescue(self, error: BaseException) -> None:
+        """Keep what there is of a run that did not finish, and say where."""
+        broken = self.watchdog.restore_if_broken()
+        if broken is not None:
+            self.events.emit("warning", text=f"the adapter was not finite any more: the one of step {broken} is kept")
+        step = self.state.step if broken is None else broken
+        if step == 0:
+            return
+        if self.state.within_step:
+            self.events.emit("warning", text=f"failed within step {step + 1}: the checkpoint before is the last")
+        consistent = broken is None and not self.state.within_step
+        elsewhere = unused(Path(tempfile.gettempdir()) / self.plan.run_dir.name)  # another disk may have room
+        for folder in (self.plan.run_dir, elsewhere):
+            try:
+                path = self._rescue_into(folder, step, consistent)
+            except (AnimaError, OSError) as full:
+                self.events.emit("warning", text=f"step {step} could not be saved in {folder}: {full}")
+            else:
+                if folder == elsewhere:
+                    own = self.plan.run_dir / "checkpoints"
+                    way_out = f"set `output.resume={elsewhere}`, or move its checkpoint into {own}"
+                    self.events.emit("warning", text=f"the state is saved in {elsewhere}: {way_out}")
+                self.events.emit("finish", step=step, reason=type(error).__name__, path=str(path))
+                return
+
+    def _rescue_into(self, folder: Path, step: int, consistent: bool) -> Path:
+        path = folder / f"{self.output.name}-step{step:08d}.safetensors"
+        if consistent:
+            self.save_checkpoint(folder)
+        self.save_adapter(path)
+        prune(intermediate_saves(folder, self.output.name), keep=1)  # of a run that is cancelled again and again
+        return path

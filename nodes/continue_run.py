@@ -1,0 +1,122 @@
+"""The node that continues a run that did not come to its end."""
+
+from dataclasses import replace
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..anima_core.errors import SettingError
+from ..anima_core.run_store import FinishedRun, UnfinishedRun
+from ..anima_core.settings import OutputConfig, TrainConfig
+from ..anima_core.training.preflight import preflight
+from ..anima_core.training.resume import contents
+from ..anima_core.training.state import read_content
+from . import bridge, types
+from .node import AnimaNode
+from .roots import check_config
+from .running import in_this_server, interruptible, model_input, outputs, results, train_now
+from .store import run_store
+from .widgets import inputs, widget
+
+NO_RUN = "(none)"
+
+
+class AnimaContinueRun(AnimaNode):
+    widgets = (widget("with_changes", OutputConfig, "resume_with_changes", optional=True, advanced=True),)
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        names = [run.name for run in run_store().unfinished()]
+        return io.Schema(
+            node_id="AnimaContinueRun",
+            display_name="Continue Anima Run",
+            category=types.CATEGORY,
+            description="Continues a run that was cancelled, stopped early or cut off, with its own settings.",
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.Combo.Input(
+                    "run",
+                    options=names or [NO_RUN],
+                    tooltip="Unfinished runs, the newest first. Press R to look again.",
+                ),
+                *inputs(cls.widgets),
+                io.Int.Input(
+                    "steps",
+                    default=0,
+                    min=0,
+                    max=1_000_000,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Steps in all, those done included. 0: as it was started.",
+                ),
+                io.Float.Input(
+                    "learning_rate",
+                    default=0.0,
+                    min=0.0,
+                    max=10.0,
+                    step=1e-6,
+                    round=1e-9,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Learning rate from here on, with with_changes. 0: as it was started.",
+                ),
+                model_input(),
+            ],
+            outputs=outputs(),
+        )
+
+    @classmethod
+    def validate_inputs(cls, run: str) -> bool | str:
+        """Accept a run that was finished since: it is not in the list any more, and still has an adapter to hand on."""
+        store = run_store()
+        if run in [NO_RUN, *(r.name for r in store.unfinished())] or store.finished_under(run) is not None:
+            return True
+        return f"run={run!r}: no such unfinished run; press R to look again"
+
+    @classmethod
+    def fingerprint_inputs(cls, run: str = "", **others: Any) -> str:
+        return repr([r for r in run_store().unfinished() if r.name == run])
+
+    @classmethod
+    def run(
+        cls, run: str, with_changes: bool = False, steps: int = 0, learning_rate: float = 0.0, model: Any = None
+    ) -> io.NodeOutput:
+        store = run_store()
+        found = next((r for r in store.unfinished() if r.name == run), None)
+        if found is None:
+            done = store.finished_under(run)
+        else:
+            config = with_other(store.frozen_config(found.name), steps, learning_rate)
+            done = continue_run(found, config, with_changes, cls.hidden.unique_id)
+        if done is None:
+            raise SettingError(f"run={run!r}: no unfinished run of this name; press R and choose one of the list")
+        return results(done, model)
+
+
+def with_other(config: TrainConfig, steps: int, learning_rate: float) -> TrainConfig:
+    """Return the settings of a run with those replaced that are not 0."""
+    if steps:
+        config = replace(config, max_train_steps=steps, max_train_epochs=0)
+    if learning_rate:
+        config = replace(config, optimizer=replace(config.optimizer, learning_rate=learning_rate))
+    return config
+
+
+def continue_run(run: UnfinishedRun, asked: TrainConfig, with_changes: bool, node: str) -> FinishedRun:
+    """Train a run to its end.
+
+    If data or settings changed, the run is filed under a new key so that the original graph does not claim its result.
+    """
+    store = run_store()
+    config = check_config(in_this_server(asked, run.name, resume="latest", resume_with_changes=with_changes))
+    with bridge.NodeListener(node) as listener:
+        with interruptible():
+            plan = preflight(config, on_event=listener)
+        assert plan.resume_from is not None
+        same_data = contents(config, plan.pictures) == read_content(plan.resume_from)
+        same = same_data and asked == store.frozen_config(run.name)
+        return train_now(config, run.key if same else store.set_apart(run), listener)
+
+
+NODES: list[type[io.ComfyNode]] = [AnimaContinueRun]
