@@ -4,9 +4,9 @@ import contextlib
 import dataclasses
 import os
 import shutil
-import subprocess
 import tempfile
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from anima_core.models.checkpoint import read_header
 from anima_core.training import loop as loop_module
 from anima_core.training.state import TrainState
 
+from .. import processes
 from ..tiny import same_tensors, train_config
 
 
@@ -237,12 +238,21 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(model, pictur
     assert train(dataclasses.replace(config, output=saving(tmp_path, resume="latest"))).steps == 6
 
 
+def mounted(disk: Path, options: str) -> bool:
+    """Mount an empty file system in memory, where this machine lets us."""
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", disk]
+    return shutil.which("mount") is not None and processes.run(mount).returncode == 0
+
+
+def unmount(disk: Path) -> None:
+    assert processes.run(["umount", disk]).returncode == 0
+
+
 def test_a_really_full_disk(model, pictures, tmp_path):
     """A file system of 3 MB, where this machine lets us make one."""
     disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], capture_output=True)
-    if mounted.returncode:
+    if not mounted(disk, "size=3m"):
         pytest.skip("mounting a tmpfs needs root")
     try:
         config = train_config(model, pictures, disk, cache_dir=str(tmp_path / "cache"), max_train_steps=400)
@@ -261,13 +271,12 @@ def test_a_really_full_disk(model, pictures, tmp_path):
         onwards = saving(tmp_path / "new", resume=str(tmp_path / "elsewhere" / "test-run"))
         assert train(dataclasses.replace(config, output=onwards, max_train_steps=steps)).steps == steps
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        unmount(disk)
 
 
 def test_a_disk_that_is_full_from_the_start_is_one_line(model, pictures, tmp_path):
     disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True).returncode:
+    if not mounted(disk, "size=1m"):
         pytest.skip("mounting a tmpfs needs root")
     try:
         with contextlib.suppress(OSError):
@@ -280,15 +289,14 @@ def test_a_disk_that_is_full_from_the_start_is_one_line(model, pictures, tmp_pat
         (disk / "filler").unlink()
         assert train(config).steps == 6
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        unmount(disk)
 
 
 def test_a_read_only_output_is_refused_before_anything_is_loaded(model, pictures, tmp_path):
     """A folder that root cannot write either: one that belongs to the kernel, or a disk mounted read-only."""
     disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(disk)], capture_output=True).returncode == 0
-    if not mounted:
+    own = mounted(disk, "ro")
+    if not own:
         disk.chmod(0o555)
         if os.access(disk, os.W_OK):
             pytest.skip("everything is writable for this user, and mounting is not allowed")
@@ -296,12 +304,12 @@ def test_a_read_only_output_is_refused_before_anything_is_loaded(model, pictures
         with pytest.raises(FileError, match=r"cannot be written \(.*\); choose another folder"):
             train(train_config(model, pictures, tmp_path, output=saving(disk)))
     finally:
-        subprocess.run(["umount", str(disk)], check=True) if mounted else disk.chmod(0o755)
+        unmount(disk) if own else disk.chmod(0o755)
 
 
 def test_the_clock_may_jump(model, pictures, tmp_path, monkeypatch):
     base = time.time()
     clock = iter([base, base - 1e6, base + 1e9] * 1000)
     monkeypatch.setattr(time, "time", lambda: next(clock))
-    result = train(train_config(model, pictures, tmp_path, output=saving(tmp_path, checkpoint_every_n_minutes=0.0001)))
+    result = train(train_config(model, pictures, tmp_path, output=saving(tmp_path, checkpoint_every_n_minutes=1e-9)))
     assert result.steps == 6 and len(list((tmp_path / "test-run" / "checkpoints").iterdir())) == 2
