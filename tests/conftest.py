@@ -24,6 +24,16 @@ hypothesis.settings.register_profile("any machine", deadline=None, suppress_heal
 hypothesis.settings.load_profile("any machine")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark tests by what they ask for and where they lie; pyproject.toml says what the marks mean."""
+    for item in items:
+        if "comfyui" in item.fixturenames:
+            item.add_marker("comfyui")
+        if item.path.is_relative_to(ROOT / "tests" / "faults"):
+            item.add_marker("faults")
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)

@@ -18,6 +18,7 @@ from .conftest import needs_signals, relative_error
 from .test_cli import flags
 from .tiny import same_tensors
 
+pytestmark = pytest.mark.faults
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from . import processes
 
+pytestmark = pytest.mark.faults
 ROOT = Path(__file__).resolve().parents[1]
 
 

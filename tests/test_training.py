@@ -111,6 +111,7 @@ class _Quiet:
         return lambda done, total: None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize("kind", ["lora", "lokr"])
 def test_training_learns(model, pictures, tmp_path, seed, kind):
@@ -122,6 +123,7 @@ def test_training_learns(model, pictures, tmp_path, seed, kind):
     assert after < 0.67 * before
 
 
+@pytest.mark.slow
 def test_an_adapter_suits_its_own_pictures(model, tmp_path):
     """Trained on one half of a style, the other half's loss falls further below the base's than that of unrelated pictures."""
     for name, colour in (("own", (220, 40, 40)), ("held_out", (200, 60, 50)), ("other", (40, 60, 220))):
@@ -196,6 +198,7 @@ def test_accumulation_equals_a_larger_batch(model, pictures, tmp_path):
     ],
     ids=lambda o: f"{o.type}-{o.scheduler}",
 )
+@pytest.mark.slow
 @pytest.mark.parametrize("ema", [0.0, 0.9], ids=["plain", "ema"])
 def test_resume_is_exact(model, pictures, tmp_path, optimizer, ema):
     """3 steps, a checkpoint, a new process' objects, 3 more: the same bits as 6 in one go."""
