@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+# Two files at a time, each with one thread: many tests wait for processes of their own.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup test lint demo clean
+.PHONY: setup lint test fast comfy faults demo clean
 
 setup: $(VENV)/.ready
 
@@ -18,9 +20,18 @@ lint: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
-# Two files at a time, each with one thread: most tests wait for processes of their own.
 test: lint
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
+	$(PYTEST)
+
+# Under a minute: no ComfyUI, no faults, no long training.
+fast: lint
+	$(PYTEST) -m "not comfyui and not faults and not slow"
+
+comfy: lint
+	$(PYTEST) -m comfyui
+
+faults: lint
+	$(PYTEST) -m faults
 
 demo: setup
 	$(RUN) -m anima_core demo --output_dir demo

@@ -37,8 +37,8 @@ def write_pictures(folder: Path, count: int, side: int = 64) -> None:
         os.utime(path.with_suffix(".txt"), (then, then))
 
 
-def look(folder: Path, cache: Path, stop_after: float = 0.0) -> dict:
-    """Scan and bucket in this process -> seconds, peak memory."""
+def look(folder: Path, cache: Path, stop_after: int = 0) -> dict:
+    """Scan and bucket in this process -> seconds, peak memory. stop_after: so many files read, interrupt it."""
     from anima_core.data.batches import Batches, build_items
     from anima_core.data.check import check_datasets
     from anima_core.settings import DatasetConfig, SubsetConfig
@@ -49,7 +49,7 @@ def look(folder: Path, cache: Path, stop_after: float = 0.0) -> dict:
     def stage(name):
         def progress(done: int, total: int) -> None:
             told.append(done)
-            if stop_after and time.perf_counter() - started > stop_after:
+            if stop_after and done >= stop_after:
                 raise KeyboardInterrupt
 
         return progress
@@ -75,7 +75,7 @@ def peak_mb() -> float:
     return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
 
-def in_a_fresh_process(folder: Path, cache: Path, stop_after: float = 0.0) -> dict:
+def in_a_fresh_process(folder: Path, cache: Path, stop_after: int = 0) -> dict:
     command = [sys.executable, "-m", "benchmarks.scan", "--look", str(folder), str(cache), str(stop_after)]
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
@@ -86,7 +86,7 @@ def measure(count: int, side: int) -> dict:
         write_pictures(folder, count, side)
         first = in_a_fresh_process(folder, cache)
         second = in_a_fresh_process(folder, cache)
-        cut = in_a_fresh_process(folder, other, stop_after=first["seconds"] / 2)
+        cut = in_a_fresh_process(folder, other, stop_after=first["files_read"] // 2)
         rest = in_a_fresh_process(folder, other)
     quicker = first["seconds"] / second["seconds"]
     return {
@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--look", nargs=3, metavar=("FOLDER", "CACHE", "STOP_AFTER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.look:
-        print(json.dumps(look(Path(args.look[0]), Path(args.look[1]), float(args.look[2]))))
+        print(json.dumps(look(Path(args.look[0]), Path(args.look[1]), int(args.look[2]))))
         return
     machine = f"{platform.machine()}, {os.cpu_count()} cores, python {platform.python_version()}"
     text = json.dumps({"machine": machine, "runs": [measure(args.pictures, side) for side in args.sides]}, indent=1)

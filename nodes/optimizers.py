@@ -38,10 +38,22 @@ def optimizer_inputs() -> list[io.Input]:
     return [
         *inputs([WEIGHT_DECAY]),
         io.Float.Input(
-            "beta1", default=beta1, min=0.0, max=0.9999, step=0.01, advanced=True, tooltip="Memory of the gradient."
+            "beta1",
+            default=beta1,
+            min=0.0,
+            max=0.9999,
+            step=0.01,
+            advanced=True,
+            tooltip="How long the gradient is remembered.",
         ),
         io.Float.Input(
-            "beta2", default=beta2, min=0.0, max=0.99999, step=0.001, advanced=True, tooltip="Memory of the squared gradient."
+            "beta2",
+            default=beta2,
+            min=0.0,
+            max=0.99999,
+            step=0.001,
+            advanced=True,
+            tooltip="How long the squared gradient is remembered.",
         ),
         *inputs([ARGUMENTS]),
     ]

@@ -2,23 +2,51 @@
 
 import json
 import os
-import subprocess
+import signal
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from anima_core.settings import ModelConfig
+from anima_core.training.signals import ENDING_SIGNALS
 
+from . import processes
 from .tiny import model_config
 
 ROOT = Path(__file__).resolve().parents[1]
+
+needs_signals = pytest.mark.skipif(os.name == "nt", reason="Windows has no signals that another process could answer")
+
+hypothesis.settings.register_profile("any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("any machine")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark tests by what they ask for and where they lie; pyproject.toml says what the marks mean."""
+    for item in items:
+        if "comfyui" in item.fixturenames:
+            item.add_marker("comfyui")
+        if item.path.is_relative_to(ROOT / "tests" / "faults"):
+            item.add_marker("faults")
 
 
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _signals():
+    """Put back what a test, or the command line within it, makes of the signals."""
+    before = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
+    yield
+    for number, handler in before.items():
+        if handler is not None:  # one that was not set from Python
+            signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
@@ -44,8 +72,7 @@ def comfyui() -> tuple[Path, Path]:
     found = find_comfyui()
     if found is None:
         pytest.skip("no ComfyUI with Anima: set COMFYUI_PATH and COMFYUI_PYTHON, or install it in ~/comfy/ComfyUI")
-    needs = [str(found[1]), "-c", "import schedulefree, toml"]
-    if subprocess.run(needs, capture_output=True).returncode:
+    if processes.run([found[1], "-c", "import schedulefree, toml"]).returncode:
         pytest.skip(f"ComfyUI's interpreter lacks this pack's requirements.txt: {found[1]} -m pip install -r requirements.txt")
     return found
 
@@ -64,8 +91,7 @@ def comfyui_oracle(comfyui, tmp_path_factory):
         save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "in.safetensors")
         (folder / "params.json").write_text(json.dumps(params), encoding="utf-8")
         runner = ROOT / "tests" / "comfyui" / "run_oracle.py"
-        command = [str(python), str(runner), str(checkout), str(runner.parent / script), str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=600)
+        done = processes.run([python, runner, checkout, runner.parent / script, folder])
         assert done.returncode == 0, f"{script} failed in ComfyUI:\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
         return load_file(folder / "out.safetensors")
 

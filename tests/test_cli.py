@@ -1,6 +1,5 @@
 """The command line: real runs, exit statuses, and one line for every bad input, before anything is written."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from anima_core.cli import main
 from anima_core.demo.pictures import write_pictures
+
+from . import processes
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -66,7 +67,7 @@ def test_train_inspect_convert(model, pictures, tmp_path, capsys, module, keys):
 
 def test_as_a_program(model, pictures, tmp_path):
     command = [sys.executable, "-m", "anima_core", *flags(model, pictures, tmp_path, max_train_steps=1)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
+    done = processes.run(command, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "finished after 1 steps" in done.stdout
 

@@ -3,9 +3,7 @@
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,11 +12,13 @@ from safetensors.torch import load_file
 from anima_core.cli import main
 from anima_core.demo.pictures import write_pictures
 
+from . import processes
 from .comfyui.server import free_port
-from .conftest import relative_error
+from .conftest import needs_signals, relative_error
 from .test_cli import flags
 from .tiny import same_tensors
 
+pytestmark = pytest.mark.faults
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -29,21 +29,15 @@ def pictures(tmp_path_factory):
     return folder
 
 
-def start(arguments: list[str], processes: int = 2) -> subprocess.Popen:
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+
+
+def on_two_ranks(arguments: list[str]) -> list:
     pytest.importorskip("accelerate")
     # --multi_gpu starts one process for each rank; without a GPU accelerate then takes gloo on the CPU
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += ["--main_process_port", str(free_port()), str(ROOT / "anima_train_network.py"), *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8")
-    return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
-
-
-def launch(arguments: list[str], processes: int = 2) -> subprocess.CompletedProcess:
-    process = start(arguments, processes)
-    out, errors = process.communicate(timeout=300)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2]
+    command += ["--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no"]
+    return [*command, "--main_process_port", free_port(), ROOT / "anima_train_network.py", *arguments]
 
 
 def events(folder: Path) -> list[dict]:
@@ -58,7 +52,7 @@ def test_two_processes_equal_one_with_twice_the_accumulation(model, pictures, tm
         named = [str(folder) if text == "OUT" else text for text in common]
         return [*named, "--gradient_accumulation_steps", str(accumulation), "--cache_dir", str(folder / "cache")]
 
-    done = launch(at(tmp_path / "two", 1)[1:])
+    done = processes.run(on_two_ranks(at(tmp_path / "two", 1)[1:]), env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr[-3000:]
     assert main(at(tmp_path / "one", 2)) == 0
     two, one = (load_file(tmp_path / name / "x.safetensors") for name in ("two", "one"))
@@ -72,6 +66,7 @@ def test_two_processes_equal_one_with_twice_the_accumulation(model, pictures, tm
     assert len([e for e in logged if e["event"] == "saved"]) == 1
 
 
+@needs_signals
 def test_two_processes_end_together_on_a_signal_and_resume_exactly(model, pictures, tmp_path):
     """Ctrl-C reaches the launcher and both processes, and the launcher passes it on once more."""
 
@@ -79,17 +74,16 @@ def test_two_processes_end_together_on_a_signal_and_resume_exactly(model, pictur
         return flags(model, pictures, folder, save_precision="fp32", cache_dir=tmp_path / "cache", **changes)[1:]
 
     def run(folder, **changes):
-        done = launch(arguments(folder, **changes))
+        done = processes.run(on_two_ranks(arguments(folder, **changes)), env=ENVIRONMENT)
         assert done.returncode == 0, done.stderr[-3000:]
         return load_file(folder / "x.safetensors")
 
-    cut = start(arguments(tmp_path / "parts", max_train_steps=100_000))
-    log, deadline = tmp_path / "parts" / "x-run" / "log.jsonl", time.monotonic() + 120
-    while not (log.is_file() and b'"step": 2,' in log.read_bytes()):
-        assert cut.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    os.killpg(cut.pid, signal.SIGINT)
-    cut.communicate(timeout=60)
+    log = tmp_path / "parts" / "x-run" / "log.jsonl"
+    command = on_two_ranks(arguments(tmp_path / "parts", max_train_steps=10**6))
+    with open(tmp_path / "said", "wb") as said, processes.started(command, env=ENVIRONMENT, stdout=said, stderr=said) as cut:
+        processes.wait_until(lambda: log.is_file() and b'"step": 2,' in log.read_bytes(), cut)
+        os.killpg(cut.pid, signal.SIGINT)
+        cut.wait(processes.HANGS)
     at = max(e["step"] for e in events(tmp_path / "parts") if e["event"] == "step")
     assert [path.name for path in (tmp_path / "parts" / "x-run" / "checkpoints").iterdir()] == [f"step-{at:08d}"]
     resumed = run(tmp_path / "parts", max_train_steps=at + 2, resume="latest")

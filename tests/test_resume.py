@@ -60,6 +60,7 @@ def configurations(folder) -> dict[str, dict]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(5), ids=list(configurations(Path())))
 def test_resume_is_exact_in_five_configurations(model, pictures, tmp_path, number):
     """Cut twice, after the first step and later."""

@@ -2,20 +2,21 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from . import processes
+
+pytestmark = pytest.mark.faults
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files through /proc, which only Linux has")
 def test_memory_files_threads_and_temporary_files_stay_flat():
     """1800 steps here; the long run's figures are in benchmarks/results/soak.json."""
-    command = [sys.executable, "-m", "benchmarks.soak", "--steps", "1800"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = processes.run([sys.executable, "-m", "benchmarks.soak", "--steps", "1800"], cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     result = json.loads(done.stdout)
     assert result["steps"] >= 1800 and result["grew"] == []
@@ -24,8 +25,7 @@ def test_memory_files_threads_and_temporary_files_stay_flat():
 @pytest.mark.skipif(os.name == "nt", reason="measures memory through the module resource, which Windows has not")
 def test_a_large_folder_is_read_once_in_bounded_memory():
     """3000 pictures here; a hundred thousand are in benchmarks/results/scan.json."""
-    command = [sys.executable, "-m", "benchmarks.scan", "--pictures", "3000", "--sides", "64"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = processes.run([sys.executable, "-m", "benchmarks.scan", "--pictures", "3000", "--sides", "64"], cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
     (result,) = json.loads(done.stdout)["runs"]
     assert result["first"]["files_read"] == 6000 and result["second"]["files_read"] == 0

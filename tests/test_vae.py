@@ -66,6 +66,7 @@ def test_the_linear_vae_shows_the_picture(linear):
     assert (linear.decode(latents)[inner] - picture[inner]).abs().mean() < 0.05
 
 
+@pytest.mark.slow
 def test_tiles_meet_without_a_seam(linear):
     y, x = torch.meshgrid(torch.linspace(-1, 1, 768), torch.linspace(-1, 1, 640), indexing="ij")
     picture = torch.stack([x, y, x * y])[None] * 0.9

@@ -1,6 +1,7 @@
 """Tiny models and settings that tests share: real files, random weights, seconds to train."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,7 +23,8 @@ from anima_core.settings import (
     SubsetConfig,
     TrainConfig,
 )
-from anima_core.training.events import Events
+from anima_core.training.events import Events, Listener
+from anima_core.training.loop import Run, TrainResult, opened
 from anima_core.training.preflight import preflight
 from anima_core.training.prepare import TrainingData, cache_data, with_embeddings
 
@@ -83,6 +85,13 @@ def prepared(config: TrainConfig, adapter: Path | None = None) -> tuple[Training
     data = with_embeddings(plan, cached, model, events)
     events.close()
     return data, model, network
+
+
+def train_changed(config: TrainConfig, change: Callable[[Run], object], on_event: Listener | None = None) -> TrainResult:
+    """Train after `change` has replaced something of the run that is ready for its first step."""
+    with opened(config, on_event) as run:
+        change(run)
+        return run.go()
 
 
 def layer(inputs: int, outputs: int, rank: int, dropouts: Dropouts | None = None) -> Layer:

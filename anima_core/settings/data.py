@@ -14,15 +14,15 @@ class SubsetConfig:
         1, "How often each picture comes in an epoch; a folder named N_name gives its own number.", low=1
     )
     caption_extension: str = setting(".txt", "Ending of the caption files.")
-    class_tokens: str = setting("", "The caption of pictures that have no caption file.")
+    class_tokens: str = setting("", "Caption of pictures that have no caption file.")
     caption_dropout_rate: float = setting(
         0.0, "Chance that a picture trains without its caption. 0.05 to 0.1 helps guidance.", low=0, high=1
     )
-    caption_prefix: str = setting("", "Written before every caption, as it is.")
-    caption_suffix: str = setting("", "Written after every caption, as it is.")
-    caption_separator: str = setting(",", "What separates the tags of a caption.")
+    caption_prefix: str = setting("", "Text before every caption, such as a trigger word.")
+    caption_suffix: str = setting("", "Text after every caption.")
+    caption_separator: str = setting(",", "Separator of the tags of a caption.")
     keep_tokens: int = setting(0, "How many leading tags keep their place (1 for a trigger word).", low=0)
-    keep_tokens_separator: str = setting("", "Tags before this mark keep their place, instead of a number of tags.")
+    keep_tokens_separator: str = setting("", "Mark within captions: the tags before it keep their place, however many.")
     shuffle_caption: bool = setting(False, "Shuffle the tags of each caption in every epoch. For tag lists, not sentences.")
     caption_tag_dropout_rate: float = setting(
         0.0, "Chance that a tag is left out; tags that keep their place are never.", low=0, below=1
@@ -48,9 +48,10 @@ class DatasetConfig:
 
     subsets: tuple[SubsetConfig, ...]
     resolutions: tuple[tuple[int, int], ...] = setting(
-        ((1024, 1024),), "Pixels: 1024 is a million pixels in any shape. Several, such as 768,1024: every picture at each."
+        ((1024, 1024),),
+        "Size of the pictures in pixels: 1024 is a million in any shape. Several, such as 768,1024: every picture at each.",
     )
-    batch_size: int = setting(1, "Pictures at once. More is steadier and takes more memory.", low=1)
+    batch_size: int = setting(1, "Pictures in one batch. More is steadier and takes more memory.", low=1)
     enable_bucket: bool = setting(
         True, "Sort pictures into sizes of their own aspect ratio; off crops all of them to the resolution."
     )

@@ -17,13 +17,13 @@ class NetworkConfig:
     type: str = setting("lora", "Type of the adapter, by its name in anima_core/adapters/types.", resume="fixed")
     rank: int = setting(
         32,
-        "Capacity. 8 to 16 for a character, 32 for most styles; the file grows with it (32: about 92 MB).",
+        "Rank, the capacity: 8 to 16 for a character, 32 for most styles; the file grows with it (32: about 92 MB).",
         low=1,
         resume="fixed",
     )
     alpha: float = setting(
         32.0,
-        "Strength: the correction is scaled by alpha / rank. Equal to rank is a good rule; 0 means that.",
+        "Strength: the adapter is scaled by alpha / rank. Equal to rank is a good rule; 0 means that.",
         low=0,
         resume="fixed",
     )
@@ -33,8 +33,8 @@ class NetworkConfig:
         "knowledge of names and degrades easily: leave it out unless you know why.",
         resume="fixed",
     )
-    include: tuple[str, ...] = setting((), f"Further layers. {PATTERNS}", resume="fixed")
-    exclude: tuple[str, ...] = setting((), f"Layers left out. {PATTERNS}", resume="fixed")
+    include: tuple[str, ...] = setting((), f"Patterns of further layers. {PATTERNS}", resume="fixed")
+    exclude: tuple[str, ...] = setting((), f"Patterns of layers that are left out. {PATTERNS}", resume="fixed")
     ranks: tuple[str, ...] = setting(
         (), "Ranks of certain layers, pattern=rank a line, the first match counts; 0 leaves a layer out.", resume="fixed"
     )
@@ -51,14 +51,16 @@ class NetworkConfig:
         resume="fixed",
     )
     factor: int = setting(
-        8, "Size of the small factor of a LoKr. 4 to 16; smaller means a larger file. -1 balances the two.", resume="fixed"
+        8, "Size of the small factor of a LoKr: 4 to 16; smaller means a larger file, -1 balances the two.", resume="fixed"
     )
     full_matrix: bool = setting(
-        False, "Both factors of a LoKr whole: the usual choice for styles. Off: the large factor has a rank.", resume="fixed"
+        False,
+        "Keep both factors of a LoKr whole: the usual choice for styles. Off: the large factor has a rank.",
+        resume="fixed",
     )
-    decompose_both: bool = setting(False, "The small factor of a LoKr has a rank as well.", resume="fixed")
+    decompose_both: bool = setting(False, "Give the small factor of a LoKr a rank as well.", resume="fixed")
     train_norm: bool = setting(False, "Also train the norms' weights.", resume="fixed")
-    weights: str = setting("", "Start from this adapter file instead of from nothing. Rank and type must fit.", path="read")
+    weights: str = setting("", "Adapter file to start from, instead of from nothing. Rank and type must fit.", path="read")
 
     def __post_init__(self) -> None:
         check(self)

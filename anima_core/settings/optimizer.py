@@ -63,18 +63,22 @@ class OptimizerConfig:
 
     type: str = setting(
         "AdamW",
-        "AdamW is the safe choice. ScheduleFree ones need no schedule (constant, no warm-up). AdamW8bit, Lion and Prodigy "
+        "Optimizer. AdamW is the safe choice; ScheduleFree ones need no schedule (constant, no warm-up). AdamW8bit, Lion and Prodigy "
         "need their package installed.",
         resume="fixed",
     )
-    learning_rate: float = setting(1e-4, "1e-4 for LoRA with AdamW; 2e-5 to 5e-5 for large sets; 1.0 for Prodigy.", above=0)
-    weight_decay: float = setting(0.01, "Pull of the adapter towards zero.", low=0)
-    betas: tuple[float, float] = setting((0.9, 0.99), "Memory of the gradient and of its square.")
-    eps: float = setting(1e-8, "What keeps the optimizer from dividing by zero.", above=0)
+    learning_rate: float = setting(
+        1e-4, "Learning rate: 1e-4 for LoRA with AdamW; 2e-5 to 5e-5 for large sets; 1.0 for Prodigy.", above=0
+    )
+    weight_decay: float = setting(0.01, "Weight decay: how strongly the adapter is pulled towards zero.", low=0)
+    betas: tuple[float, float] = setting((0.9, 0.99), "Betas: how long the gradient and its square are remembered.")
+    eps: float = setting(1e-8, "Epsilon, which keeps the optimizer from dividing by zero.", above=0)
     args: tuple[str, ...] = setting((), "Further arguments of the optimizer, name=value each.")
-    max_grad_norm: float = setting(1.0, "Length to which a longer gradient is clipped; 0 turns clipping off.", low=0)
+    max_grad_norm: float = setting(
+        1.0, "Gradient clipping: the longest gradient that is let through; 0 turns clipping off.", low=0
+    )
     scheduler: str = setting("constant", "How the learning rate changes over the run.", choices=SCHEDULES)
-    warmup_steps: int = setting(0, "Steps over which the learning rate rises from 0.", low=0)
+    warmup_steps: int = setting(0, "Warm-up: steps over which the learning rate rises from 0.", low=0)
     warmup_ratio: float = setting(0.0, "Warm-up as a share of all steps, where `optimizer.warmup_steps` is 0.", low=0, below=1)
     num_cycles: float = setting(
         1.0, "Falls of cosine_with_restarts; half waves of the other cosine schedules, 1 being one fall.", above=0

@@ -61,7 +61,9 @@ class FlowConfig:
         choices=TIMESTEP_SAMPLINGS,
     )
     sigmoid_scale: float = setting(1.0, "Width of the logit-normal distribution: t = sigmoid(scale N(0, 1)).", above=0)
-    shift: float = setting(1.0, "Shift s of t, s t / (1 + (s - 1) t), for `flow.timestep_sampling` = shift.", above=0)
+    shift: float = setting(
+        1.0, "Shift of t towards noise, s t / (1 + (s - 1) t), for `flow.timestep_sampling` = shift.", above=0
+    )
     loss: str = setting("mse", "Loss of the velocity: mse unless pictures are faulty.", choices=LOSSES)
     huber_delta: float = setting(0.1, "Error from which the Huber loss grows linearly.", above=0)
     weighting: str = setting("none", "Weight of the loss by t.", choices=WEIGHTINGS)
@@ -141,11 +143,11 @@ class TrainConfig:
     flow: FlowConfig = field(default_factory=FlowConfig)
     samples: SampleConfig = field(default_factory=SampleConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
-    max_train_steps: int = setting(1000, "Optimizer steps. 1000 to 2000 for most sets.", resume="free")
+    max_train_steps: int = setting(1000, "Optimizer steps: 1000 to 2000 for most sets.", resume="free")
     max_train_epochs: int = setting(
         0, "Epochs; where it is above 0 it decides instead of `train.max_train_steps`.", low=0, resume="free"
     )
-    gradient_accumulation_steps: int = setting(1, "Batches per step: a larger batch without memory.", low=1)
+    gradient_accumulation_steps: int = setting(1, "Batches per step: like a larger batch, without its memory.", low=1)
     memory: str = setting(
         "auto",
         "Whether activations are recomputed in the backward pass: auto does so unless the card has plenty of room.",
@@ -153,9 +155,14 @@ class TrainConfig:
         resume="free",
         shapes=False,
     )
-    ema_decay: float = setting(0.0, "Average of the adapter over steps; 0 is off, 0.999 is usual.", low=0, below=1)
-    seed: int = setting(42, "Every random draw follows from it.", low=0, below=2**63)
-    device: str = setting("auto", "auto, cpu, cuda, cuda:1, xpu or mps.", resume="free", shapes=False)
+    ema_decay: float = setting(
+        0.0,
+        "EMA: decay of the average of the adapter over steps, which is then what is saved; 0 is off, 0.999 is usual.",
+        low=0,
+        below=1,
+    )
+    seed: int = setting(42, "Seed that every random draw follows from.", low=0, below=2**63)
+    device: str = setting("auto", "Device to train on: auto, cpu, cuda, cuda:1, xpu or mps.", resume="free", shapes=False)
     cache_dir: str = setting(
         "",
         "Folder of cached latents and text. Empty: .anima_cache in the first folder of pictures.",

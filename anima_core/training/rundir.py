@@ -109,6 +109,10 @@ def intermediate_saves(folder: Path, name: str) -> list[Path]:
 
 
 def prune(paths: list[Path], keep: int) -> None:
-    """Delete all but the last `keep` of files or folders sorted by age; 0 keeps all."""
+    """Delete all but the last `keep` of files or folders sorted by age; 0 keeps all. A kill leaves none that looks whole."""
     for path in paths[: -keep if keep else 0]:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if path.is_dir():
+            path = path.replace(path.with_name(f".{path.name}.pruned"))  # see `half_written`
+            shutil.rmtree(path)
+        else:
+            path.unlink()

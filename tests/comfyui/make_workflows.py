@@ -322,11 +322,8 @@ def compare_workflow() -> list[Node]:
 def main() -> None:
     checkout, python = find_comfyui()
     with tempfile.TemporaryDirectory() as base:
-        server = ComfyUI(checkout, python, Path(base))
-        try:
+        with ComfyUI(checkout, python, Path(base)) as server:
             info = server.get("/object_info")
-        finally:
-            server.close()
     FOLDER.mkdir(exist_ok=True)
     for name, nodes in workflows().items():
         (FOLDER / f"{name}.json").write_text(

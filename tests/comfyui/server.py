@@ -1,21 +1,25 @@
 """A real ComfyUI on the CPU, in a base directory of its own, with this pack linked into it; and a client for its API."""
 
+import contextlib
 import json
 import os
 import socket
 import subprocess
-import time
 import urllib.error
 import urllib.request
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..processes import HANGS, started, wait_until
+
 ROOT = Path(__file__).resolve().parents[2]
-START_SECONDS = 120
 
 
 class ComfyUI:
+    """Runs until its block is left; then, and when it does not start, nothing of it stays behind."""
+
     def __init__(
         self, checkout: Path, python: Path, base: Path, *arguments: str, folder: str = "ComfyUI-Anima-Trainer"
     ) -> None:
@@ -33,45 +37,54 @@ class ComfyUI:
             (base / name).mkdir(parents=True, exist_ok=True)
         link = base / "custom_nodes" / folder
         if not link.exists():
-            os.symlink(ROOT, link, target_is_directory=True)
+            link_folder(ROOT, link)
         command = [str(python), str(checkout / "main.py"), "--cpu", "--port", str(self.port), "--base-directory", str(base)]
         command += ["--disable-api-nodes", "--database-url", f"sqlite:///{base}/comfy.db"]
         command += arguments
-        self.log = open(base / "server.log", "w+", encoding="utf-8")
-        self.process = subprocess.Popen(command, stdout=self.log, stderr=subprocess.STDOUT, cwd=base)
-        self.wait()
+        with contextlib.ExitStack() as stack:
+            log = stack.enter_context(open(base / "server.log", "wb"))
+            self.process = stack.enter_context(started(command, stdout=log, stderr=subprocess.STDOUT, cwd=base))
+            self.wait_until(self.answers, every=0.3)
+            self.stack = stack.pop_all()
 
-    def wait(self) -> None:
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            if self.process.poll() is not None:
-                raise RuntimeError(f"ComfyUI ended at start:\n{self.text()[-4000:]}")
-            try:
-                self.get("/system_stats")
-                return
-            except (urllib.error.URLError, ConnectionError):
-                time.sleep(0.3)
-        raise RuntimeError(f"ComfyUI did not start:\n{self.text()[-4000:]}")
+    def __enter__(self) -> "ComfyUI":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ask the server to end; what is left of it then is killed, also when it does not end."""
+        with self.stack:
+            self.process.terminate()
+            self.process.wait(HANGS / 4)
+
+    def wait_until(self, condition: Callable[[], Any], every: float = 0.02) -> None:
+        """Wait until something is so, as long as the server runs."""
+        try:
+            wait_until(condition, self.process, every)
+        except (AssertionError, OSError) as error:  # OSError: no answer any more
+            raise AssertionError(f"ComfyUI: {error}\n{self.text()[-4000:]}") from None
+
+    def answers(self) -> bool:
+        with contextlib.suppress(OSError):
+            return bool(self.get("/system_stats"))
+        return False
 
     def text(self) -> str:
         return (self.base / "server.log").read_text(encoding="utf-8", errors="replace")
-
-    def close(self) -> None:
-        self.process.terminate()
-        self.process.wait(30)
-        self.log.close()
 
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.port}{path}"
 
     def get(self, path: str) -> Any:
-        with urllib.request.urlopen(self.url(path), timeout=30) as answer:
+        with urllib.request.urlopen(self.url(path), timeout=HANGS) as answer:
             return json.loads(answer.read())
 
     def post(self, path: str, data: dict) -> Any:
         request = urllib.request.Request(self.url(path), json.dumps(data).encode(), {"Content-Type": "application/json"})
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=HANGS) as answer:
                 body = answer.read()
                 return json.loads(body) if body else None
         except urllib.error.HTTPError as error:
@@ -82,18 +95,14 @@ class ComfyUI:
         assert "prompt_id" in answer, json.dumps(answer, indent=1)[:4000]
         return answer["prompt_id"]
 
-    def result(self, prompt_id: str, seconds: float = 300) -> dict:
-        """The history entry of a finished prompt."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            history = self.get(f"/history/{prompt_id}")
-            if prompt_id in history:
-                return history[prompt_id]
-            time.sleep(0.2)
-        raise TimeoutError(f"{prompt_id} did not finish:\n{self.text()[-3000:]}")
+    def result(self, prompt_id: str) -> dict:
+        """The history entry of a prompt, once it has finished."""
+        path = f"/history/{prompt_id}"
+        self.wait_until(lambda: prompt_id in self.get(path), every=0.2)
+        return self.get(path)[prompt_id]
 
-    def run(self, prompt: dict, seconds: float = 300) -> dict:
-        return self.result(self.queue(prompt), seconds)
+    def run(self, prompt: dict) -> dict:
+        return self.result(self.queue(prompt))
 
 
 def status(entry: dict) -> str:
@@ -111,6 +120,16 @@ def was_interrupted(entry: dict) -> bool:
 
 def cached_nodes(entry: dict) -> list[str]:
     return next((m[1]["nodes"] for m in entry["status"]["messages"] if m[0] == "execution_cached"), [])
+
+
+def link_folder(folder: Path, link: Path) -> None:
+    """Make a link; on Windows, where only administrators may, a junction."""
+    if os.name == "nt":
+        import _winapi
+
+        _winapi.CreateJunction(str(folder), str(link))
+    else:
+        os.symlink(folder, link, target_is_directory=True)
 
 
 def free_port() -> int:

@@ -4,7 +4,6 @@
 
 import json
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -28,9 +27,8 @@ def base(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(comfyui, base):
-    running = ComfyUI(*comfyui, base)
-    yield running
-    running.close()
+    with ComfyUI(*comfyui, base) as running:
+        yield running
 
 
 def loras(base: Path) -> list[str]:
@@ -46,11 +44,9 @@ def notes(folder: Path) -> str:
     return "\n".join(e["text"] for e in events if e["event"] in ("note", "warning"))
 
 
-def wait_until(condition, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+def wait_for_step(server: ComfyUI, name: str, step: int) -> None:
+    log = run_dir(server.base, name) / "log.jsonl"
+    server.wait_until(lambda: log.is_file() and f'"step": {step},' in log.read_text(encoding="utf-8"))
 
 
 def shape_of(info: dict) -> dict:
@@ -165,14 +161,14 @@ def test_cancel_saves_and_the_same_graph_continues(server, base):
     graph.training(output_name="cancelled", steps=3000)
     prompt = server.queue(graph.prompt)
     folder = run_dir(base, "cancelled")
-    wait_until(lambda: (folder / "log.jsonl").is_file() and '"step": 5' in (folder / "log.jsonl").read_text(encoding="utf-8"))
+    wait_for_step(server, "cancelled", 5)
     server.post("/interrupt", {})
     entry = server.result(prompt)
     assert was_interrupted(entry)
     (checkpoint,) = (folder / "checkpoints").iterdir()
     assert "cancelled.safetensors" not in loras(base)
     again = server.queue(graph.prompt)
-    wait_until(lambda: f"resumed at step {int(checkpoint.name[5:])}" in notes(folder))
+    server.wait_until(lambda: f"resumed at step {int(checkpoint.name[5:])}" in notes(folder))
     assert server.post("/anima_trainer/stop", {})["stopping"] == ["train"]
     assert status(server.result(again)) == "success" and "cancelled.safetensors" in loras(base)
 
@@ -182,13 +178,8 @@ def test_stop_and_keep_lets_the_graph_go_on(server, base):
     graph.training(output_name="kept", steps=3000)
     graph.add("loss", "LossGraphNode", loss=["train", 2])
     prompt = server.queue(graph.prompt)
-    wait_until(lambda: server.get("/anima_trainer/running")["running"] == ["train"])
-    wait_until(
-        lambda: (
-            (run_dir(base, "kept") / "log.jsonl").is_file()
-            and '"step": 5' in (run_dir(base, "kept") / "log.jsonl").read_text(encoding="utf-8")
-        )
-    )
+    server.wait_until(lambda: server.get("/anima_trainer/running")["running"] == ["train"])
+    wait_for_step(server, "kept", 5)
     assert server.post("/anima_trainer/stop", {"node": "nobody"})["stopping"] == []
     assert server.post("/anima_trainer/stop", {"node": "train"})["stopping"] == ["train"]
     entry = server.result(prompt)
@@ -255,19 +246,15 @@ def test_a_node_inside_a_subgraph(server, base):
     graph = Graph(server)
     graph.training("12:5", output_name="inside", steps=3000)
     prompt = server.queue(graph.prompt)
-    log = run_dir(base, "inside") / "log.jsonl"
-    wait_until(lambda: log.is_file() and '"step": 3' in log.read_text(encoding="utf-8"))
+    wait_for_step(server, "inside", 3)
     assert server.get("/anima_trainer/running")["running"] == ["12:5"]
     assert server.post("/anima_trainer/stop", {"node": "12:5"})["stopping"] == ["12:5"]
     assert status(server.result(prompt)) == "success"
 
 
 def test_a_folder_with_odd_characters(comfyui, tmp_path):
-    odd = ComfyUI(*comfyui, tmp_path, folder="Anima Trainer (é) v1.2")
-    try:
+    with ComfyUI(*comfyui, tmp_path, folder="Anima Trainer (é) v1.2") as odd:
         assert len(shape_of(odd.get("/object_info"))) == NODES
-    finally:
-        odd.close()
 
 
 def test_a_run_s_own_file_trains_it_again(server, base):
@@ -296,11 +283,8 @@ def test_finished_runs_survive_a_restart(server, base, comfyui):
     graph.training(output_name="restart", seed=21)
     assert status(server.run(graph.prompt)) == "success"
     stamp = (base / "models" / "loras" / "restart.safetensors").stat().st_mtime_ns
-    other = ComfyUI(*comfyui, base)
-    try:
+    with ComfyUI(*comfyui, base) as other:
         entry = other.run(graph.prompt)
-    finally:
-        other.close()
     assert status(entry) == "success" and "restart.safetensors" in entry["outputs"]["train"]["text"][0]
     assert (base / "models" / "loras" / "restart.safetensors").stat().st_mtime_ns == stamp
 

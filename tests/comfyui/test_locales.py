@@ -8,6 +8,7 @@ import pytest
 
 from tests.comfyui.schema import inputs_of, our_nodes
 from tests.comfyui.server import ROOT, ComfyUI
+from tests.processes import HANGS
 
 LOCALES = ROOT / "locales"
 DOCS = ROOT / "web" / "docs"
@@ -20,9 +21,8 @@ MESSAGE_SYNTAX = re.compile(r"[{}@|]")  # vue-i18n would interpolate, link or pl
 
 @pytest.fixture(scope="module")
 def server(comfyui, tmp_path_factory):
-    running = ComfyUI(*comfyui, tmp_path_factory.mktemp("locales"))
-    yield running
-    running.close()
+    with ComfyUI(*comfyui, tmp_path_factory.mktemp("locales")) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -164,5 +164,5 @@ def test_server_hands_out_the_help(server, nodes):
     for name, node in nodes.items():
         folder = node["python_module"].removeprefix("custom_nodes.")
         for language in LANGUAGES:
-            with urllib.request.urlopen(server.url(f"/extensions/{folder}/docs/{name}/{language}.md"), timeout=10) as answer:
+            with urllib.request.urlopen(server.url(f"/extensions/{folder}/docs/{name}/{language}.md"), timeout=HANGS) as answer:
                 assert answer.read().decode("utf-8") == page(name, language)

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from ..conftest import needs_signals
+from ..processes import HANGS
 from .graphs import Graph, install_tiny_models
 from .server import ComfyUI, error_of, status
 
@@ -23,9 +25,8 @@ def base(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(comfyui, base):
-    running = ComfyUI(*comfyui, base)
-    yield running
-    running.close()
+    with ComfyUI(*comfyui, base) as running:
+        yield running
 
 
 def store(base: Path) -> Path:
@@ -43,28 +44,23 @@ def offered(server) -> list[str]:
     return options[1]["options"] if isinstance(options[0], str) else options[0]
 
 
-def wait_for(text: str, base: Path, name: str, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while text not in log_text(base, name):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+def wait_for(text: str, server: ComfyUI, name: str) -> None:
+    server.wait_until(lambda: text in log_text(server.base, name))
 
 
 def test_a_killed_server_offers_its_run_again(comfyui, base, request):
     """SIGKILL in the middle of a training; a new server lists the run, goes on with it, and the old graph finds it done."""
-    steps = 600
-    victim = ComfyUI(*comfyui, base)
-    graph = Graph(victim)
-    graph.training(output_name="crashed", steps=steps, checkpoint_every=10)
-    victim.queue(graph.prompt)
-    wait_for('"event": "checkpoint", ', base, "crashed")
-    wait_for('"step": 30,', base, "crashed")
-    victim.process.send_signal(signal.SIGKILL)
-    victim.process.wait()
-    victim.log.close()
+    steps, began = 600, time.time()
+    with ComfyUI(*comfyui, base) as victim:
+        graph = Graph(victim)
+        graph.training(output_name="crashed", steps=steps, checkpoint_every=10)
+        victim.queue(graph.prompt)
+        wait_for('"event": "checkpoint", ', victim, "crashed")
+        wait_for('"step": 30,', victim, "crashed")
+        victim.process.kill()
     server = request.getfixturevalue("server")  # starts now, unless another test came first
     (run,) = [run for run in server.get("/anima_trainer/runs")["runs"] if run["name"] == "crashed"]
-    assert 20 <= run["step"] < steps and run["total"] == steps and time.time() - run["saved_at"] < 120
+    assert 20 <= run["step"] < steps and run["total"] == steps and began < run["saved_at"] < time.time()
     assert set(run) == {"name", "step", "total", "saved_at"}
     assert "crashed" in offered(server)
     picker = Graph(server)
@@ -85,20 +81,18 @@ def test_a_killed_server_offers_its_run_again(comfyui, base, request):
     assert status(server.run(picked.prompt)) == "success"
 
 
+@needs_signals
 @pytest.mark.parametrize("number, status_", [(signal.SIGINT, 0), (signal.SIGTERM, -signal.SIGTERM)], ids=["SIGINT", "SIGTERM"])
 def test_a_server_that_is_ended_saves_its_training_first(comfyui, base, number, status_):
     """Ctrl-C in ComfyUI's console; SIGTERM from systemd or Docker. No checkpoint is due: it is written on the way out."""
     name = f"ended_{number.name}"
-    ended = ComfyUI(*comfyui, base)
-    try:
+    with ComfyUI(*comfyui, base) as ended:
         graph = Graph(ended)
         graph.training(output_name=name, steps=100_000, checkpoint_every=0)
         ended.queue(graph.prompt)
-        wait_for('"step": 12,', base, name)
-    finally:
+        wait_for('"step": 12,', ended, name)
         ended.process.send_signal(number)
-        assert ended.process.wait(60) == status_, ended.text()[-3000:]
-        ended.log.close()
+        assert ended.process.wait(HANGS) == status_, ended.text()[-3000:]
     assert "saving the training before the end" in ended.text()
     (checkpoint,) = (store(base) / f"{name}-run" / "checkpoints").iterdir()
     logged = [json.loads(line) for line in log_text(base, name).splitlines()]
@@ -107,18 +101,18 @@ def test_a_server_that_is_ended_saves_its_training_first(comfyui, base, number, 
     assert [event["reason"] for event in logged if event["event"] == "finish"] == ["Interrupted"]
 
 
+@needs_signals
 def test_a_server_without_a_training_ends_as_ever(comfyui, base):
-    idle = ComfyUI(*comfyui, base)
-    idle.process.send_signal(signal.SIGTERM)
-    assert idle.process.wait(20) == -signal.SIGTERM and "saving the training" not in idle.text()
-    idle.log.close()
+    with ComfyUI(*comfyui, base) as idle:
+        idle.process.send_signal(signal.SIGTERM)
+        assert idle.process.wait(HANGS) == -signal.SIGTERM and "saving the training" not in idle.text()
 
 
 def stop_early(server, base, name: str) -> None:
     graph = Graph(server)
     graph.training(output_name=name, steps=3000, checkpoint_every=0)
     prompt = server.queue(graph.prompt)
-    wait_for('"step": 5,', base, name)
+    wait_for('"step": 5,', server, name)
     server.post("/interrupt", {})
     server.result(prompt)
 
@@ -130,9 +124,9 @@ def test_a_run_whose_pictures_changed_is_named_and_goes_on_when_told_to(server, 
     (folder / "a.txt").write_text("red", encoding="utf-8")
     graph = Graph(server)
     graph.add("own", "AnimaDatasetFolder", folder="changing", resolution="64", bucket_step=16, min_side=64)
-    graph.training(output_name="changing", steps=60, dataset=["own", 0], checkpoint_every=5)
+    graph.training(output_name="changing", steps=200, dataset=["own", 0], checkpoint_every=5)
     prompt = server.queue(graph.prompt)
-    wait_for('"step": 10,', base, "changing")
+    wait_for('"step": 10,', server, "changing")
     server.post("/interrupt", {})
     server.result(prompt)
     (folder / "a.txt").write_text("crimson", encoding="utf-8")
@@ -145,7 +139,7 @@ def test_a_run_whose_pictures_changed_is_named_and_goes_on_when_told_to(server, 
     assert "changing" not in offered(server)
     (folder / "a.txt").write_text("red", encoding="utf-8")  # what the first graph asks for is still not trained
     entry = server.run(graph.prompt)
-    assert entry["outputs"]["train"]["text"] == ["changing-2.safetensors: 60 steps"], error_of(entry)
+    assert entry["outputs"]["train"]["text"] == ["changing-2.safetensors: 200 steps"], error_of(entry)
 
 
 def test_a_run_goes_on_with_other_steps_and_another_learning_rate(server, base):
@@ -177,10 +171,10 @@ def test_a_run_is_finished_at_once_with_as_many_steps_as_it_has(server, base):
 def test_a_run_goes_on_when_only_memory_is_changed(server, base):
     """After an out of memory, say. And a graph that was saved before `strict` was there still runs."""
     graph = Graph(server)
-    graph.training(output_name="memory", steps=60, checkpoint_every=5, memory="keep activations (fastest)")
+    graph.training(output_name="memory", steps=200, checkpoint_every=5, memory="keep activations (fastest)")
     del graph.prompt["train"]["inputs"]["strict"]
     prompt = server.queue(graph.prompt)
-    wait_for('"step": 10,', base, "memory")
+    wait_for('"step": 10,', server, "memory")
     server.post("/interrupt", {})
     server.result(prompt)
     graph.prompt["train"]["inputs"]["memory"] = "recompute (least memory)"
@@ -194,18 +188,18 @@ def test_a_run_of_a_toml_goes_on_when_queued_again(server, base):
     first.training(output_name="source", steps=1)
     assert status(server.run(first.prompt)) == "success"
     text = (store(base) / "source-run" / "config.toml").read_text(encoding="utf-8")
-    longer = text.replace("max_train_steps = 1\n", "max_train_steps = 60\n").replace("every_n_steps = 250", "every_n_steps = 5")
-    (base / "input" / "longer.toml").write_text(longer, encoding="utf-8")
+    text = text.replace("max_train_steps = 1\n", "max_train_steps = 200\n").replace("every_n_steps = 250", "every_n_steps = 5")
+    (base / "input" / "longer.toml").write_text(text, encoding="utf-8")
     graph = Graph(server)
     graph.add("train", "AnimaTrainFromTOML", path="longer.toml", output_name="from_toml")
     prompt = server.queue(graph.prompt)
-    wait_for('"step": 10,', base, "from_toml")
+    wait_for('"step": 10,', server, "from_toml")
     server.post("/interrupt", {})
     server.result(prompt)
     assert "from_toml" in offered(server)
     entry = server.run(graph.prompt)
     assert status(entry) == "success" and "resumed at step" in log_text(base, "from_toml")
-    assert entry["outputs"]["train"]["text"] == ["from_toml.safetensors: 60 steps"]
+    assert entry["outputs"]["train"]["text"] == ["from_toml.safetensors: 200 steps"]
     assert "from_toml" not in offered(server)
 
 
@@ -284,16 +278,13 @@ def test_the_owner_may_allow_more(comfyui, base, tmp_path, monkeypatch):
         (place / "a.txt").write_text(f"of {name}", encoding="utf-8")
     (tmp_path / "paths.yaml").write_text(f"mine:\n  anima_datasets: {places['yaml']}\n", encoding="utf-8")
     monkeypatch.setenv("ANIMA_TRAINER_ROOTS", str(places["environment"]))
-    other = ComfyUI(*comfyui, base, "--extra-model-paths-config", str(tmp_path / "paths.yaml"))
     entries = {}
-    try:
+    with ComfyUI(*comfyui, base, "--extra-model-paths-config", str(tmp_path / "paths.yaml")) as other:
         for name, place in places.items():
             graph = Graph(other)
             graph.add("data", "AnimaDatasetFolder", folder=str(place))
             graph.add("look", "AnimaDatasetInspect", dataset=["data", 0])
             entries[name] = other.run(graph.prompt)
-    finally:
-        other.close()
     for name in ("environment", "yaml"):
         assert f"a.png: of {name}" in entries[name]["outputs"]["look"]["text"][0]
     assert "outside of the folders that this server reads" in error_of(entries["neither"])
@@ -303,7 +294,7 @@ def test_the_owner_may_allow_more(comfyui, base, tmp_path, monkeypatch):
 def test_hostile_stop_requests(server, body):
     request = urllib.request.Request(server.url("/anima_trainer/stop"), body, {"Content-Type": "application/json"})
     with pytest.raises(urllib.error.HTTPError) as error:
-        urllib.request.urlopen(request, timeout=30)
+        urllib.request.urlopen(request, timeout=HANGS)
     answer = json.loads(error.value.read())
     assert error.value.code == 400 and "\n" not in answer["error"]
     assert server.get("/anima_trainer/running") == {"running": []}
@@ -336,9 +327,7 @@ def test_a_scan_can_be_cancelled_and_goes_on_where_it_was(server, base):
     graph.add("own", "AnimaDatasetFolder", folder="many", resolution="128", bucket_step=16, min_side=64)
     graph.training(output_name="many", dataset=["own", 0])
     prompt = server.queue(graph.prompt)
-    deadline = time.monotonic() + 30
-    while not server.get("/anima_trainer/running")["running"] and time.monotonic() < deadline:
-        time.sleep(0.01)
+    server.wait_until(lambda: server.get("/anima_trainer/running")["running"], every=0.01)
     server.post("/interrupt", {})
     entry = server.result(prompt)
     assert any(m[0] == "execution_interrupted" for m in entry["status"]["messages"])

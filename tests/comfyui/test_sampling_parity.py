@@ -61,9 +61,8 @@ def base(tmp_path_factory, comfyui):
 
 @pytest.fixture(scope="module")
 def server(comfyui, base):
-    running = ComfyUI(*comfyui, base)
-    yield running
-    running.close()
+    with ComfyUI(*comfyui, base) as running:
+        yield running
 
 
 def sampler(graph: Graph, tag: str, model: list) -> None:
@@ -109,7 +108,7 @@ def test_graph_file_and_preview_are_one_picture(server, base, network):
     graph.add("nothing", "AnimaApplyAdapter", model=["unet", 0], lora=["train", 0], strength=0.0)
     sampler(graph, "strength_0", ["nothing", 0])
     graph.add("preview", "SaveImage", images=["train", 3], filename_prefix="preview")
-    entry = server.run(graph.prompt, seconds=400)
+    entry = server.run(graph.prompt)
     assert status(entry) == "success", error_of(entry)
 
     file = Graph(server)

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from anima_core import conditioning, train
+from anima_core import train
+from anima_core.data import text
 from anima_core.demo.pictures import write_pictures
 from anima_core.errors import FileError, Interrupted, RunError, SettingError
 from anima_core.models.qwen import AnimaQwen
@@ -64,7 +65,7 @@ def test_flipped_bytes_in_cache_files_are_found_and_made_again_while_training(mo
         file.write_bytes(data)
     events = []
     again = train(config, events.append)
-    assert same_adapter(first, again) and "damaged; made again" in texts(events)
+    assert same_adapter(first, again) and "damaged; encoded again" in texts(events)
     assert not texts(_events_of(config))  # and the next run finds nothing to mend
 
 
@@ -79,7 +80,7 @@ def test_caches_deleted_while_training_are_made_again(model, pictures, tmp_path)
     first = train(config)
     events, wipe = [], at("step 4", lambda: shutil.rmtree(tmp_path / "cache"))
     again = train(config, lambda event: events.append(event) or wipe(event))
-    assert same_adapter(first, again) and "have vanished or are damaged; made again" in texts(events)
+    assert same_adapter(first, again) and "have vanished or are damaged; encoded again" in texts(events)
 
 
 def test_a_picture_deleted_or_changed_while_training_does_not_matter(model, pictures, tmp_path):
@@ -111,7 +112,7 @@ def test_a_picture_that_goes_while_it_is_cached_is_named_and_nothing_stale_is_ke
     def act():
         Image.new("RGB", (64, 64), "white").save(victim) if fault == "changed" else victim.unlink()
 
-    text = "has changed since it was looked at; start again" if fault == "changed" else "cannot be read as a picture"
+    text = "has changed since it was scanned; start again" if fault == "changed" else "cannot be read as a picture"
     config = train_config(model, pictures, tmp_path)
     with pytest.raises(FileError, match=f"{victim.name}: {text}"):
         train(config, at("start", act))
@@ -126,7 +127,7 @@ def test_a_damaged_cache_without_its_picture_ends_the_run_with_its_state_saved(m
         for path in pictures.glob("*.png"):
             path.unlink()
 
-    with pytest.raises(RunError, match="have vanished or are damaged, and cannot be made again"):
+    with pytest.raises(RunError, match="have vanished or are damaged, and cannot be encoded again"):
         train(config, at("step 2", ruin))
     assert list((tmp_path / "test-run" / "checkpoints").glob("step-*"))
 
@@ -137,7 +138,7 @@ def test_resuming_with_other_pictures_is_named(model, pictures, tmp_path):
     caption = next(pictures.glob("*.txt"))
     caption.write_text("something else", encoding="utf-8")
     output = dataclasses.replace(config.output, resume="latest")
-    with pytest.raises(SettingError, match="content of the data is not what it was.*--resume_with_changes"):
+    with pytest.raises(SettingError, match="content of the data is not what it was.*output.resume_with_changes"):
         train(dataclasses.replace(config, output=output))
     events = []
     output = dataclasses.replace(output, resume_with_changes=True)
@@ -173,7 +174,7 @@ def fail_first(times, owner, where, monkeypatch):
 @pytest.fixture
 def several_at_once(monkeypatch):
     """As on a GPU."""
-    for module in (conditioning, prepare):
+    for module in (text, prepare):
         monkeypatch.setattr(module, "encoded_at_once", lambda device, wanted: wanted)
 
 
@@ -222,7 +223,7 @@ def test_caching_that_never_fits_says_so_in_one_line(model, pictures, tmp_path, 
 
 
 @pytest.mark.parametrize("command, word", [("cancel", "cancelled"), ("stop", "stopped")])
-@pytest.mark.parametrize("stage", ["looking at pictures", "latents", "captions", "text embeddings"])
+@pytest.mark.parametrize("stage", ["scanning pictures", "latents", "captions", "text embeddings"])
 def test_commands_work_before_the_first_step(model, pictures, tmp_path, stage, command, word):
     config = train_config(model, pictures, tmp_path)
     with pytest.raises(Interrupted, match=f"{word} at {stage}, .* before the first step"):

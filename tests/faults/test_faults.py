@@ -4,9 +4,9 @@ import contextlib
 import dataclasses
 import os
 import shutil
-import subprocess
 import tempfile
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,10 +16,9 @@ from anima_core import train
 from anima_core.errors import FileError, RunError, SettingError
 from anima_core.models.checkpoint import read_header
 from anima_core.settings import OptimizerConfig, OutputConfig, SampleConfig
-from anima_core.training import loop as loop_module
-from anima_core.training.state import TrainState
 
-from ..tiny import same_tensors, train_config
+from .. import processes
+from ..tiny import same_tensors, train_changed, train_config
 
 
 def saving(folder, **changes) -> OutputConfig:
@@ -70,8 +69,8 @@ def test_no_whole_checkpoint_is_an_error_that_says_so(model, pictures, tmp_path)
 @pytest.mark.parametrize(
     "changes, text",
     [
-        (dict(seed=7), "seed was 42, now 7.*add --resume_with_changes"),
-        (dict(optimizer=OptimizerConfig(learning_rate=1e-5)), "learning_rate was 0.002, now 1e-05.*--resume_with_changes"),
+        (dict(seed=7), "seed was 42, now 7.*add output.resume_with_changes"),
+        (dict(optimizer=OptimizerConfig(learning_rate=1e-5)), "learning_rate was 0.002, now 1e-05.*output.resume_with_changes"),
         (dict(optimizer=OptimizerConfig(type="Adafactor", learning_rate=2e-3)), "optimizer.type was 'AdamW'.*cannot continue"),
     ],
 )
@@ -104,81 +103,84 @@ def test_a_moved_model_file_is_the_same_model(model, pictures, tmp_path):
     assert train(dataclasses.replace(config, model=moved, output=saving(tmp_path, resume="latest"))).steps == 6
 
 
-def oom(times: int, where: str, monkeypatch, owner) -> list[int]:
-    calls, real = [], getattr(owner, where)
+def out_of_memory(times: int):
+    """Let a run's first forward passes run out of memory."""
 
-    def failing(self, *args, **kwargs):
-        calls.append(1)
-        if len(calls) <= times:
-            raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
-        return real(self, *args, **kwargs)
+    def change(run):
+        calls, real = [], run.forward
 
-    monkeypatch.setattr(owner, where, failing)
-    return calls
+        def forward(batch):
+            calls.append(1)
+            if len(calls) <= times:
+                raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
+            return real(batch)
+
+        run.forward = forward
+
+    return change
 
 
-def test_a_step_out_of_memory_is_tried_once_more(model, pictures, tmp_path, monkeypatch):
+def test_a_step_out_of_memory_is_tried_once_more(model, pictures, tmp_path):
     plain = train(train_config(model, pictures, tmp_path / "a"))
-    oom(1, "forward", monkeypatch, loop_module.Run)
     events = []
-    other = train(train_config(model, pictures, tmp_path / "b"), events.append)
+    other = train_changed(train_config(model, pictures, tmp_path / "b"), out_of_memory(1), events.append)
     assert "out of memory; trying once more after freeing" in warnings_of(events)
     assert same_tensors(load_file(plain.adapter_path), load_file(other.adapter_path))
 
 
-def test_a_step_that_never_fits_says_what_would(model, pictures, tmp_path, monkeypatch):
-    config = train_config(model, pictures, tmp_path, gradient_checkpointing=True, dataset=dict(enable_bucket=False))
-    oom(10**6, "forward", monkeypatch, loop_module.Run)
-    with pytest.raises(
-        RunError, match=r"out of memory at 2 pictures of 64x64 .*use batch_size=1 with gradient_accumulation_steps=2"
-    ):
-        train(config)
+def test_a_step_that_never_fits_says_what_would(model, pictures, tmp_path):
+    config = train_config(model, pictures, tmp_path, memory="recompute", dataset=dict(enable_bucket=False))
+    advice = r"use dataset.batch_size=1 with gradient_accumulation_steps=2"
+    with pytest.raises(RunError, match=rf"out of memory at 2 pictures of 64x64 .*{advice}"):
+        train_changed(config, out_of_memory(10**6))
 
 
-def test_a_step_that_fits_no_more_ends_with_its_state_saved(model, pictures, tmp_path, monkeypatch):
+def test_a_step_that_fits_no_more_ends_with_its_state_saved(model, pictures, tmp_path):
     """A larger bucket after hours, or another program that took memory: what it says in a plain RuntimeError counts too."""
     whole = train(train_config(model, pictures, tmp_path / "whole"))
     config = train_config(model, pictures, tmp_path / "parts", output=saving(tmp_path / "parts", checkpoint_every_n_steps=0))
-    real = loop_module.Run.forward
 
-    def forward(self, batch):
-        if self.state.step == 4:
-            raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported")
-        return real(self, batch)
+    def change(run):
+        real = run.forward
 
-    with monkeypatch.context() as patch:
-        patch.setattr(loop_module.Run, "forward", forward)
-        with pytest.raises(RunError, match=r"out of memory at \d pictures .*switch gradient_checkpointing on"):
-            train(config)
+        def forward(batch):
+            if run.state.step == 4:
+                raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported")
+            return real(batch)
+
+        run.forward = forward
+
+    with pytest.raises(RunError, match=r"out of memory at \d pictures .*use memory=recompute"):
+        train_changed(config, change)
     (checkpoint,) = (tmp_path / "parts" / "test-run" / "checkpoints").iterdir()
     assert checkpoint.name == "step-00000004"
-    resumed = train(
-        dataclasses.replace(config, output=saving(tmp_path / "parts", resume="latest"), gradient_checkpointing=True)
-    )
+    resumed = train(dataclasses.replace(config, output=saving(tmp_path / "parts", resume="latest"), memory="recompute"))
     assert resumed.steps == 6 and resumed.losses == pytest.approx(whole.losses, rel=1e-4)
 
 
-def test_an_error_that_is_not_about_memory_is_not_tried_again(model, pictures, tmp_path, monkeypatch):
+def test_an_error_that_is_not_about_memory_is_not_tried_again(model, pictures, tmp_path):
     calls = []
 
-    def forward(self, batch):
-        calls.append(1)
-        raise RuntimeError("CUDA error: device-side assert triggered")
+    def change(run):
+        def forward(batch):
+            calls.append(1)
+            raise RuntimeError("CUDA error: device-side assert triggered")
 
-    monkeypatch.setattr(loop_module.Run, "forward", forward)
+        run.forward = forward
+
     with pytest.raises(RuntimeError, match="device-side assert"):
-        train(train_config(model, pictures, tmp_path))
+        train_changed(train_config(model, pictures, tmp_path), change)
     assert len(calls) == 1
 
 
-def test_no_room_anywhere_still_says_what_went_wrong_first(model, pictures, tmp_path, monkeypatch):
-    def full(self, folder, text):
+def test_no_room_anywhere_still_says_what_went_wrong_first(model, pictures, tmp_path):
+    def full(folder, text):
         raise FileError(f"{folder}: the checkpoint could not be written (No space left on device); free some space")
 
-    monkeypatch.setattr(TrainState, "save", full)
     events = []
     with pytest.raises(RunError, match="test-run.checkpoints.step-00000002: the checkpoint could not be written"):
-        train(train_config(model, pictures, tmp_path, output=saving(tmp_path)), events.append)
+        config = train_config(model, pictures, tmp_path, output=saving(tmp_path))
+        train_changed(config, lambda run: setattr(run.state, "save", full), events.append)
     assert warnings_of(events).count("step 2 could not be saved in") == 2
 
 
@@ -193,17 +195,19 @@ def test_a_preview_that_fails_never_ends_a_run(model, pictures, tmp_path, monkey
 
 
 @pytest.mark.parametrize("fault", ["swap", "folder"])
-def test_a_preview_that_cannot_even_begin_never_ends_a_run(model, pictures, tmp_path, monkeypatch, fault):
-    calls, real = [], loop_module.Run.saved_weights
+def test_a_preview_that_cannot_even_begin_never_ends_a_run(model, pictures, tmp_path, fault):
+    def change(run):
+        calls, real = [], run.state.saved_weights
 
-    def saved_weights(self):
-        calls.append(1)
-        if len(calls) == 1:
-            raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
-        return real(self)
+        def saved_weights():
+            calls.append(1)
+            if len(calls) == 1:
+                raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
+            return real()
 
-    if fault == "swap":
-        monkeypatch.setattr(loop_module.Run, "saved_weights", saved_weights)
+        if fault == "swap":
+            run.state.saved_weights = saved_weights
+
     samples = SampleConfig(prompts=("x",), width=64, height=64, steps=1, every_n_steps=4, cfg=1.0)
     config = train_config(model, pictures, tmp_path, samples=samples)
 
@@ -213,36 +217,48 @@ def test_a_preview_that_cannot_even_begin_never_ends_a_run(model, pictures, tmp_
             (tmp_path / "test-run" / "samples").write_bytes(b"in the way")
 
     events = []
-    assert train(config, listener).steps == 6
+    assert train_changed(config, change, listener).steps == 6
     assert "the preview was left out" in warnings_of(events) or "the preview failed and was left out" in warnings_of(events)
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(model, pictures, tmp_path, monkeypatch):
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(model, pictures, tmp_path):
     """The disk fills up at the second checkpoint: the first stays whole, the state goes elsewhere."""
-    real, calls = TrainState.save, []
+    calls = []
 
-    def full(self, folder, text):
-        calls.append(folder)
-        if len(calls) == 2:
-            raise FileError(f"{folder}: the checkpoint could not be written (No space left on device); free some space")
-        return real(self, folder, text)
+    def change(run):
+        real = run.state.save
 
-    monkeypatch.setattr(TrainState, "save", full)
+        def full(folder, text):
+            calls.append(folder)
+            if len(calls) == 2:
+                raise FileError(f"{folder}: the checkpoint could not be written (No space left on device); free some space")
+            return real(folder, text)
+
+        run.state.save = full
+
     config = train_config(model, pictures, tmp_path, output=saving(tmp_path))
     with pytest.raises(RunError, match="No space left"):
-        train(config)
+        train_changed(config, change)
     assert (tmp_path / "test-run" / "checkpoints" / "step-00000002" / "sha256.json").is_file()
     assert len(calls) == 3 and calls[2].parent.name == "checkpoints"  # the third try, on the way out, had room
-    monkeypatch.undo()
     assert train(dataclasses.replace(config, output=saving(tmp_path, resume="latest"))).steps == 6
+
+
+def mounted(disk: Path, options: str) -> bool:
+    """Mount an empty file system in memory, where this machine lets us."""
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", disk]
+    return shutil.which("mount") is not None and processes.run(mount).returncode == 0
+
+
+def unmount(disk: Path) -> None:
+    assert processes.run(["umount", disk]).returncode == 0
 
 
 def test_a_really_full_disk(model, pictures, tmp_path):
     """A file system of 3 MB, where this machine lets us make one."""
     disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], capture_output=True)
-    if mounted.returncode:
+    if not mounted(disk, "size=3m"):
         pytest.skip("mounting a tmpfs needs root")
     try:
         config = train_config(model, pictures, disk, cache_dir=str(tmp_path / "cache"), max_train_steps=400)
@@ -256,18 +272,17 @@ def test_a_really_full_disk(model, pictures, tmp_path):
             read_header(file)  # every file that is there is whole
         (saved,) = (tmp_path / "elsewhere" / "test-run" / "checkpoints").glob("step-*")
         assert saved.name >= max(c.name for c in whole)  # the state of the last step, on another disk
-        assert f"the state is saved in {tmp_path / 'elsewhere' / 'test-run'}: --resume" in warnings_of(events)
+        assert f"the state is saved in {tmp_path / 'elsewhere' / 'test-run'}: set `output.resume=" in warnings_of(events)
         steps = int(saved.name.removeprefix("step-")) + 2
         onwards = saving(tmp_path / "new", resume=str(tmp_path / "elsewhere" / "test-run"))
         assert train(dataclasses.replace(config, output=onwards, max_train_steps=steps)).steps == steps
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        unmount(disk)
 
 
 def test_a_disk_that_is_full_from_the_start_is_one_line(model, pictures, tmp_path):
     disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True).returncode:
+    if not mounted(disk, "size=1m"):
         pytest.skip("mounting a tmpfs needs root")
     try:
         with contextlib.suppress(OSError):
@@ -280,15 +295,14 @@ def test_a_disk_that_is_full_from_the_start_is_one_line(model, pictures, tmp_pat
         (disk / "filler").unlink()
         assert train(config).steps == 6
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        unmount(disk)
 
 
 def test_a_read_only_output_is_refused_before_anything_is_loaded(model, pictures, tmp_path):
     """A folder that root cannot write either: one that belongs to the kernel, or a disk mounted read-only."""
     disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(disk)], capture_output=True).returncode == 0
-    if not mounted:
+    own = mounted(disk, "ro")
+    if not own:
         disk.chmod(0o555)
         if os.access(disk, os.W_OK):
             pytest.skip("everything is writable for this user, and mounting is not allowed")
@@ -296,12 +310,12 @@ def test_a_read_only_output_is_refused_before_anything_is_loaded(model, pictures
         with pytest.raises(FileError, match=r"cannot be written \(.*\); choose another folder"):
             train(train_config(model, pictures, tmp_path, output=saving(disk)))
     finally:
-        subprocess.run(["umount", str(disk)], check=True) if mounted else disk.chmod(0o755)
+        unmount(disk) if own else disk.chmod(0o755)
 
 
 def test_the_clock_may_jump(model, pictures, tmp_path, monkeypatch):
     base = time.time()
     clock = iter([base, base - 1e6, base + 1e9] * 1000)
     monkeypatch.setattr(time, "time", lambda: next(clock))
-    result = train(train_config(model, pictures, tmp_path, output=saving(tmp_path, checkpoint_every_n_minutes=0.0001)))
+    result = train(train_config(model, pictures, tmp_path, output=saving(tmp_path, checkpoint_every_n_minutes=1e-9)))
     assert result.steps == 6 and len(list((tmp_path / "test-run" / "checkpoints").iterdir())) == 2

@@ -1,14 +1,16 @@
-"""Runs that are ended from outside: whatever happens, the next start goes on from a whole state."""
+"""Runs that are ended from outside: whatever happens, the next start goes on from a whole state.
 
-import contextlib
+Each kill comes when something is seen, not at a time: so many modules loaded, files cached, lines logged.
+"""
+
 import json
-import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,146 +18,173 @@ from safetensors.torch import load_file
 
 from anima_core.demo.pictures import write_pictures
 
+from .. import processes
+from ..conftest import needs_signals
+from ..processes import HANGS, wait_until
 from ..test_cli import flags
 from ..tiny import same_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
 ROUNDS = 30
-STEPS = 400
+PICTURES = 6
+ENDLESS = 10**6  # steps: such a run is still there when the kill comes, however late that is
+OFTEN = 0.003  # seconds between two looks
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
-    write_pictures(folder, 6)
+    write_pictures(folder, PICTURES)
     return folder
 
 
-def start(model, pictures, out, **changes) -> subprocess.Popen:
-    settings = dict(max_train_steps=STEPS, checkpoint_every_n_steps=5, save_precision="fp32", learning_rate="1e-3") | changes
-    command = [sys.executable, "-m", "anima_core", *flags(model, pictures, out, **settings)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+def command(model, pictures, out, *python: str, **changes) -> list[str]:
+    settings = dict(checkpoint_every_n_steps=5, save_precision="fp32", learning_rate="1e-3", cache_dir=out / "cache") | changes
+    return [sys.executable, *python, "-m", "anima_core", *flags(model, pictures, out, **settings)]
 
 
-def finish(process: subprocess.Popen) -> tuple[int, str]:
-    try:
-        _, errors = process.communicate(timeout=120)
-    finally:
-        process.kill()
-    return process.returncode, errors
+@contextmanager
+def endless(model, pictures, out, *python: str, **changes) -> Iterator[subprocess.Popen]:
+    """A run that does not end by itself. What it says goes into the file `said(out)`."""
+    arguments = command(model, pictures, out, *python, max_train_steps=ENDLESS, **changes)
+    with open(said(out), "wb") as file:
+        with processes.started(arguments, cwd=ROOT, stdout=file, stderr=file, env={"OMP_NUM_THREADS": "1"}) as process:
+            yield process
+
+
+def said(out: Path) -> Path:
+    return out.with_name(f"{out.name}.txt")
+
+
+def finished(model, pictures, out, **changes) -> str:
+    """Run to the end. Returns what was said on stderr."""
+    done = processes.run(command(model, pictures, out, **changes), cwd=ROOT, env={"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def log_of(out: Path) -> bytes:
+    """The events so far, a line each, without one that is just being written."""
+    log = out / "x-run" / "log.jsonl"
+    return log.read_bytes().rpartition(b"\n")[0] if log.is_file() else b""
 
 
 def steps_logged(out: Path) -> list[int]:
-    log = out / "x-run" / "log.jsonl"
-    if not log.is_file():
-        return []
-    lines = log.read_text(encoding="utf-8").splitlines()
-    return [event["step"] for event in map(json.loads, lines[:-1]) if event["event"] == "step"]
+    return [event["step"] for event in map(json.loads, log_of(out).splitlines()) if event["event"] == "step"]
 
 
-def wait_for_step(out: Path, step: int, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if any(s >= step for s in steps_logged(out)):
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"step {step} was not reached: {process.poll()}")
+def files(folder: Path, pattern: str) -> set[Path]:
+    try:
+        return set(folder.glob(pattern))
+    except FileNotFoundError:  # a folder was renamed meanwhile
+        return set()
 
 
-def resumable(out: Path) -> bool:
-    return any((out / "x-run" / "checkpoints").glob("step-*"))
+class Seen:
+    """What shows from outside how far the next run in `out` has come."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.log_before, self.saves_before = len(log_of(out)), self.saves()
+
+    def kinds(self) -> list[tuple[str, Callable[[], int], int]]:
+        """Name, count, and the number up to which a kill may wait: it is reached in every run."""
+        return [
+            ("modules", lambda: said(self.out).read_bytes().count(b"import time:"), 2000),
+            ("cached files", lambda: len(files(self.out, "cache/**/*.safetensors")), 3 * PICTURES),
+            ("events", lambda: self.log().count(b"\n"), 20),
+            ("more events", lambda: self.log().count(b"\n"), 80),
+            ("half a checkpoint", lambda: len(self.saves() - self.saves_before), 1),
+        ]
+
+    def log(self) -> bytes:
+        return log_of(self.out)[self.log_before :]
+
+    def saves(self) -> set[Path]:
+        return files(self.out, "x-run/checkpoints/.step-*.tmp")
+
+    def stage(self) -> str:
+        log = self.log()
+        return "training" if b'"event": "step"' in log else "caching" if b'"event": "progress"' in log else "loading"
+
+
+def resume(out: Path) -> str | None:
+    return "latest" if files(out, "x-run/checkpoints/step-*") else None
+
+
+def same_as_uninterrupted(model, pictures, parts: Path, **changes) -> bool:
+    """Let a run that was killed go on to its end, and compare with one that never was."""
+    whole, steps = parts.with_name("whole"), max([0, *steps_logged(parts)]) + 5
+    finished(model, pictures, parts, max_train_steps=steps, resume=resume(parts), **changes)
+    finished(model, pictures, whole, max_train_steps=steps, **changes)
+    return same_tensors(load_file(whole / "x.safetensors"), load_file(parts / "x.safetensors"))
 
 
 def test_thirty_kills_cost_nothing_but_time(model, pictures, tmp_path):
-    """SIGKILL at random moments, loading, caching and saving included; the end is the uninterrupted run's, bit for bit."""
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert finish(start(model, pictures, whole))[0] == 0
-    chance, kills, furthest = random.Random(0), 0, 0
-    for _ in range(ROUNDS):
-        process = start(model, pictures, parts, resume="latest" if resumable(parts) else None)
-        try:
-            process.communicate(timeout=chance.uniform(0.3, 4.5))
-        except subprocess.TimeoutExpired:
+    """SIGKILL while loading, caching, training and saving; the end is the uninterrupted run's, bit for bit."""
+    parts, chance, reached = tmp_path / "parts", random.Random(0), []
+    for number in range(ROUNDS):
+        seen = Seen(parts)
+        kind, count, highest = seen.kinds()[number % 5]
+        if kind == "cached files":
+            shutil.rmtree(parts / "cache", ignore_errors=True)
+        wanted = chance.randint(1, highest)
+        with endless(model, pictures, parts, "-X", "importtime", resume=resume(parts)) as process:
+            wait_until(lambda: count() >= wanted, process, OFTEN)  # noqa: B023
             process.kill()
-            process.communicate()
-            kills += 1
-        else:
-            assert process.returncode == 0
-        leftovers = [
-            p.name for p in parts.rglob("*") if p.is_dir() and p.name.startswith("step-") and not (p / "sha256.json").is_file()
-        ]
-        assert leftovers == []
-        furthest = max([furthest, *steps_logged(parts)])
-    assert kills >= 10 and furthest > 5
-    status, errors = finish(start(model, pictures, parts, resume="latest" if resumable(parts) else None))
-    assert status == 0, errors
-    assert same_tensors(load_file(whole / "x.safetensors"), load_file(parts / "x.safetensors"))
-
-
-def kill_when(process: subprocess.Popen, seen) -> bool:
-    """SIGKILL as soon as `seen()`; False when the process ended before."""
-    deadline = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < deadline:
-        with contextlib.suppress(FileNotFoundError):  # a folder that is not there yet, or was renamed meanwhile
-            if seen():
-                process.kill()
-                process.communicate()
-                return True
-    process.communicate()
-    return False
+        reached.append(seen.stage())
+        assert all((folder / "sha256.json").is_file() for folder in files(parts, "**/step-*") if folder.is_dir())
+    assert min(reached.count(stage) for stage in ("loading", "caching", "training")) >= 3, reached
+    assert max(steps_logged(parts)) > 5
+    assert same_as_uninterrupted(model, pictures, parts)
 
 
 def test_kills_at_the_worst_moments(model, pictures, tmp_path):
-    """In the middle of caching, of a checkpoint, of the adapter file: twice each, then the uninterrupted run's bits."""
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    settings = dict(max_train_steps=30, save_every_n_steps=3, checkpoint_every_n_steps=2)
-    assert finish(start(model, pictures, whole, **settings))[0] == 0
-    settings["cache_dir"] = parts / "cache"
-    moments = [
-        (parts / "cache" / "latents", "*/*.safetensors"),
-        (parts / "x-run" / "checkpoints", ".step-*.tmp"),
-        (parts, ".x*.tmp"),
-    ]
-    kills = []
-    for folder, pattern in moments * 2:
-        resume = "latest" if resumable(parts) else None
-        if "cache" in str(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-        before = set(folder.glob(pattern)) if folder.is_dir() else set()
-        process = start(model, pictures, parts, resume=resume, **settings)
-        if kill_when(process, lambda: set(folder.glob(pattern)) - before):  # noqa: B023
-            kills.append(pattern)
-    assert len(set(kills)) == 3
-    status, errors = finish(start(model, pictures, parts, resume="latest" if resumable(parts) else None, **settings))
-    assert status == 0, errors
-    assert same_tensors(load_file(whole / "x.safetensors"), load_file(parts / "x.safetensors"))
+    """In the middle of caching, of a checkpoint, of the adapter file: twice each, as what is left half done shows."""
+    parts = tmp_path / "parts"
+    settings = dict(save_every_n_steps=3, checkpoint_every_n_steps=2)
+    moments = {
+        "cache/latents/*/*.safetensors": lambda found: 0 < len(found) < PICTURES,
+        "x-run/checkpoints/.step-*.tmp": bool,
+        ".x*.tmp": bool,
+    }
+    for pattern, half_done in list(moments.items()) * 2:
+        for _ in range(20):  # what was seen can be done before the kill comes
+            shutil.rmtree(parts / "cache", ignore_errors=True)
+            before = files(parts, pattern)
+            with endless(model, pictures, parts, resume=resume(parts), **settings) as process:
+                wait_until(lambda: files(parts, pattern) - before, process, OFTEN)  # noqa: B023
+                process.kill()
+            if half_done(files(parts, pattern) - before):
+                break
+        else:
+            raise AssertionError(f"never killed in the middle of {pattern}")
+    assert same_as_uninterrupted(model, pictures, parts, **settings)
     for checkpoint in (parts / "x-run" / "checkpoints").iterdir():  # hidden ones too: what was half-written is gone
         assert (checkpoint / "sha256.json").is_file(), checkpoint
     assert not list(parts.glob(".x*.tmp"))
 
 
+@needs_signals
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_polite_signals_save_the_state(model, pictures, tmp_path, number):
-    process = start(model, pictures, tmp_path, max_train_steps=100000, checkpoint_every_n_steps=0)
-    wait_for_step(tmp_path, 3, process)
-    process.send_signal(number)
-    status, errors = finish(process)
-    assert status == 130 and "Traceback" not in errors
-    (checkpoint,) = (tmp_path / "x-run" / "checkpoints").iterdir()
+    out = tmp_path / "out"
+    with endless(model, pictures, out, checkpoint_every_n_steps=0) as process:
+        wait_until(lambda: max([0, *steps_logged(out)]) >= 3, process)
+        process.send_signal(number)
+        assert process.wait(HANGS) == 130
+    assert "Traceback" not in said(out).read_text(encoding="utf-8")
+    (checkpoint,) = (out / "x-run" / "checkpoints").iterdir()
     at = int(checkpoint.name.removeprefix("step-"))
-    assert at >= max(steps_logged(tmp_path)) - 1
-    status, errors = finish(start(model, pictures, tmp_path, max_train_steps=at + 3, resume="latest"))
-    assert status == 0, errors
-    assert f"resumed at step {at}" in errors
+    assert at >= max(steps_logged(out)) - 1
+    assert f"resumed at step {at}" in finished(model, pictures, out, max_train_steps=at + 3, resume="latest")
 
 
 def test_a_second_run_of_the_same_name_is_told_so(model, pictures, tmp_path):
-    first = start(model, pictures, tmp_path, max_train_steps=100000)
-    wait_for_step(tmp_path, 2, first)
-    status, errors = finish(start(model, pictures, tmp_path))
-    assert status == 2 and "another run of this name is training now; choose another name" in errors
-    first.kill()
-    first.communicate()
-    status, errors = finish(start(model, pictures, tmp_path, max_train_steps=2))  # no orphan lock is left behind
-    assert status == 0, errors
+    out = tmp_path / "out"
+    with endless(model, pictures, out) as first:
+        wait_until(lambda: max([0, *steps_logged(out)]) >= 2, first)
+        second = processes.run(command(model, pictures, out), cwd=ROOT)
+        assert second.returncode == 2
+        assert "another run of this name is training now; choose another name" in second.stderr
+    finished(model, pictures, out, max_train_steps=2)  # no orphan lock is left behind

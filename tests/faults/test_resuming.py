@@ -14,7 +14,7 @@ from anima_core.training.events import Events
 from anima_core.training.optimizers import build_optimizer
 from anima_core.training.state import TrainState, find_checkpoint
 
-from ..tiny import train_config
+from ..tiny import train_changed, train_config
 
 
 def configured(model, pictures, folder, resume="", **changes):
@@ -101,29 +101,30 @@ def test_a_run_of_a_name_that_was_used_keeps_the_earlier_one_and_says_so(model, 
     events = []
     second = train(configured(model, pictures, tmp_path, seed=7), events.append)
     said = " ".join(e.get("text", "") for e in events)
-    assert "test-run-1 goes on with it" in said and "a copy is kept with its run" in said
-    aside = tmp_path / "test-run-1"
+    assert "test-run-2 continues it" in said and "a copy is kept with its run" in said
+    aside = tmp_path / "test-run-2"
     assert (aside / "test.safetensors").read_bytes() == adapter != second.adapter_path.read_bytes()
     third = train(configured(model, pictures, tmp_path, resume=str(aside), max_train_steps=7), events.append)
     assert third.steps == 7 and third.losses[:6] == first.losses
-    assert (tmp_path / "test-run-2").is_dir()  # the second run's: it is no branch of the resumed one
+    assert (tmp_path / "test-run-3").is_dir()  # the second run's: it is no branch of the resumed one
     assert [p.name for p in (tmp_path / "test-run" / "checkpoints").iterdir()] == ["step-00000007"]
 
 
 def test_a_checkpoint_never_holds_an_adapter_that_is_not_finite(model, pictures, tmp_path):
     """It would push out the last good one."""
-    from anima_core.training.loop import Run
 
-    def poison(self):
-        if self.state.step == 4:
-            next(self.network.parameters()).data.fill_(torch.nan)
-        return real(self)
+    def change(run):
+        real = run.between_steps
 
-    real = Run.every_so_often
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "every_so_often", poison)
-        with pytest.raises(RunError, match="step 4: the adapter is not finite any more; lower the learning rate"):
-            train(configured(model, pictures, tmp_path))
+        def poison():
+            if run.state.step == 4:
+                next(run.state.network.parameters()).data.fill_(torch.nan)
+            real()
+
+        run.between_steps = poison
+
+    with pytest.raises(RunError, match="step 4: the adapter is not finite any more; lower optimizer.learning_rate"):
+        train_changed(configured(model, pictures, tmp_path), change)
     names = sorted(p.name for p in (tmp_path / "test-run" / "checkpoints").iterdir())
     assert names == ["step-00000001", "step-00000002", "step-00000003"]
     assert train(configured(model, pictures, tmp_path, resume="latest")).steps == 6
@@ -154,6 +155,21 @@ def test_half_a_line_that_a_power_cut_left_spoils_no_other(tmp_path):
     assert len(lines) == 3 and json.loads(lines[2])["text"] == "after"
 
 
+def test_a_kill_while_an_old_checkpoint_is_deleted_leaves_none_that_looks_whole(tmp_path, monkeypatch):
+    from anima_core.training import rundir
+
+    for number in (1, 2):
+        (tmp_path / f"step-0000000{number}").mkdir()
+
+    def killed(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rundir.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        rundir.prune(sorted(tmp_path.glob("step-*")), keep=1)
+    assert [path.name for path in tmp_path.glob("step-*")] == ["step-00000002"]
+
+
 def test_a_folder_that_cannot_be_moved_is_one_line(model, pictures, tmp_path, monkeypatch):
     from anima_core.training import rundir
 
@@ -163,5 +179,5 @@ def test_a_folder_that_cannot_be_moved_is_one_line(model, pictures, tmp_path, mo
         raise PermissionError(13, "The process cannot access the file because it is being used by another process")
 
     monkeypatch.setattr(rundir.os, "replace", busy)
-    with pytest.raises(FileError, match=r"test-run: cannot be made ready \(The process.*close what has it open"):
+    with pytest.raises(FileError, match=r"test-run: cannot be prepared \(The process.*close what has it open"):
         train(dataclasses.replace(configured(model, pictures, tmp_path), seed=2))

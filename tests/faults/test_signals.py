@@ -2,7 +2,7 @@
 
 import dataclasses
 import signal
-import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,10 +12,16 @@ from anima_core import train
 from anima_core.errors import Interrupted
 from anima_core.settings import OptimizerConfig, OutputConfig, SampleConfig
 from anima_core.training import optimizers, signals
-from anima_core.training.loop import Run
 from anima_core.training.rundir import prune
 
-from ..tiny import same_tensors, train_config
+from ..tiny import same_tensors, train_changed, train_config
+
+
+@pytest.fixture(autouse=True)
+def none_ignored(_signals):
+    """A shell may have started pytest with some signals ignored, and a run leaves those alone."""
+    for number in signals.ENDING_SIGNALS:
+        signal.signal(number, signal.default_int_handler)
 
 
 def in_the_middle_of_step(number: int, action, monkeypatch) -> None:
@@ -51,7 +57,7 @@ def configured(model, pictures, folder, resume="", **changes):
     return train_config(model, pictures, folder, output=output, **changes)
 
 
-@pytest.mark.parametrize("number", signals.POLITE, ids=lambda n: n.name)
+@pytest.mark.parametrize("number", signals.ENDING_SIGNALS, ids=lambda n: n.name)
 def test_a_signal_within_an_optimizer_step_waits_for_its_end(model, pictures, tmp_path, monkeypatch, number):
     whole = train(configured(model, pictures, tmp_path / "whole"))
     before = signal.getsignal(number)
@@ -65,20 +71,23 @@ def test_a_signal_within_an_optimizer_step_waits_for_its_end(model, pictures, tm
     assert same_tensors(load_file(whole.adapter_path), load_file(resumed.adapter_path))
 
 
-def test_a_signal_between_micro_batches_leaves_the_step_untaken(model, pictures, tmp_path, monkeypatch):
-    settings, calls, real = dict(gradient_accumulation_steps=3), [], Run.forward
+def test_a_signal_between_micro_batches_leaves_the_step_untaken(model, pictures, tmp_path):
+    settings, calls = dict(gradient_accumulation_steps=3), []
     whole = train(configured(model, pictures, tmp_path / "whole", **settings))
 
-    def forward(self, batch):
-        calls.append(batch.number)
-        if len(calls) == 5:
-            signal.raise_signal(signal.SIGTERM)
-        return real(self, batch)
+    def change(run):
+        real = run.forward
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "forward", forward)
-        with pytest.raises(Interrupted, match="cancelled at step 1 of 6"):
-            train(configured(model, pictures, tmp_path / "parts", **settings))
+        def forward(batch):
+            calls.append(batch.number)
+            if len(calls) == 5:
+                signal.raise_signal(signal.SIGTERM)
+            return real(batch)
+
+        run.forward = forward
+
+    with pytest.raises(Interrupted, match="cancelled at step 1 of 6"):
+        train_changed(configured(model, pictures, tmp_path / "parts", **settings), change)
     assert calls == [0, 1, 2, 3, 4]  # the second step's last micro-batch was left out
     resumed = train(configured(model, pictures, tmp_path / "parts", resume="latest", **settings))
     assert same_tensors(load_file(whole.adapter_path), load_file(resumed.adapter_path))
@@ -104,13 +113,15 @@ def test_a_signal_in_the_middle_of_a_preview_ends_there(model, pictures, tmp_pat
 def test_a_second_signal_ends_at_once_and_the_last_checkpoint_stays(model, pictures, tmp_path, monkeypatch):
     """Once it cannot be a launcher that passes on what the terminal sent already."""
     whole = train(configured(model, pictures, tmp_path / "whole"))
-    monkeypatch.setattr(signals, "IMPATIENT", 0.05)
+    seconds, survived = [0.0], []
+    monkeypatch.setattr(signals, "time", SimpleNamespace(monotonic=lambda: seconds[0]))
 
     def twice():
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)  # together with the first
-        time.sleep(0.1)
+        seconds[0] = signals.SECOND_CTRL_C_AFTER + 0.1
         signal.raise_signal(signal.SIGTERM)  # no person's impatience
+        survived.append("all three")
         signal.raise_signal(signal.SIGINT)
         raise AssertionError("not reached")
 
@@ -118,10 +129,19 @@ def test_a_second_signal_ends_at_once_and_the_last_checkpoint_stays(model, pictu
         in_the_middle_of_step(5, twice, patch)
         with pytest.raises(KeyboardInterrupt):
             train(configured(model, pictures, tmp_path / "parts"))
+    assert survived == ["all three"]
     names = [path.name for path in sorted((tmp_path / "parts" / "test-run" / "checkpoints").iterdir())]
     assert names == ["step-00000002", "step-00000004"]
     resumed = train(configured(model, pictures, tmp_path / "parts", resume="latest"))
     assert same_tensors(load_file(whole.adapter_path), load_file(resumed.adapter_path))
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+def test_a_signal_that_was_ignored_stays_ignored(model, pictures, tmp_path):
+    """A run under nohup outlives its terminal."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    hang_up = lambda event: signal.raise_signal(signal.SIGHUP) if event["event"] == "step" else None  # noqa: E731
+    assert train(configured(model, pictures, tmp_path), hang_up).steps == 6
 
 
 def test_a_failure_within_an_optimizer_step_saves_no_half_step(model, pictures, tmp_path, monkeypatch):
