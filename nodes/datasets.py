@@ -198,7 +198,7 @@ class AnimaDatasetCombine(AnimaNode):
             display_name="Combine Anima Datasets",
             category=types.CATEGORY,
             description="Several datasets in one training, each with its own sizes and captions.",
-            inputs=[io.Autogrow.Input("datasets", template=slots)],
+            inputs=[io.Autogrow.Input("datasets", template=slots, tooltip="Datasets to train on, two or more.")],
             outputs=[types.Dataset.Output(display_name="dataset")],
         )
 

@@ -63,8 +63,8 @@ class OptimizerConfig:
 
     type: str = setting(
         "AdamW",
-        "Optimizer. AdamW is the safe choice; ScheduleFree ones need no schedule (constant, no warm-up). AdamW8bit, Lion and Prodigy "
-        "need their package installed.",
+        "Optimizer. AdamW is the safe choice; ScheduleFree ones need no schedule (constant, no warm-up). AdamW8bit, Lion and "
+        "Prodigy need their package installed.",
         resume="fixed",
     )
     learning_rate: float = setting(
