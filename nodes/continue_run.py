@@ -7,7 +7,7 @@ from comfy_api.latest import io
 
 from ..anima_core.errors import SettingError
 from ..anima_core.run_store import FinishedRun, UnfinishedRun
-from ..anima_core.settings import OutputConfig, TrainConfig
+from ..anima_core.settings import OptimizerConfig, OutputConfig, TrainConfig
 from ..anima_core.training.preflight import preflight
 from ..anima_core.training.resume import contents
 from ..anima_core.training.state import read_content
@@ -19,10 +19,36 @@ from .store import run_store
 from .widgets import inputs, widget
 
 NO_RUN = "(none)"
+RARE: dict[str, Any] = {"optional": True, "advanced": True}
 
 
 class AnimaContinueRun(AnimaNode):
-    widgets = (widget("with_changes", OutputConfig, "resume_with_changes", optional=True, advanced=True),)
+    widgets = (
+        widget("with_changes", OutputConfig, "resume_with_changes", **RARE),
+        widget(
+            "steps",
+            TrainConfig,
+            "max_train_steps",
+            default=0,
+            why="the run has its own",
+            tooltip="Steps in all, those done included. 0: as it was started.",
+            min=0,
+            max=1_000_000,
+            **RARE,
+        ),
+        widget(
+            "learning_rate",
+            OptimizerConfig,
+            default=0.0,
+            why="the run has its own",
+            tooltip="Learning rate from here on, with with_changes. 0: as it was started.",
+            min=0.0,
+            max=10.0,
+            step=1e-6,
+            round=1e-9,
+            **RARE,
+        ),
+    )
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -41,26 +67,6 @@ class AnimaContinueRun(AnimaNode):
                     tooltip="Unfinished runs, the newest first. Press R to look again.",
                 ),
                 *inputs(cls.widgets),
-                io.Int.Input(
-                    "steps",
-                    default=0,
-                    min=0,
-                    max=1_000_000,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Steps in all, those done included. 0: as it was started.",
-                ),
-                io.Float.Input(
-                    "learning_rate",
-                    default=0.0,
-                    min=0.0,
-                    max=10.0,
-                    step=1e-6,
-                    round=1e-9,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Learning rate from here on, with with_changes. 0: as it was started.",
-                ),
                 model_input(),
             ],
             outputs=outputs(),

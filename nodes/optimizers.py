@@ -14,6 +14,7 @@ from .widgets import inputs, settings_from, widget
 
 WEIGHT_DECAY = widget("weight_decay", OptimizerConfig, max=1.0, step=0.001, advanced=True)
 ARGUMENTS = widget("arguments", OptimizerConfig, "args", multiline=True, advanced=True)
+GRADIENT, SQUARE = "How long the gradient is remembered.", "How long the squared gradient is remembered."
 SCHEDULE = (
     widget("learning_rate", OptimizerConfig, min=0.0, max=10.0, step=1e-6, round=1e-9),
     widget("lr_scheduler", OptimizerConfig, "scheduler"),
@@ -34,29 +35,11 @@ SCHEDULE = (
 
 def optimizer_inputs() -> list[io.Input]:
     """Make what each optimizer shows. A pair of betas is two widgets."""
+    rest = {"min": 0.0, "advanced": True}
     beta1, beta2 = OptimizerConfig().betas
-    return [
-        *inputs([WEIGHT_DECAY]),
-        io.Float.Input(
-            "beta1",
-            default=beta1,
-            min=0.0,
-            max=0.9999,
-            step=0.01,
-            advanced=True,
-            tooltip="How long the gradient is remembered.",
-        ),
-        io.Float.Input(
-            "beta2",
-            default=beta2,
-            min=0.0,
-            max=0.99999,
-            step=0.001,
-            advanced=True,
-            tooltip="How long the squared gradient is remembered.",
-        ),
-        *inputs([ARGUMENTS]),
-    ]
+    first = io.Float.Input("beta1", default=beta1, max=0.9999, step=0.01, tooltip=GRADIENT, **rest)
+    second = io.Float.Input("beta2", default=beta2, max=0.99999, step=0.001, tooltip=SQUARE, **rest)
+    return [*inputs([WEIGHT_DECAY]), first, second, *inputs([ARGUMENTS])]
 
 
 class AnimaOptimizer(AnimaNode):

@@ -25,6 +25,16 @@ from .widgets import inputs, settings_from, widget
 
 MEMORY = {"auto": "auto", "recompute (least memory)": "recompute", "keep activations (fastest)": "keep"}
 
+SOCKETS = (
+    types.Transformer.Input("transformer", tooltip="The Anima model to train on."),
+    types.VAE.Input("vae", tooltip="The Qwen-Image VAE."),
+    types.Qwen.Input("qwen", tooltip="The Qwen3-0.6B text encoder."),
+    types.T5Tokenizer.Input("t5_tokenizer", tooltip="The T5 tokenizer."),
+    types.Dataset.Input("dataset", tooltip="Captioned pictures."),
+    types.Network.Input("network", tooltip="The type and size of the adapter."),
+    types.Optimizer.Input("optimizer", tooltip="How the adapter learns."),
+)
+PREVIEWS = types.Samples.Input("samples", optional=True, tooltip="Preview pictures while training.")
 LENGTH = (
     widget("steps", TrainConfig, "max_train_steps", min=1, max=1_000_000),
     widget("batch_size", DatasetConfig, max=256),
@@ -77,19 +87,12 @@ class AnimaTrain(AnimaNode):
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                types.Transformer.Input("transformer", tooltip="The Anima model to train on."),
-                types.VAE.Input("vae", tooltip="The Qwen-Image VAE."),
-                types.Qwen.Input("qwen", tooltip="The Qwen3-0.6B text encoder."),
-                types.T5Tokenizer.Input("t5_tokenizer", tooltip="The T5 tokenizer."),
-                types.Dataset.Input("dataset", tooltip="Captioned pictures."),
-                types.Network.Input("network", tooltip="The type and size of the adapter."),
-                types.Optimizer.Input("optimizer", tooltip="How the adapter learns."),
-                *inputs(LENGTH),
-                *inputs(LEARNING),
+                *SOCKETS,
+                *inputs([*LENGTH, *LEARNING]),
                 unfinished_input(),
                 *inputs(FILE),
                 model_input(),
-                types.Samples.Input("samples", optional=True, tooltip="Preview pictures while training."),
+                PREVIEWS,
             ],
             outputs=outputs(),
         )

@@ -55,10 +55,10 @@ def document() -> str:
     for title, table in (("Accepted without effect", IGNORED), ("Refused", REFUSED)):
         parts.append(f"\n## {title}\n\n| flag | reason |\n|---|---|")
         parts += [f"| `--{name}` | {reason} |" for name, (_, reason) in table.items()]
-    return "\n".join(parts + toml_tables()) + "\n"
+    return "\n".join([*parts, *sectioned_tables(), *dataset_tables()]) + "\n"
 
 
-def toml_tables() -> list[str]:
+def sectioned_tables() -> list[str]:
     parts = ["\n## Sectioned TOML (`--config`, `--config_file`)\n\n| key | becomes |\n|---|---|"]
     parts += [f"| `{table}.{key}` | `--{flag}` |" for (table, key), flag in root_toml.RENAMED.items()]
     parts += [f"| `{table}.{key}` | `--{key}` |" for table, keys in root_toml.SAME_NAME.items() for key in keys]
@@ -80,7 +80,11 @@ def toml_tables() -> list[str]:
     parts.append("\nWithout effect:\n\n| key | reason |\n|---|---|")
     parts += [f"| `{table}.{key}` | {why} |" for (table, key), why in root_toml.WITHOUT_EFFECT.items()]
     parts += [f"| `[{table}]` | {why} |" for table, why in root_toml.TABLES_WITHOUT_EFFECT.items()]
-    parts.append("\n## dataset_config\n\n| key | setting |\n|---|---|")
+    return parts
+
+
+def dataset_tables() -> list[str]:
+    parts = ["\n## dataset_config\n\n| key | setting |\n|---|---|"]
     parts += [f"| `{key}` | `subset.{key}` |" for key in dataset_config.SUBSET_KEYS]
     parts += [f"| `{key}` | `dataset.{key}` |" for key in dataset_config.DATASET_KEYS]
     parts += [f"| `{key}` | |" for key in sorted(dataset_config.OWN_SUBSET_KEYS | dataset_config.OWN_DATASET_KEYS)]

@@ -22,6 +22,25 @@ PROMPTS = (
     caption_of("green", "circle", "pink"),
 )
 
+FLAGS = {
+    "output_name": "demo",
+    "network_module": "networks.lora_anima",
+    "network_dim": "32",
+    "network_alpha": "32",
+    "network_args": "targets=all",
+    "resolution": "128",
+    "min_bucket_reso": "64",
+    "bucket_reso_steps": "32",
+    "train_batch_size": "8",
+    "learning_rate": "4e-3",
+    "lr_scheduler": "cosine",
+    "save_precision": "fp32",
+    "sample_size": "128",
+    "sample_steps": "20",
+    "sample_cfg": "2",
+}
+SWITCHES = ("--sample_at_first", "--no-gradient_checkpointing")
+
 
 def run(folder: Path, steps: int = 0) -> Path:
     """Write everything into `folder`; return the adapter file."""
@@ -46,27 +65,8 @@ def run(folder: Path, steps: int = 0) -> Path:
 
 def command(models: dict[str, Path], pictures: Path, prompts: Path, folder: Path, steps: int) -> list[str]:
     """Return the flags of the training, as a user would type them."""
-    flags = {name: str(path) for name, path in models.items()} | {
-        "train_data_dir": str(pictures),
-        "output_dir": str(folder),
-        "output_name": "demo",
-        "network_module": "networks.lora_anima",
-        "network_dim": "32",
-        "network_alpha": "32",
-        "network_args": "targets=all",
-        "resolution": "128",
-        "min_bucket_reso": "64",
-        "bucket_reso_steps": "32",
-        "train_batch_size": "8",
-        "learning_rate": "4e-3",
-        "lr_scheduler": "cosine",
-        "max_train_steps": str(steps),
-        "save_precision": "fp32",
-        "sample_prompts": str(prompts),
-        "sample_every_n_steps": str(steps),
-        "sample_size": "128",
-        "sample_steps": "20",
-        "sample_cfg": "2",
-    }
+    places = {"train_data_dir": str(pictures), "output_dir": str(folder), "sample_prompts": str(prompts)}
+    lengths = {"max_train_steps": str(steps), "sample_every_n_steps": str(steps)}
+    flags = {name: str(path) for name, path in models.items()} | places | FLAGS | lengths
     pairs = [text for name, value in flags.items() for text in (f"--{name}", value)]
-    return [*pairs, "--sample_at_first", "--no-gradient_checkpointing"]
+    return [*pairs, *SWITCHES]
