@@ -2,10 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+# mypy needs a name for the package that the nodes import with dots; a checkout's folder may have any.
+PACKAGE := $(VENV)/package/anima_trainer
 # Two files at a time, each with one thread: many tests wait for processes of their own.
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup lint test fast comfy faults demo clean
+.PHONY: setup lint types test fast comfy faults docs demo clean
 
 setup: $(VENV)/.ready
 
@@ -20,7 +22,11 @@ lint: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
-test: lint
+types: setup
+	mkdir -p $(dir $(PACKAGE)) && ln -sfn ../.. $(PACKAGE)
+	MYPYPATH=$(dir $(PACKAGE)) $(RUN) -m mypy -p anima_trainer.anima_core -p anima_trainer.nodes
+
+test: lint types
 	$(PYTEST)
 
 # Under a minute: no ComfyUI, no faults, no long training.
@@ -33,8 +39,13 @@ comfy: lint
 faults: lint
 	$(PYTEST) -m faults
 
+# What is written from the code; the help pages' input lists need a ComfyUI.
+docs: setup
+	$(RUN) -m anima_core.compat.docs docs/flags.md
+	$(RUN) -m tests.comfyui.make_help
+
 demo: setup
 	$(RUN) -m anima_core demo --output_dir demo
 
 clean:
-	rm -rf $(VENV) demo .pytest_cache .ruff_cache
+	rm -rf $(VENV) demo .mypy_cache .pytest_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""python -m anima_core train | check | demo | inspect | convert
+"""The command line: python -m anima_core train | check | demo | inspect | convert.
 
 Exit status: 0 success, 1 a failure in the run, 2 a refused setting or file, 130 interrupted (state saved first).
 """

@@ -17,7 +17,7 @@ from .training.preflight import Plan
 from .training.state import checkpoints_in, step_of
 
 RESULT_VERSION = 1  # of the numbers that settings lead to; raised only when they change, since finished runs then train again
-CHANGED = "-changed"  # ends the key of a run that continued with other data, or whose graph has started over
+CHANGED_SUFFIX = "-changed"  # ends the key of a run that continued with other data, or whose graph has started over
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class RunStore:
 
     # Unfinished runs
 
-    def claim(self, config: TrainConfig, key: str, resume: bool) -> TrainConfig:
+    def assign_name(self, config: TrainConfig, key: str, resume: bool) -> TrainConfig:
         """Give a run its file name, and its checkpoint when an unfinished run of the same key has one.
 
         A name that another run's file or folder has gets -2, -3, …; an unfinished run keeps its own. resume: False starts
@@ -125,7 +125,7 @@ class RunStore:
         """
         record = self.folder / "unfinished" / f"{key}.json"
         if record.exists() and not (resume and self._version_of(record) == RESULT_VERSION):
-            os.replace(record, files.unused(record.with_name(f"{key}{CHANGED}"), taken=_is_record).with_suffix(".json"))
+            os.replace(record, files.unused(record.with_name(f"{key}{CHANGED_SUFFIX}"), taken=_is_record).with_suffix(".json"))
         name = self._name_of(record)
         if name is None or not checkpoints_in(self.run_folder(name)):
             name = self._unused_name(config)
@@ -144,7 +144,7 @@ class RunStore:
     def set_apart(self, run: UnfinishedRun) -> str:
         """File a run that continues with other data under a new key, so that the graph of the data before does not claim it."""
         record = self.folder / "unfinished" / f"{run.key}.json"
-        apart = record.with_name(f"{run.key.removesuffix(CHANGED)}{CHANGED}.json")
+        apart = record.with_name(f"{run.key.removesuffix(CHANGED_SUFFIX)}{CHANGED_SUFFIX}.json")
         os.replace(record, apart)
         return apart.stem
 

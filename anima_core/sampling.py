@@ -10,20 +10,20 @@ from .errors import SettingError
 from .models.transformer import AnimaTransformer
 from .models.vae import SCALE, AnimaVAE
 
-TABLE = 1000  # sigmas that ComfyUI's discrete flow sampling tabulates
+TABLE_SIZE = 1000  # sigmas that ComfyUI's discrete flow sampling tabulates
 
 
 def simple_sigmas(steps: int, shift: float = 3.0) -> Tensor:
-    """ComfyUI's "simple" schedule for a flow model: [steps + 1] fp32, falling, the last 0.
+    """Return ComfyUI's "simple" schedule for a flow model: [steps + 1] fp32, falling, the last 0.
 
     The table is s(i / 1000), i = 1 … 1000, with s(t) = shift t / (1 + (shift - 1) t); "simple" takes entries evenly from
     its end. Raises SettingError for no steps.
     """
     if steps < 1:
         raise SettingError(f"sample steps={steps}: must be at least 1")
-    t = torch.arange(1, TABLE + 1, dtype=torch.float32) / TABLE
+    t = torch.arange(1, TABLE_SIZE + 1, dtype=torch.float32) / TABLE_SIZE
     table = shift * t / (1 + (shift - 1) * t)
-    stride = TABLE / steps  # divide first: i * TABLE / steps rounds to another entry at 38 steps
+    stride = TABLE_SIZE / steps  # divide first: i * TABLE_SIZE / steps rounds to another entry at 38 steps
     return torch.stack([*(table[-(1 + int(i * stride))] for i in range(steps)), table.new_zeros(())])
 
 
@@ -64,7 +64,7 @@ def sample(
 def guided_velocity(
     model: AnimaTransformer, x: Tensor, sigma: float, positive: Tensor, negative: Tensor | None, cfg: float
 ) -> Tensor:
-    """Guidance on x0 = x - sigma v is the same guidance on v."""
+    """Return the velocity under guidance: on x0 = x - sigma v it is the same as on v."""
     t = x.new_full((len(x),), sigma)
     if negative is None:
         return model(x, t, positive).float()
@@ -76,13 +76,13 @@ def guided_velocity(
 
 
 def noise_for(seed: int, width: int, height: int) -> Tensor:
-    """The noise that ComfyUI draws for this seed and one picture of width x height px: [1, 16, h/8, w/8], on the CPU."""
+    """Draw the noise that ComfyUI draws for this seed and one picture of width x height px: [1, 16, h/8, w/8], on the CPU."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(1, 16, height // SCALE, width // SCALE, generator=generator, dtype=torch.float32, device="cpu")
 
 
 def preview_image(latents: Tensor, vae: AnimaVAE, tile: int = 1536) -> Image.Image:
-    """The first of normalised latents [B, 16, h, w] as a picture."""
+    """Decode the first of normalised latents [B, 16, h, w] into a picture."""
     # cut, not rounded, to 8 bits: so does ComfyUI when it saves a picture
     pixels = vae.decode(latents[:1], tile=tile)[0].add(1).mul(0.5).clamp(0, 1).mul(255)
     return Image.fromarray(pixels.to(torch.uint8).permute(1, 2, 0).cpu().numpy())

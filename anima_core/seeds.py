@@ -11,11 +11,8 @@ BLAKE2B_PURPOSES = ("order", "draw", "dropout")
 def seed_of(seed: int, purpose: str, *position: int | str) -> int:
     """Return a 63-bit number that depends on all arguments and on nothing else."""
     text = f"{seed}/{purpose}/{'/'.join(map(str, position))}".encode()
-    if purpose in BLAKE2B_PURPOSES:
-        found = hashlib.blake2b(text, digest_size=8).digest()
-    else:
-        found = hashlib.sha256(text).digest()[:8]
-    return int.from_bytes(found, "little") >> 1
+    hashed = hashlib.blake2b(text, digest_size=8) if purpose in BLAKE2B_PURPOSES else hashlib.sha256(text)
+    return int.from_bytes(hashed.digest()[:8], "little") >> 1
 
 
 def generator(seed: int, purpose: str, *position: int | str, device: torch.device | str = "cpu") -> torch.Generator:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ def datasets_state(datasets: Datasets) -> str:
 
 class AnimaDatasetFolder(AnimaNode):
     widgets = ALL
-    own_words = {"subset.image_dir": "folder"}
+    own_words: ClassVar = {"subset.image_dir": "folder"}
 
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -1,6 +1,7 @@
 """The four model loaders: they check a file's header and hand on its path."""
 
 from pathlib import Path
+from typing import ClassVar
 
 import folder_paths
 from comfy_api.latest import io
@@ -50,7 +51,7 @@ def built_in_t5() -> str:
 
 class AnimaTransformerLoader(AnimaNode):
     widgets = (widget("dtype", ModelConfig, advanced=True),)
-    own_words = {"model.transformer": "transformer"}
+    own_words: ClassVar = {"model.transformer": "transformer"}
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -80,7 +81,7 @@ class AnimaTransformerLoader(AnimaNode):
 
 
 class AnimaVAELoader(AnimaNode):
-    own_words = {"model.vae": "vae"}
+    own_words: ClassVar = {"model.vae": "vae"}
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -105,11 +106,11 @@ class AnimaVAELoader(AnimaNode):
 
 
 class AnimaQwenLoader(AnimaNode):
-    own_words = {"model.qwen": "qwen"}
+    own_words: ClassVar = {"model.qwen": "qwen"}
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        names = folder_paths.get_filename_list("text_encoders") + model_folders("text_encoders", "config.json")
+        names = [*folder_paths.get_filename_list("text_encoders"), *model_folders("text_encoders", "config.json")]
         return io.Schema(
             node_id="AnimaQwenLoader",
             display_name="Load Anima Qwen (training)",
@@ -133,11 +134,11 @@ class AnimaQwenLoader(AnimaNode):
 
 
 class AnimaT5TokenizerLoader(AnimaNode):
-    own_words = {"model.t5_tokenizer_dir": "t5_tokenizer"}
+    own_words: ClassVar = {"model.t5_tokenizer_dir": "tokenizer"}
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        names = [BUILT_IN] + model_folders("text_encoders", "spiece.model")
+        names = [BUILT_IN, *model_folders("text_encoders", "spiece.model")]
         return io.Schema(
             node_id="AnimaT5TokenizerLoader",
             display_name="Load Anima T5 Tokenizer (training)",

@@ -1,6 +1,6 @@
 """Adapter networks: one node a type."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from comfy_api.latest import io
 
@@ -35,7 +35,7 @@ class AnimaNetworkNode(AnimaNode):
     """A node of one type of adapter. type: its name in `network.type`."""
 
     type = ""
-    own_words = {"network.weights": "start_from"}
+    own_words: ClassVar = {"network.weights": "start_from"}
 
     @classmethod
     def schema(cls, **texts: Any) -> io.Schema:

@@ -1,6 +1,6 @@
 """Optimizer and schedule, refused on the node when they do not fit."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from comfy_api.latest import io
 
@@ -44,7 +44,7 @@ def optimizer_inputs() -> list[io.Input]:
 
 class AnimaOptimizer(AnimaNode):
     widgets = (WEIGHT_DECAY, ARGUMENTS, *SCHEDULE)
-    own_words = {"optimizer.type": "optimizer", "optimizer.betas": "beta1 and beta2"}
+    own_words: ClassVar = {"optimizer.type": "optimizer", "optimizer.betas": "beta1 and beta2"}
 
     @classmethod
     def define_schema(cls) -> io.Schema:

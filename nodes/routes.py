@@ -17,7 +17,7 @@ def add_routes() -> None:
 
     @server.routes.post("/anima_trainer/stop")
     async def stop(request: web.Request) -> web.Response:
-        """Body {"node": "<id>"} or {} for every training in progress -> {"stopping": [ids]}."""
+        """Stop and keep: body {"node": "<id>"}, or {} for every training in progress; answers {"stopping": [ids]}."""
         try:
             return web.json_response({"stopping": bridge.request_stop(node_of(await request.read()))})
         except BadRequest as error:
@@ -29,6 +29,6 @@ def add_routes() -> None:
 
     @server.routes.get("/anima_trainer/runs")
     async def unfinished_runs(request: web.Request) -> web.Response:
-        """Runs that Continue Anima Run offers -> {"runs": [{"name", "step", "total", "saved_at"}]}, the newest first."""
+        """List what Continue Anima Run offers: {"runs": [{"name", "step", "total", "saved_at"}]}, the newest first."""
         shown = [asdict(run) for run in run_store().unfinished()]
         return web.json_response({"runs": [{k: v for k, v in run.items() if k != "key"} for run in shown]})

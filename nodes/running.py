@@ -70,7 +70,7 @@ def run_in_graph(config: TrainConfig, model: Any, node: str, unfinished: str = U
         if done is None:
             if store.is_outdated(key):
                 print("[Anima Trainer] trains again: this version's numbers are not those of the finished run")
-            done = train_now(store.claim(config, key, resume=unfinished == UNFINISHED[0]), key, listener)
+            done = train_now(store.assign_name(config, key, resume=unfinished == UNFINISHED[0]), key, listener)
         else:
             bridge.say(node, f"already trained: {Path(done.adapter).name}")
     return results(done, model)

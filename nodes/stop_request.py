@@ -11,7 +11,7 @@ class BadRequest(ValueError):
 
 
 def node_of(body: bytes) -> str | None:
-    """The node id of {"node": "12"}, or None for {} and for no body: every training. Raises BadRequest."""
+    """Read the node id of {"node": "12"}, or None for {} and for no body: every training. Raises BadRequest."""
     if not body.strip():
         return None
     try:

@@ -47,11 +47,10 @@ def test_swapped_shows_the_averages_and_gives_the_values_back_even_after_an_erro
     move(params)
     ema.update()
     own = [p.detach().clone() for p in params]
-    with pytest.raises(RuntimeError, match="inside"):
-        with ema.swapped():
-            assert all(torch.equal(p, s) for p, s in zip(params, ema.shadow))
-            assert not torch.equal(params[0], own[0])
-            raise RuntimeError("inside")
+    with pytest.raises(RuntimeError, match="inside"), ema.swapped():
+        assert all(torch.equal(p, s) for p, s in zip(params, ema.shadow))
+        assert not torch.equal(params[0], own[0])
+        raise RuntimeError("inside")
     assert all(torch.equal(p, o) for p, o in zip(params, own))
 
 

@@ -38,7 +38,8 @@ def one_line_at_most():
     try:
         yield
     except AnimaError as error:
-        assert "\n" not in str(error) and str(error).strip()
+        if "\n" in str(error) or not str(error).strip():
+            raise AssertionError(repr(str(error))) from error
 
 
 @contextlib.contextmanager

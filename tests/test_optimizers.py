@@ -155,9 +155,8 @@ def test_schedule_free_returns_to_training_after_an_error():
     optimizer = built("RAdamScheduleFree", parameter)
     train(optimizer, parameter, 10)
     training = parameter.detach().clone()
-    with pytest.raises(RuntimeError, match="inside"):
-        with evaluating(optimizer):
-            raise RuntimeError("inside")
+    with pytest.raises(RuntimeError, match="inside"), evaluating(optimizer):
+        raise RuntimeError("inside")
     assert torch.equal(parameter, training)
     train(optimizer, parameter, 1)  # refuses outside train mode
 

@@ -140,7 +140,7 @@ def test_tokenizer_lookup(folder, path, tmp_path, monkeypatch):
     bare.mkdir()
     path.rename(bare / "qwen.safetensors")
     monkeypatch.setattr(tokenizers_module, "comfyui_tokenizers", lambda: None)
-    with pytest.raises(FileError, match="no Qwen tokenizer .* beside it; set --qwen_tokenizer_dir"):
+    with pytest.raises(FileError, match="no Qwen tokenizer .* beside it; set model.qwen_tokenizer_dir"):
         load_qwen(bare / "qwen.safetensors")
     with pytest.raises(SettingError, match="qwen_tokenizer_dir="):
         qwen_tokenizer_dir(bare / "qwen.safetensors", bare)

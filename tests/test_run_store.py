@@ -97,7 +97,7 @@ def test_other_numbers_of_a_new_version_train_again_and_say_so(store, tmp_path, 
     assert not store.is_outdated("k")
     monkeypatch.setattr(run_store, "RESULT_VERSION", run_store.RESULT_VERSION + 1)
     assert store.find("k") is None and store.is_outdated("k") and not store.is_outdated("other")
-    assert store.claim(config_of(store, "new"), "u", resume=True).output.name == "new"
+    assert store.assign_name(config_of(store, "new"), "u", resume=True).output.name == "new"
     assert [run.name for run in store.unfinished()] == ["begun"]  # the picker still offers it
 
 
@@ -105,14 +105,14 @@ def test_names_are_never_taken_twice_and_unfinished_runs_keep_theirs(store, tmp_
     output = OutputConfig(dir=str(store.folder), name="x", adapter_dir=str(tmp_path / "loras"))
     config = dataclasses.replace(config_of(store, "x"), output=output)
     (tmp_path / "loras").mkdir()
-    assert store.claim(config, "k1", resume=True).output.name == "x"
+    assert store.assign_name(config, "k1", resume=True).output.name == "x"
     (tmp_path / "loras" / "x.safetensors").write_bytes(b"")
-    assert store.claim(config, "k2", resume=True).output.name == "x-2"
+    assert store.assign_name(config, "k2", resume=True).output.name == "x-2"
     checkpoint = store.folder / "x-2-run" / "checkpoints" / "step-00000005"
     checkpoint.mkdir(parents=True)
-    again = store.claim(config, "k2", resume=True)
+    again = store.assign_name(config, "k2", resume=True)
     assert (again.output.name, again.output.resume) == ("x-2", "latest")
-    anew = store.claim(config, "k2", resume=False)
+    anew = store.assign_name(config, "k2", resume=False)
     assert (anew.output.name, anew.output.resume) == ("x-3", "")
 
 
@@ -226,24 +226,24 @@ def test_a_name_of_two_records_is_listed_once_as_the_later_one_s(store):
 
 def test_a_name_that_is_given_anew_has_one_record(store):
     stale = record(store, "first", json.dumps({"name": "anew"}))
-    claimed = store.claim(config_of(store, "anew"), "second", resume=True)
-    assert claimed.output.name == "anew" and claimed.output.resume == "" and not stale.exists()
+    assigned = store.assign_name(config_of(store, "anew"), "second", resume=True)
+    assert assigned.output.name == "anew" and assigned.output.resume == "" and not stale.exists()
     run_on_disk(store, "anew")
-    assert store.claim(config_of(store, "anew"), "second", resume=True).output.resume == "latest"
-    other = store.claim(config_of(store, "anew"), "first", resume=True).output
+    assert store.assign_name(config_of(store, "anew"), "second", resume=True).output.resume == "latest"
+    other = store.assign_name(config_of(store, "anew"), "first", resume=True).output
     assert (other.name, other.resume) == ("anew-2", "")
 
 
 def test_a_run_that_is_started_over_is_still_offered(store):
     for name in ("first", "second"):
-        claimed = store.claim(config_of(store, name), "key", resume=False)
-        assert (claimed.output.name, claimed.output.resume) == (name, "")
+        assigned = store.assign_name(config_of(store, name), "key", resume=False)
+        assert (assigned.output.name, assigned.output.resume) == (name, "")
         run_on_disk(store, name)
     assert sorted(run.name for run in store.unfinished()) == ["first", "second"]
-    assert store.claim(config_of(store, "third"), "key", resume=False).output.name == "third"
+    assert store.assign_name(config_of(store, "third"), "key", resume=False).output.name == "third"
     assert sorted(run.name for run in store.unfinished()) == ["first", "second"]  # the third has no checkpoint yet
     run_on_disk(store, "third")
-    again = store.claim(config_of(store, "third"), "key", resume=True).output
+    again = store.assign_name(config_of(store, "third"), "key", resume=True).output
     assert (again.name, again.resume) == ("third", "latest")  # the graph goes on with the newest
 
 
@@ -265,7 +265,7 @@ def test_a_run_that_went_on_with_other_data_is_not_the_first_graph_s(store):
     key = store.set_apart(found)
     (found,) = store.unfinished()
     assert found.key == key != "key" and store.set_apart(found) == key
-    assert store.claim(config_of(store, "mixed"), "key", resume=True).output.name == "mixed-2"
+    assert store.assign_name(config_of(store, "mixed"), "key", resume=True).output.name == "mixed-2"
     store.remember(key, finished_run(store, "mixed"))
     assert store.find("key") is None and store.finished_under("mixed") is not None
 

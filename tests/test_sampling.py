@@ -1,5 +1,7 @@
 """The preview sampler against exact solutions, and against ComfyUI's own schedule, noise and KSampler."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -74,7 +76,7 @@ def test_guidance_is_that_of_two_separate_predictions(lengths, calls):
     latents = sample(model, positive, noise, sigmas, negative=negative, cfg=cfg)
     assert len(model.calls) == calls, "equal lengths go through the model as one batch"
     x = noise
-    for sigma, following in zip(sigmas[:-1], sigmas[1:]):
+    for sigma, following in pairwise(sigmas):
         t = sigma.expand(1)
         x0_positive, x0_negative = x - sigma * formula(x, t, positive), x - sigma * formula(x, t, negative)
         x0 = x0_negative + cfg * (x0_positive - x0_negative)

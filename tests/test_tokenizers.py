@@ -157,7 +157,7 @@ def test_tiny_spiece_model_is_real(tiny_t5):
     sentencepiece = pytest.importorskip("sentencepiece")
     spiece = sentencepiece.SentencePieceProcessor(model_file=str(tiny_t5 / "spiece.model"))
     captions = ["1girl, solo", "A girl stands by the sea.", "sky school 1boy"]
-    assert [spiece.encode(c) + [1] for c in captions] == load_t5_tokenizer(tiny_t5).encode(captions)
+    assert [[*spiece.encode(c), 1] for c in captions] == load_t5_tokenizer(tiny_t5).encode(captions)
     assert (spiece.pad_id(), spiece.eos_id(), spiece.unk_id()) == (0, 1, 2)
 
 

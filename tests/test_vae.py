@@ -1,5 +1,7 @@
 """The VAE: against ComfyUI's, tiled against whole, and its files."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -81,7 +83,7 @@ def test_tiles_cover_everything_with_no_more_than_needed(length, tile, overlap):
     size, begins = spans(length, tile, overlap, unit=8)
     assert size <= tile and begins[0] == 0 and begins[-1] + size == length
     assert all(value % 8 == 0 for value in (size, *begins))
-    assert all(a + size - b >= overlap for a, b in zip(begins, begins[1:]))
+    assert all(a + size - b >= overlap for a, b in pairwise(begins))
     x = torch.randn(1, 1, length, 64)
     assert torch.allclose(tiled(lambda t: t * 2, x, tile, overlap, scale=1), x * 2, atol=1e-6)
     assert torch.allclose(tiled(lambda t: t[..., ::8, ::8], x, tile, overlap, scale=1 / 8), x[..., ::8, ::8], atol=1e-6)

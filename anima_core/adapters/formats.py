@@ -44,7 +44,7 @@ LEAVES = (
 )
 BLOCK = re.compile(rf"^(?P<bridge>llm_adapter_)?blocks_(?P<index>\d+)_(?P<leaf>{LEAVES})$")
 GROUPS = re.compile(r"^(self_attn|cross_attn|mlp|adaln_modulation_(?:self_attn|cross_attn|mlp))_(.+)$")
-OTHERS = {
+SINGLE_MODULES = {
     name.replace(".", "_"): name
     for name in (
         "x_embedder.proj.1",
@@ -64,8 +64,8 @@ OTHERS = {
 
 def dotted_name(underscored: str) -> str:
     """Return Anima's name of a module for kohya's underscored one. Raises SettingError where there is no such module."""
-    if underscored in OTHERS:
-        return OTHERS[underscored]
+    if underscored in SINGLE_MODULES:
+        return SINGLE_MODULES[underscored]
     found = BLOCK.match(underscored)
     if found is None:
         raise SettingError(f"adapter key {KOHYA}{underscored}: not a layer of Anima; is this an Anima adapter?")
@@ -79,14 +79,14 @@ def split_key(key: str) -> tuple[str, str]:
     """Split a file's key into the dotted module name and the tensor name as we write it. Raises SettingError."""
     found = SUFFIX.search(key)
     if found is None:
-        raise SettingError(f"adapter key {key}: not a LoRA or LoKr tensor")
+        raise SettingError(f"adapter key {key}: not a tensor of {', '.join(kind.name for kind in ADAPTER_TYPES)}")
     module, name = key[: found.start()], found[1]
     name = PEFT.get(name, name)
     if module.startswith(DOTTED):
         return module[len(DOTTED) :], name
     if module.startswith(KOHYA):
         return dotted_name(module[len(KOHYA) :]), name
-    raise SettingError(f"adapter key {key}: starts with neither {DOTTED} nor {KOHYA}, so ComfyUI would not load it either")
+    raise SettingError(f"adapter key {key}: starts with neither {DOTTED} nor {KOHYA}; is this an Anima adapter?")
 
 
 def join_key(module: str, name: str, key_format: str) -> str:

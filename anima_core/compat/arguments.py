@@ -39,7 +39,7 @@ class Request:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Defaults are suppressed: what the namespace holds afterwards was typed."""
+    """Add every flag to a parser. Defaults are suppressed: what the namespace holds afterwards was typed."""
     for title, flags in MAPPED.items():
         group = parser.add_argument_group(title)
         for flag in flags:
@@ -79,7 +79,7 @@ Guard = Callable[[str, str], Any]  # (path, setting): raises for a path that may
 
 
 def request_from(args: argparse.Namespace, guard: Guard = lambda path, setting: None) -> Request:
-    """The typed flags, with the files they name, as a run. Checks run in sd-scripts' order, with its texts.
+    """Read the typed flags, and the files they name, as a run. Checks run in sd-scripts' order, with its texts.
 
     guard: is asked about every path that a file gives before it is read.
     """
@@ -103,7 +103,7 @@ def typed_flags(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def all_values(typed: dict[str, Any]) -> tuple[dict[str, Any], set[str], list[str]]:
-    """-> the value of every flag, the names of those that were given, typed or in a file, and notes."""
+    """Return the value of every flag, the names of those that were given, typed or in a file, and notes."""
     from_file, notes = read_files(typed)
     values = {flag.name: flag.default for flag in mapped_flags()} | from_file | typed
     if "dataset_config" in typed and "inline_datasets" in values:
@@ -125,7 +125,7 @@ class DataRequest:
 
 
 def data_request_from(args: argparse.Namespace) -> DataRequest:
-    """The same flags and files as training's; only the data's are needed."""
+    """Read the same flags and files as training does; only the data's are needed."""
     typed = typed_flags(args)
     notes = refuse_and_note(vars(args), "--")
     frozen = frozen_config({name: value for name, value in typed.items() if name != "strict"})
@@ -154,7 +154,7 @@ def refuse_and_note(given: dict[str, Any], prefix: str) -> list[str]:
 
 
 def frozen_config(typed: dict[str, Any]) -> TrainConfig | None:
-    """A run's own config.toml given as --config: exactly that run; only the output may be typed beside it."""
+    """Read a run's own config.toml given as --config: exactly that run; only the output may be typed beside it."""
     path = typed.get("config") or typed.get("config_file")
     if not path:
         return None
@@ -174,7 +174,7 @@ def frozen_config(typed: dict[str, Any]) -> TrainConfig | None:
 
 
 def read_files(typed: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """--config (sectioned) or --config_file (sectioned, or flat as sd-scripts writes it) -> flag values and notes."""
+    """Read --config (sectioned) or --config_file (sectioned, or flat as sd-scripts writes it): flag values and notes."""
     if typed.get("config"):
         data = read_toml(typed["config"])
         if not is_root_style(data):
@@ -188,7 +188,7 @@ def read_files(typed: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def read_flat(data: dict[str, Any], path: str) -> tuple[dict[str, Any], list[str]]:
-    """sd-scripts' own file: flag names as keys; table names are only for the reader."""
+    """Read sd-scripts' own file: flag names as keys; table names are only for the reader."""
     flags = {name: flag for flag in mapped_flags() for name in (flag.name, *flag.aliases)}
     pairs = [(table, key, value) for table, entries in tables(data) for key, value in entries.items()]
     values, notes = {}, []
@@ -219,14 +219,14 @@ def config_of(flags: Sequence[str]) -> TrainConfig:
 
 
 def config_from_file(path: str | Path, guard: Guard = lambda path, setting: None) -> tuple[TrainConfig, tuple[str, ...]]:
-    """A whole run in one file, of any dialect: frozen, sectioned or flat -> the run and its notes."""
+    """Read a whole run from one file of any dialect, frozen, sectioned or flat; return it and its notes."""
     key = "config" if is_root_style(read_toml(path)) else "config_file"
     request = request_from(argparse.Namespace(**{key: str(path)}), guard)
     return request.config, request.notes
 
 
 def write_config(config: TrainConfig, path: Path) -> None:
-    """The canonical TOML: every setting, spelt out. `--config` reads it back as exactly this run."""
+    """Write the canonical TOML: every setting, spelt out. `--config` reads it back as exactly this run."""
     try:
         write_whole(path, dump_toml(to_dict(config)))
     except OSError as error:

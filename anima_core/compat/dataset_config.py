@@ -155,7 +155,7 @@ def check_keys(table: dict[str, Any], known: set[str], where: str, name: str, no
 
 
 def resolution(value: Any, where: str) -> tuple[int, int]:
-    """1024, "1024", "1024,768" or [1024, 768] -> (width, height)."""
+    """Read 1024, "1024", "1024,768" or [1024, 768] as (width, height). Raises SettingError."""
     parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
     try:
         sides = [int(p) for p in parts]

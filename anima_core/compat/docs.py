@@ -25,7 +25,7 @@ tables is an error that names the nearest one.
 | padding of T5 and Qwen is attended to | masked, pad rows zero | the model was trained so; unmasked padding moves valid embeddings |
 | `--anima_seq_len` cuts and pads | always padded to 512, never cut | zero rows are attention sinks: 256 of them are another model |
 | adapter in the base model's bf16 | always fp32 | in bf16 a LoKr's updates mostly round away |
-| LLM adapter and norms trained by default | frozen; `train_llm_adapter=true`, `--train_norm` | the LLM adapter holds the model's names and degrades easily |
+| LLM adapter and norms trained by default | frozen; `train_llm_adapter=true`, `--train_norm` | the model's author freezes the LLM adapter: steadier on small sets |
 | t always shifted by 3.0 | no shift; `--anima_flow_shift 3` | the model author's recipe |
 | latents cached by name | by content | a changed picture, size or VAE is noticed |
 | `--resume` restores no adapter weights | everything, exactly | |

@@ -80,7 +80,7 @@ class Flag:
 
     @property
     def full_help(self) -> str:
-        """The help with the values that may be chosen, in the command line's words."""
+        """Return the help with the values that may be chosen, in the command line's words."""
         choices = ", ".join(filter(None, self.choices))
         return in_words(f"{self.help} One of: {choices}." if choices else self.help, setting_words())
 
@@ -309,7 +309,8 @@ def as_flag_kind(flag: Flag, value: Any, where: str) -> Any:
             return ",".join(map(str, value))
         if not isinstance(value, bool):
             return str(value)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        if flag.kind == "float" or float(value).is_integer():
-            return TYPES[flag.kind](value)
+    elif isinstance(value, bool) or not isinstance(value, int | float):
+        pass
+    elif flag.kind == "float" or float(value).is_integer():
+        return TYPES[flag.kind](value)
     raise SettingError(f"{where}={value!r}: must be {flag.kind}")

@@ -108,7 +108,7 @@ def is_root_style(data: dict[str, Any]) -> bool:
 
 
 def read_root(data: dict[str, Any], path: str, typed: Values) -> tuple[Values, list[str]]:
-    """-> flag values and notes. typed: what stands on the command line, which may supply what the file lacks."""
+    """Read the file as flag values and notes. typed: the command line's flags, which may supply what the file lacks."""
     refuse_unknown(data, path)
     notes = [f"{path}: [{t}] has no effect: {why}" for t, why in TABLES_WITHOUT_EFFECT.items() if t in data]
     for (table, key), why in WITHOUT_EFFECT.items():
@@ -151,7 +151,7 @@ def refuse_unknown(data: dict[str, Any], path: str) -> None:
 
 
 def plain_values(data: dict[str, Any], path: str) -> Values:
-    """Keys that are a flag under another name, checked against the flag's kind."""
+    """Read the keys that are a flag under another name, checked against the flag's kind."""
     flags = {flag.name: flag for flag in mapped_flags()}
     names = RENAMED | {(table, key): key for table, keys in SAME_NAME.items() for key in keys}
     values = {}
@@ -163,13 +163,13 @@ def plain_values(data: dict[str, Any], path: str) -> Values:
 
 
 def model_values(data: dict[str, Any], values: Values, path: str) -> None:
-    """t5_tokenizer_dir wins over t5_tokenizer_path."""
+    """Apply a rule: t5_tokenizer_dir wins over t5_tokenizer_path."""
     if data["model"].get("t5_tokenizer_dir"):
         values["t5_tokenizer_dir"] = str(data["model"]["t5_tokenizer_dir"])
 
 
 def length_values(data: dict[str, Any], values: Values, path: str) -> None:
-    """max_steps above 0 wins over epochs; the other is left out."""
+    """Apply a rule: max_steps above 0 wins over epochs; the other is left out."""
     if values.get("max_train_steps", 0) > 0:
         values["max_train_epochs"] = 0
     else:
@@ -177,7 +177,7 @@ def length_values(data: dict[str, Any], values: Values, path: str) -> None:
 
 
 def schedule_values(data: dict[str, Any], values: Values, path: str) -> None:
-    """cosine with lr_min_ratio is cosine_with_min_lr."""
+    """Apply a rule: cosine with lr_min_ratio is cosine_with_min_lr."""
     if values.get("lr_scheduler") == "cosine" and values.get("lr_scheduler_min_lr_ratio", 0) > 0:
         values["lr_scheduler"] = "cosine_with_min_lr"
 
@@ -222,13 +222,13 @@ def optimizer_values(data: dict[str, Any], values: Values, path: str) -> None:
 
 
 def output_values(data: dict[str, Any], values: Values, path: str) -> None:
-    """lora_name names the output when output_name does not."""
+    """Apply a rule: lora_name names the output when output_name does not."""
     if not values.get("output_name") and data.get("lora", {}).get("lora_name"):
         values["output_name"] = str(data["lora"]["lora_name"])
 
 
 def inline_datasets(data: dict[str, Any]) -> dict[str, Any]:
-    """[dataset] as kohya's dataset_config."""
+    """Return [dataset] as kohya's dataset_config."""
     source = data["dataset"]
     general = {DATASET_KEYS[key]: source[key] for key in DATASET_KEYS if key in source}
     buckets = ("min_reso", "max_reso", "reso_step", "max_ar")

@@ -231,7 +231,7 @@ def sample_config(values: Values) -> SampleConfig:
 
 
 def key_values(items: Any, flag: str) -> dict[str, str]:
-    """["a=1", "b=2"] -> {"a": "1", "b": "2"}."""
+    """Split ["a=1", "b=2"] into {"a": "1", "b": "2"}. Raises SettingError."""
     found = {}
     for item in items:
         key, equals, value = item.partition("=")

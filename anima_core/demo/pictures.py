@@ -17,7 +17,7 @@ def caption_of(colour: str, shape: str, ground: str) -> str:
 
 
 def draw(colour: str, shape: str, ground: str, size: tuple[int, int], offset: tuple[float, float]) -> Image.Image:
-    """One picture; offset: the shape's centre relative to the middle, in parts of the free room."""
+    """Draw one picture; offset: the shape's centre relative to the middle, in parts of the free room."""
     width, height = (side * SCALE for side in size)
     image = Image.new("RGB", (width, height), GROUNDS[ground])
     pen = ImageDraw.Draw(image)

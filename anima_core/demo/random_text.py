@@ -17,7 +17,7 @@ QWEN_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\
 def qwen_state(
     vocabulary: int, hidden: int, generator: torch.Generator, layers: int = 2, head_dim: int = 16
 ) -> dict[str, Tensor]:
-    """A Qwen3's tensors in ComfyUI's single-file names, fp32: heads of `head_dim`, half as many key heads."""
+    """Draw a Qwen3's tensors in ComfyUI's single-file names, fp32: heads of `head_dim`, half as many key heads."""
     inner, keys, middle = hidden, hidden // 2, 2 * hidden
     shapes = {"model.embed_tokens.weight": (vocabulary, hidden), "model.norm.weight": (hidden,)}
     for i in range(layers):
@@ -44,7 +44,7 @@ def _random(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 
 def write_tiny_qwen(folder: Path, corpus: list[str], hidden: int = 64, seed: int = 0) -> Path:
-    """`qwen.safetensors` with its tokenizer files beside it; returns the model file."""
+    """Write `qwen.safetensors` with its tokenizer files beside it; return the model file."""
     vocabulary = write_qwen_tokenizer(folder, corpus)
     path = folder / "qwen.safetensors"
     save_file(qwen_state(vocabulary, hidden, torch.Generator().manual_seed(seed)), path)
@@ -52,7 +52,7 @@ def write_tiny_qwen(folder: Path, corpus: list[str], hidden: int = 64, seed: int
 
 
 def write_qwen_tokenizer(folder: Path, corpus: list[str], size: int = 600) -> int:
-    """A byte-level BPE with Qwen's file names; returns the number of embeddings that it needs."""
+    """Write a byte-level BPE with Qwen's file names; return the number of embeddings that it needs."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def write_qwen_tokenizer(folder: Path, corpus: list[str], size: int = 600) -> in
 
 
 def write_t5_tokenizer(folder: Path, corpus: list[str], size: int = 400) -> Path:
-    """A folder as sd-scripts wants it: tokenizer.json (the one that is read), config.json, spiece.model."""
+    """Write a folder as sd-scripts wants it: tokenizer.json (the one that is read), config.json, spiece.model."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -98,7 +98,7 @@ def write_t5_tokenizer(folder: Path, corpus: list[str], size: int = 400) -> Path
 
 
 def t5_pieces(corpus: list[str], most: int) -> list[tuple[str, float]]:
-    """Every letter, then the commonest words, with log-frequencies: counted, as a trained unigram differs from run to run."""
+    """List every letter, then the commonest words, with log-frequencies: a trained unigram would differ from run to run."""
     words = Counter("▁" + word for text in corpus for word in text.replace(",", " , ").split())
     letters = Counter(letter for word, count in words.items() for letter in word * count)
     common = [item for item in sorted(words.items(), key=lambda item: (-item[1], item[0])) if item[0] not in letters]
@@ -108,7 +108,7 @@ def t5_pieces(corpus: list[str], most: int) -> list[tuple[str, float]]:
 
 
 def write_sentencepiece(path: Path, pieces: list[tuple[str, float]]) -> None:
-    """The same pieces as a sentencepiece ModelProto (sentencepiece_model.proto), which needs no library to write."""
+    """Write the same pieces as a sentencepiece ModelProto (sentencepiece_model.proto), which needs no library to write."""
     proto = b""
     for piece, score in pieces:
         text = piece.encode("utf-8")
@@ -121,7 +121,7 @@ def write_sentencepiece(path: Path, pieces: list[tuple[str, float]]) -> None:
 
 
 def _varint(value: int) -> bytes:
-    """Protobuf's integers: seven bits a byte, lowest first, negative ones as 64-bit two's complement."""
+    """Encode one of protobuf's integers: seven bits a byte, lowest first, negative ones as 64-bit two's complement."""
     value, out = value % 2**64, b""
     while value > 127:
         value, out = value >> 7, out + bytes([value & 127 | 128])

@@ -53,7 +53,7 @@ COMFYUI_TINY = TransformerConfig(
 
 
 def random_state(config: TransformerConfig, generator: torch.Generator) -> dict[str, Tensor]:
-    """A full state dict, fp32, scaled so that activations keep their size: weights N(0, 1 / fan_in), norms near 1."""
+    """Draw a full state dict, fp32, scaled so that activations keep their size: weights N(0, 1 / fan_in), norms near 1."""
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in AnimaTransformer(config).state_dict().items()}
     return {name: _random_tensor(name, shape, generator) for name, shape in shapes.items()}

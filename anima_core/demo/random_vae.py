@@ -20,7 +20,7 @@ TIME_CONVS = {
 
 
 def file_shapes(dim: int) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a VAE file of this width, 5-D convolutions and time convolutions included."""
+    """Return the shape of every tensor of a VAE file of this width, 5-D convolutions and time convolutions included."""
     with torch.device("meta"):
         state = AnimaVAE(VAEConfig(dim=dim)).state_dict()
     shapes = {name: file_shape(name, tensor.shape) for name, tensor in state.items()}
@@ -32,7 +32,7 @@ def file_shapes(dim: int) -> dict[str, tuple[int, ...]]:
 
 
 def file_shape(name: str, shape: torch.Size) -> tuple[int, ...]:
-    """2-D convolutions are causal 3-D ones in the file, but for resampling and attention."""
+    """Return a tensor's shape in the file, where 2-D convolutions are causal 3-D ones, but for resampling and attention."""
     if name.endswith("gamma"):
         return tuple(shape) if ".norm." in name else (*shape, 1)
     flat = ".resample." in name or ".to_qkv." in name or ".proj." in name
@@ -42,7 +42,7 @@ def file_shape(name: str, shape: torch.Size) -> tuple[int, ...]:
 
 
 def random_vae_state(dim: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Random weights, fp32, scaled so that activations keep their size and normalised latents have one near 1."""
+    """Draw random weights, fp32, scaled so that activations keep their size and normalised latents have one near 1."""
     state = {name: _random(name, shape, generator) for name, shape in file_shapes(dim).items()}
     state["conv1.weight"] *= 3  # measured: without it normalised latents have a standard deviation of 0.4 to 0.5
     return state
@@ -62,7 +62,7 @@ COLOUR_GAIN = 1.4  # colours in [-1, 1] have a standard deviation near 0.7
 
 
 def linear_vae_state(dim: int = 16) -> dict[str, Tensor]:
-    """Hand-set weights. Channels 0-2 carry a picture's colours through every layer, channel 3 the constant.
+    """Set the weights by hand. Channels 0-2 carry a picture's colours through every layer, channel 3 the constant.
 
     A norm followed by SiLU passes x as silu(x) - silu(-x) = x, so heads read channels 4-6, which hold the negated colours.
     """
@@ -86,7 +86,7 @@ def linear_vae_state(dim: int = 16) -> dict[str, Tensor]:
 
 
 def _centre(kernel: Tensor) -> Tensor:
-    """The middle of the last temporal slice: what a single frame meets."""
+    """Return the middle of the last temporal slice, which is what a single frame meets."""
     frame = kernel[:, :, -1] if kernel.ndim == 5 else kernel
     return frame[:, :, frame.shape[2] // 2, frame.shape[3] // 2]
 
@@ -98,14 +98,14 @@ def _copy_channels(kernel: Tensor, top: int = 0, bottom: int = 1, left: int = 0,
 
 
 def _smooth_channels(kernel: Tensor) -> None:
-    """After doubling by repetition this 3 x 3 kernel makes the picture piecewise linear."""
+    """Set a 3 x 3 kernel that makes a picture doubled by repetition piecewise linear."""
     line = torch.tensor([0.25, 0.5, 0.25])
     for channel in range(7):
         kernel[channel, channel] = line[:, None] * line
 
 
 def _norm_scale(channels: int) -> float:
-    """What an RMS norm multiplies by when the constant dominates: sqrt(C) / CONSTANT."""
+    """Return what an RMS norm multiplies by when the constant dominates: sqrt(C) / CONSTANT."""
     return math.sqrt(channels) / CONSTANT
 
 

@@ -40,7 +40,7 @@ class LLMAdapterAttention(nn.Module):
         self.k_norm = nn.RMSNorm(head_dim, eps=1e-6)
 
     def forward(self, x: Tensor, source: Tensor, rope_x: Rope, rope_source: Rope, mask: Tensor | None) -> Tensor:
-        """x [B, T, D] looks at source [B, S, C]; mask bool [B, 1, 1, S], True where it may -> [B, T, D]."""
+        """Let x [B, T, D] look at source [B, S, C]; mask bool [B, 1, 1, S], True where it may -> [B, T, D]."""
         q, k, v = (p.unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj(x), self.k_proj(source), self.v_proj(source)))
         q = apply_rope(self.q_norm(q), rope_x)
         k = apply_rope(self.k_norm(k), rope_source)
@@ -85,7 +85,7 @@ class LLMAdapter(nn.Module):
         self.norm = nn.RMSNorm(config.target_dim, eps=1e-6)
 
     def forward(self, source: Tensor, ids: Tensor, source_mask: Tensor | None = None, ids_mask: Tensor | None = None) -> Tensor:
-        """source [B, S, source_dim], ids [B, T] int; masks bool [B, S], [B, T], True for real tokens -> [B, T, target_dim].
+        """Map source [B, S, source_dim], ids [B, T] int; masks bool [B, S], [B, T], True for real tokens -> [B, T, target_dim].
 
         Without masks every token counts. Rows of padding ids come out as zeros.
         """

@@ -27,7 +27,7 @@ class AnimaQwen:
         return self.model.config.hidden_size
 
     def encode(self, captions: list[str], batch_size: int = 8) -> list[Tensor]:
-        """[caption, …] -> [S_i, hidden] each, in the model's dtype, equal to what each gives alone."""
+        """Encode [caption, …] -> [S_i, hidden] each, in the model's dtype, equal to what each gives alone."""
         ids = self.tokenizer.encode(captions)
         found = [self._encode_ids(ids[i : i + batch_size]) for i in range(0, len(ids), batch_size)]
         return [hidden for batch in found for hidden in batch]
@@ -50,8 +50,9 @@ def load_qwen(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
 ) -> AnimaQwen:
-    """From ComfyUI's single file or a Hugging Face folder. Sizes come from the file, the tokenizer from `tokenizer_dir`, the
-    model's own folder, or ComfyUI. Raises FileError that names the file and what is wrong.
+    """Load ComfyUI's single file or a Hugging Face folder. Raises FileError that names the file and what is wrong.
+
+    Sizes come from the file, the tokenizer from `tokenizer_dir`, the model's own folder, or ComfyUI.
     """
     tokenizer = load_qwen_tokenizer(qwen_tokenizer_dir(path, str(tokenizer_dir)))
     config = qwen_config(path)
@@ -67,7 +68,7 @@ def load_qwen(
 
 
 def qwen_config(path: str | Path) -> Qwen3Config:
-    """Sizes from the header. Raises FileError when it is quantised or not a Qwen3."""
+    """Read the sizes from the header. Raises FileError when it is quantised or not a Qwen3."""
     header: dict[str, TensorInfo] = {}
     for shard in shards(path):
         part = read_header(shard)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def tiled(function: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: int, scale: float) -> Tensor:
-    """x [B, C, H, W] -> [B, C', H * scale, W * scale], fp32, from tiles of at most `tile` px that share `overlap` px.
+    """Map x [B, C, H, W] -> [B, C', H * scale, W * scale], fp32, from tiles of at most `tile` px that share `overlap` px.
 
     H, W, tile and overlap must be multiples of 1 / scale where it shrinks. Tiles are weighted by a linear ramp over the
     shared part, so that seams vanish; borders of the picture keep weight 1.
@@ -36,7 +36,7 @@ def tiled(function: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: i
 
 
 def spans(length: int, tile: int, overlap: int, unit: int) -> tuple[int, list[int]]:
-    """(size, starts) of the fewest equal tiles of at most `tile` that cover `length`; neighbours share at least `overlap`.
+    """Return (size, starts) of the fewest equal tiles of at most `tile` that cover `length`, sharing at least `overlap`.
 
     All are multiples of `unit` when the arguments are.
     """
@@ -48,7 +48,7 @@ def spans(length: int, tile: int, overlap: int, unit: int) -> tuple[int, list[in
 
 
 def ramp(length: int, overlap: int, fade_in: bool, fade_out: bool, like: Tensor) -> Tensor:
-    """Weights [length] of one side of a tile: 1, but for a linear slope over `overlap` where a neighbour takes over."""
+    """Return weights [length] of one side of a tile: 1, but for a linear slope over `overlap` where a neighbour takes over."""
     weight = torch.ones(length, device=like.device, dtype=like.dtype)
     slope = torch.arange(1, overlap + 1, device=like.device, dtype=like.dtype) / (overlap + 1)
     if fade_in:

@@ -1,6 +1,6 @@
-"""The two tokenizers: Qwen's and T5's. Ids only; nothing is cut and nothing padded.
+r"""The two tokenizers: Qwen's and T5's. Ids only; nothing is cut and nothing padded.
 
-Captions are text, not prompts: weights are not parsed, but `\\(` and `\\)` become plain parentheses, as in a prompt, so
+Captions are text, not prompts: weights are not parsed, but `\(` and `\)` become plain parentheses, as in a prompt, so
 that ids equal ComfyUI's for the prompt that asks for the caption.
 """
 
@@ -41,7 +41,7 @@ class T5Tokenizer:
             raise FileError(f"T5 tokenizer strict validation failed: {text}")
 
     def _problem(self) -> str:
-        """Why these are not the ids that Anima's LLM adapter knows; a look-up past its rows would crash the GPU."""
+        """Say why these are not the ids that Anima's LLM adapter knows; a look-up past its rows would crash the GPU."""
         if self.encode([""]) != [[T5_EOS]] or self._tokenizer.token_to_id("<pad>") != T5_PAD:
             return "an empty caption must be [1] and <pad> 0"
         size = self._tokenizer.get_vocab_size()
@@ -74,7 +74,7 @@ class QwenTokenizer:
 
 
 def load_t5_tokenizer(directory: str | Path) -> T5Tokenizer:
-    """From a folder with config.json, spiece.model and tokenizer.json, or ComfyUI's bundled one. Raises FileError."""
+    """Load from a folder with config.json, spiece.model and tokenizer.json, or ComfyUI's own. Raises FileError."""
     return T5Tokenizer(t5_tokenizer_dir(directory))
 
 
@@ -85,10 +85,10 @@ def load_qwen_tokenizer(directory: str | Path) -> QwenTokenizer:
 def t5_tokenizer_dir(directory: str | Path) -> Path:
     """Check that a folder holds a T5 tokenizer, in sd-scripts' words when it does not."""
     if not str(directory):
-        raise SettingError("T5 tokenizer directory is required. Set --t5_tokenizer_dir.")
+        raise SettingError("T5 tokenizer directory is required. Set `model.t5_tokenizer_dir`.")
     path = Path(directory)
     if not path.exists():
-        raise FileError(f"T5 tokenizer directory not found: {path}. Set --t5_tokenizer_dir.")
+        raise FileError(f"T5 tokenizer directory not found: {path}. Set `model.t5_tokenizer_dir`.")
     if not path.is_dir():
         raise FileError(f"T5 tokenizer path is not a directory: {path}. Name the folder that holds {', '.join(T5_FILES)}.")
     if all((path / name).is_file() for name in BUNDLED_T5_FILES):
@@ -100,8 +100,9 @@ def t5_tokenizer_dir(directory: str | Path) -> Path:
 
 
 def comfyui_tokenizers() -> tuple[Path, Path] | None:
-    """The (Qwen, T5) tokenizer folders of `$COMFYUI_PATH`, the running ComfyUI (on `sys.path`), the one around this pack,
-    or comfy-cli's usual place; nothing is imported.
+    """Find ComfyUI's (Qwen, T5) tokenizer folders; nothing is imported.
+
+    Looked for in `$COMFYUI_PATH`, the running ComfyUI (on `sys.path`), the one around this pack, and comfy-cli's usual place.
     """
     around = [str(place) for place in Path(__file__).absolute().parents[4:5]]  # none, where the pack lies near the root
     places = [os.environ.get("COMFYUI_PATH", ""), *sys.path, *around, "~/comfy/ComfyUI"]
@@ -115,19 +116,18 @@ def comfyui_tokenizers() -> tuple[Path, Path] | None:
 
 
 def qwen_tokenizer_dir(weights: str | Path, given: str = "") -> Path:
-    """Where Qwen's tokenizer is: as given, in the model's folder, beside its file, or ComfyUI's."""
+    """Find Qwen's tokenizer: as given, in the model's folder, beside its file, or ComfyUI's. Raises SettingError, FileError."""
     if given:
         if not _holds_qwen(Path(given)):
-            raise SettingError(f"qwen_tokenizer_dir={given}: holds no vocab.json and merges.txt; name Qwen3-0.6B's folder")
+            raise SettingError(f"`model.qwen_tokenizer_dir`={given}: holds no vocab.json and merges.txt; name Qwen3-0.6B's folder")
         return Path(given)
     weights = Path(weights)
     bundled = comfyui_tokenizers()
     for folder in (weights if weights.is_dir() else weights.parent, bundled[0] if bundled else None):
         if folder is not None and _holds_qwen(folder):
             return folder
-    raise FileError(
-        f"{weights}: no Qwen tokenizer (vocab.json, merges.txt) beside it; set --qwen_tokenizer_dir or COMFYUI_PATH"
-    )
+    advice = "set `model.qwen_tokenizer_dir` or the environment's COMFYUI_PATH"
+    raise FileError(f"{weights}: no Qwen tokenizer (vocab.json, merges.txt) beside it; {advice}")
 
 
 def _holds_qwen(folder: Path) -> bool:

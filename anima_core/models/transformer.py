@@ -39,7 +39,7 @@ class TransformerConfig:
 
 
 def infer_config(shapes: dict[str, tuple[int, ...]]) -> TransformerConfig:
-    """Sizes from tensor shapes (names without prefix). Raises KeyError when a defining tensor is missing."""
+    """Read the sizes from tensor shapes (names without prefix). Raises KeyError when a defining tensor is missing."""
     return TransformerConfig(
         blocks=_count(shapes, "blocks."),
         width=shapes["x_embedder.proj.1.weight"][0],
@@ -66,7 +66,7 @@ def _count(shapes: dict[str, tuple[int, ...]], prefix: str) -> int:
 
 
 def image_rope(height: int, width: int, head_dim: int, device: torch.device) -> Rope:
-    """Rotary table of a height x width grid of tokens, any size, fp32: two of [height * width, 1, head_dim / 2].
+    """Make the rotary table of a height x width grid of tokens, any size, fp32: two of [height * width, 1, head_dim / 2].
 
     A head's pairs are split [time | height | width]; one image stands at time 0. NTK: theta * ratio^(d / (d - 2)).
     """
@@ -121,7 +121,7 @@ def modulation(width: int, hidden: int, chunks: int) -> nn.Sequential:
 
 
 def normed(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LayerNorm without affine, then modulation. x [B, N, D]; shift, scale [B, 1, D]."""
+    """Apply LayerNorm without affine, then modulation. x [B, N, D]; shift, scale [B, 1, D]."""
     return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
 
 
@@ -139,7 +139,7 @@ class Block(nn.Module):
         self.adaln_modulation_mlp = modulation(width, config.adaln_dim, 3)
 
     def forward(self, x: Tensor, emb: Tensor, adaln: Tensor, context: Tensor, rope: Rope, mask: Tensor | None) -> Tensor:
-        """x [B, N, D] (fp32 residual under fp16), emb [B, 1, D], adaln [B, 1, 3D], context [B, L, C] -> x."""
+        """Map x [B, N, D] (fp32 residual under fp16), emb [B, 1, D], adaln [B, 1, 3D], context [B, L, C] -> x."""
         dtype = emb.dtype
         shift, scale, gate = (self.adaln_modulation_self_attn(emb) + adaln).chunk(3, dim=-1)
         y = normed(x, shift, scale).to(dtype)
@@ -233,7 +233,7 @@ class AnimaTransformer(nn.Module):
     def preprocess_text_embeds(
         self, qwen_hidden: Tensor, t5_ids: Tensor, qwen_mask: Tensor | None = None, t5_mask: Tensor | None = None
     ) -> Tensor:
-        """[B, S, 1024] and [B, T] int -> [B, max(512, T), 1024]: the LLM adapter's output, zero rows appended, never cut.
+        """Map [B, S, 1024] and [B, T] int -> [B, max(512, T), 1024]: the LLM adapter's output, zero rows appended, never cut.
 
         Masks are bool, True for real tokens, for batches of captions of different lengths: padding then changes nothing.
         Same numbers as ComfyUI's method of this name, which runs one caption at a time without padding.
@@ -242,7 +242,7 @@ class AnimaTransformer(nn.Module):
         return F.pad(out, (0, 0, 0, max(0, MIN_TEXT_ROWS - out.shape[1])))
 
     def forward(self, latents: Tensor, timesteps: Tensor, text_embeds: Tensor, text_lengths: Tensor | None = None) -> Tensor:
-        """latents [B, 16, H/8, W/8], timesteps [B] in [0, 1], text_embeds [B, L, 1024] -> velocity, shape and dtype of latents.
+        """Map latents [B, 16, H/8, W/8], timesteps [B] in [0, 1], text_embeds [B, L, 1024] -> velocity, shaped as latents.
 
         text_lengths: int [B], the rows each sample looks at, when captions of over 512 tokens share a batch with shorter
         ones; None when all look at all L. Raises SettingError for sides that are not even.
@@ -277,14 +277,14 @@ class AnimaTransformer(nn.Module):
 
 
 def length_mask(lengths: Tensor | None, rows: int) -> Tensor | None:
-    """[B] -> bool [B, 1, 1, rows], True for a sample's own rows; None when every sample owns all."""
+    """Map [B] -> bool [B, 1, 1, rows], True for a sample's own rows; None when every sample owns all."""
     if lengths is None:
         return None
     return (torch.arange(rows, device=lengths.device) < lengths[:, None])[:, None, None]
 
 
 def unpatchify(tokens: Tensor, h: int, w: int) -> Tensor:
-    """[B, h/2 * w/2, 4 * C], a patch ordered row, column, channel -> [B, C, h, w]."""
+    """Map [B, h/2 * w/2, 4 * C], a patch ordered row, column, channel -> [B, C, h, w]."""
     b = tokens.shape[0]
     x = tokens.reshape(b, h // PATCH, w // PATCH, PATCH, PATCH, -1)
     return x.permute(0, 5, 1, 3, 2, 4).reshape(b, -1, h, w)

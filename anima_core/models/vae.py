@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -124,7 +125,7 @@ class Encoder(nn.Module):
         widths = [config.dim * m for m in (1, *config.multipliers)]
         self.conv1 = conv3(3, widths[0])
         layers: list[nn.Module] = []
-        for level, (inputs, outputs) in enumerate(zip(widths, widths[1:])):
+        for level, (inputs, outputs) in enumerate(pairwise(widths)):
             layers += [ResBlock(inputs if i == 0 else outputs, outputs) for i in range(config.res_blocks)]
             if level < len(widths) - 2:
                 layers.append(Downsample(outputs))
@@ -144,7 +145,7 @@ class Decoder(nn.Module):
         self.conv1 = conv3(config.z_dim, widths[0])
         self.middle = middle(widths[0])
         layers: list[nn.Module] = []
-        for level, (inputs, outputs) in enumerate(zip(widths, widths[1:])):
+        for level, (inputs, outputs) in enumerate(pairwise(widths)):
             inputs = inputs // 2 if level > 0 else inputs  # each upsampling halves the channels
             layers += [ResBlock(inputs if i == 0 else outputs, outputs) for i in range(config.res_blocks + 1)]
             if level < len(widths) - 2:
@@ -174,7 +175,7 @@ class AnimaVAE(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor, tile: int = 1536) -> Tensor:
-        """[B, 3, H, W] in [-1, 1] -> normalised latents [B, 16, H/8, W/8], fp32: the posterior's mean.
+        """Encode [B, 3, H, W] in [-1, 1] -> normalised latents [B, 16, H/8, W/8], fp32: the posterior's mean.
 
         tile: pictures with a longer side (px) are encoded in overlapping tiles, others whole; 0 never.
         Out of memory halves the batch, which changes no number, then the tile, and logs a warning.
@@ -188,7 +189,7 @@ class AnimaVAE(nn.Module):
 
     @torch.no_grad()
     def decode(self, latents: Tensor, tile: int = 1536) -> Tensor:
-        """Normalised latents [B, 16, h, w] -> [B, 3, 8 h, 8 w] in [-1, 1], fp32. tile as in `encode`, in picture px."""
+        """Decode normalised latents [B, 16, h, w] -> [B, 3, 8 h, 8 w] in [-1, 1], fp32. tile as in `encode`, in picture px."""
         mean, std = self._statistics()
         z = latents.to(self.device, torch.float32) * std + mean
         return self._run(self._decode, z, tile, SCALE).clamp_(-1, 1)
@@ -207,9 +208,9 @@ class AnimaVAE(nn.Module):
         return mean, std
 
     def _run(self, function: Callable[[Tensor], Tensor], x: Tensor, tile: int, scale: float) -> Tensor:
-        """`function` on x, whole or in tiles of `tile` picture px, and on ever less at once while memory runs out."""
+        """Run `function` on x, whole or in tiles of `tile` picture px, and on ever less at once while memory runs out."""
         if tile and tile < MIN_TILE:
-            raise SettingError(f"vae_tile {tile}: must be at least {MIN_TILE} px, or 0 for never")
+            raise SettingError(f"`train.vae_tile`={tile}: must be at least {MIN_TILE} px, or 0 for never")
         unit = SCALE if scale > 1 else 1  # picture px per px of x
         longest = max(x.shape[-2:]) * unit
         tile, count = min(tile or longest, longest), len(x)
@@ -236,7 +237,7 @@ class AnimaVAE(nn.Module):
 
 
 def vae_config(path: str | Path, header: dict[str, TensorInfo]) -> VAEConfig:
-    """Sizes from the header. Raises FileError when it is not this family's VAE."""
+    """Read the sizes from the header. Raises FileError when it is not this family's VAE."""
     shapes = {strip_prefix(name, PREFIXES): info.shape for name, info in header.items()}
     gamma, z = shapes.get("decoder.head.0.gamma"), shapes.get("conv2.weight")
     if gamma is None or z is None or "encoder.downsamples.0.residual.2.weight" not in shapes:
@@ -261,7 +262,7 @@ def _rename(name: str) -> str | None:
 
 
 def _last_slice(name: str, tensor: Tensor) -> Tensor:
-    """[O, I, t, h, w] -> its last temporal slice; gammas of [C, 1, 1, 1] -> [C, 1, 1]."""
+    """Map [O, I, t, h, w] -> its last temporal slice; gammas of [C, 1, 1, 1] -> [C, 1, 1]."""
     if tensor.ndim == 5:
         return tensor[:, :, -1]
     return tensor.reshape(-1, 1, 1) if name.endswith("gamma") else tensor

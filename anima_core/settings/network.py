@@ -29,8 +29,8 @@ class NetworkConfig:
     )
     targets: str = setting(
         "attn+mlp",
-        "Which layers the adapter changes. attn+mlp is right for most; + adds to it. The LLM adapter holds the model's "
-        "knowledge of names and degrades easily: leave it out unless you know why.",
+        "Which layers the adapter changes. attn+mlp is right for most; + adds to it. Leave the LLM adapter out unless you "
+        "know why: the model's author freezes it, too.",
         resume="fixed",
     )
     include: tuple[str, ...] = setting((), f"Patterns of further layers. {PATTERNS}", resume="fixed")
@@ -68,7 +68,7 @@ class NetworkConfig:
         for name in ("ranks", "learning_rates"):
             for item in getattr(self, name):
                 pattern, value = pattern_value(item)
-                require(0 <= value, f"network.{name}", f"{pattern}={value:g}", "must be at least 0")
+                require(value >= 0, f"network.{name}", f"{pattern}={value:g}", "must be at least 0")
 
 
 def pattern_value(item: str) -> tuple[str, float]:

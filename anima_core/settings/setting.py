@@ -40,7 +40,7 @@ class Setting:
             ("below", self.below, lambda v, bound: v < bound),
         ]
         wanted = [(word, bound, holds) for word, bound, holds in bounds if bound is not None]
-        if not wanted or math.isfinite(value) and all(holds(value, bound) for _, bound, holds in wanted):
+        if not wanted or (math.isfinite(value) and all(holds(value, bound) for _, bound, holds in wanted)):
             return ""
         return "must be " + " and ".join(f"{word} {bound}" for word, bound, _ in wanted)
 

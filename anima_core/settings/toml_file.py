@@ -35,7 +35,7 @@ def dump_toml(data: dict[str, Any]) -> str:
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """Raises FileError that names the file and what is wrong with it."""
+    """Read a TOML file. Raises FileError that names the file and what is wrong with it."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
         if any(line.count(".") > MOST_DOTS for line in text.splitlines()):
@@ -52,7 +52,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 
 def line_of(path: str | Path, table: str, key: str) -> int:
-    """Line number of `key` in `[table]` or `[[table]]` ("": above the first table); 0 when it is not found."""
+    """Return the line number of `key` in `[table]` or `[[table]]` ("": above the first table); 0 when it is not found."""
     current = ""
     for number, line in enumerate(Path(path).read_text(encoding="utf-8-sig").splitlines(), start=1):
         heading = re.match(r"\s*\[+\s*([^\]]+?)\s*\]+", line)

@@ -181,14 +181,14 @@ class TrainConfig:
     strict_data: bool = setting(
         False, "Problems in the data end the run before it begins, instead of being counted.", resume="free", shapes=False
     )
-    vae_tile: int = setting(1536, "Pictures with a longer side, px, are encoded and decoded in tiles; 0 never.")
+    vae_tile: int = setting(1536, "Pictures with a longer side than this, px, pass the VAE in tiles of that size; 0: never in tiles.")
 
     def __post_init__(self) -> None:
         check(self)
         require(len(self.datasets) > 0, "subset.image_dir", "()", "name at least one folder of pictures")
         if self.max_train_epochs == 0:
             require(self.max_train_steps >= 1, "train.max_train_steps", self.max_train_steps, "must be at least 1")
-        tile_ok = self.vae_tile == 0 or self.vae_tile >= 256 and self.vae_tile % 64 == 0
+        tile_ok = self.vae_tile == 0 or (self.vae_tile >= 256 and self.vae_tile % 64 == 0)
         require(tile_ok, "train.vae_tile", self.vae_tile, "must be 0, or a multiple of 64 that is at least 256")
         self._check_one_rate()
 

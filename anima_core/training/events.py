@@ -31,7 +31,7 @@ class Events:
     def __init__(self, log: Path | None, listener: Listener | None = None) -> None:
         if log is not None:
             log.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(log or os.devnull, "ab", buffering=0)  # unbuffered: a kill leaves whole lines
+        self._file = open(log or os.devnull, "ab", buffering=0)  # noqa: SIM115  # unbuffered: a kill leaves whole lines
         self._at_line_start = ends_with_newline(log)
         self._listener = listener
         self._command: str | None = None

@@ -15,7 +15,7 @@ T_EDGE = 1e-5  # keeps t off 0 and 1, where sigmoid and rand can land in fp32
 
 
 def sample_timesteps(n: int, flow: FlowConfig, generator: torch.Generator, tokens: int = 4096) -> Tensor:
-    """t [n] in (0, 1), fp32, on the generator's device. tokens: image tokens of a picture, (H/16) (W/16).
+    """Draw t [n] in (0, 1), fp32, on the generator's device. tokens: image tokens of a picture, (H/16) (W/16).
 
     logit_normal: sigmoid(scale N(0, 1)), the model author's recipe. shift: s t / (1 + (s - 1) t) on top.
     resolution_shift: e^mu / (e^mu + 1/t - 1) on top, mu linear in tokens, 0.5 at 256 and 1.15 at 4096 (FLUX's rule).
@@ -34,7 +34,7 @@ def sample_timesteps(n: int, flow: FlowConfig, generator: torch.Generator, token
 
 
 def noise_like(latents: Tensor, generator: torch.Generator, offset: float = 0.0) -> Tensor:
-    """eps ~ N(0, 1) of the latents' shape [B, C, h, w], fp32, on the generator's device.
+    """Draw eps ~ N(0, 1) of the latents' shape [B, C, h, w], fp32, on the generator's device.
 
     offset adds offset N(0, 1), one draw per sample and channel.
     """
@@ -46,13 +46,13 @@ def noise_like(latents: Tensor, generator: torch.Generator, offset: float = 0.0)
 
 
 def interpolate(x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-    """x_t = (1 - t) x0 + t eps. x0, eps [B, C, h, w]; t [B]."""
+    """Compute x_t = (1 - t) x0 + t eps. x0, eps [B, C, h, w]; t [B]."""
     t = t.view(-1, 1, 1, 1)
     return (1 - t) * x0 + t * eps
 
 
 def velocity_target(x0: Tensor, eps: Tensor) -> Tensor:
-    """dx_t / dt = eps - x0."""
+    """Compute dx_t / dt = eps - x0."""
     return eps - x0
 
 
@@ -64,7 +64,7 @@ def flow_loss(
     mask: Tensor | None = None,
     weight: Tensor | None = None,
 ) -> Tensor:
-    """Loss of each sample, [B] fp32. prediction, target [B, C, h, w]; mask [B, 1, h, w] in [0, 1]; weight [B].
+    """Compute the loss of each sample, [B] fp32. prediction, target [B, C, h, w]; mask [B, 1, h, w] in [0, 1]; weight [B].
 
     A mask takes a weighted mean: a small masked area counts as much as a whole picture; an empty mask counts nothing.
     """
@@ -81,7 +81,7 @@ def flow_loss(
 
 
 def masked_mean(loss: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean of each sample, [B]. loss [B, C, h, w], mask [B, 1, h, w]."""
+    """Compute the mean of each sample, [B]. loss [B, C, h, w], mask [B, 1, h, w]."""
     per_pixel = loss.mean(dim=1, keepdim=True)
     if mask is None:
         return per_pixel.flatten(1).mean(dim=1)
@@ -89,7 +89,7 @@ def masked_mean(loss: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def loss_weight(t: Tensor, weighting: str) -> Tensor:
-    """sd-scripts' weightings: none 1, sigma_sqrt t^-2 (at most 1e6), cosmap 2 / (pi (1 - 2 t + 2 t^2))."""
+    """Return sd-scripts' weightings: none 1, sigma_sqrt t^-2 (at most 1e6), cosmap 2 / (pi (1 - 2 t + 2 t^2))."""
     if weighting == "sigma_sqrt":
         return t.clamp_min(1e-3) ** -2
     if weighting == "cosmap":

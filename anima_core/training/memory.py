@@ -8,7 +8,7 @@ from ..errors import SettingError
 from ..models.checkpoint import DTYPES
 from ..settings import TrainConfig
 
-# Bytes on the device from which "auto" keeps activations: a LoRA step at 1024 px needs about 15 GB so (docs/model.md §10.2).
+# Bytes on the device from which "auto" keeps activations: a LoRA step at 1024 px needs 17.7 GB then (docs/model.md §10.2).
 ROOMY = 20e9
 
 

@@ -35,7 +35,7 @@ class Ranks:
         return self.rank == 0
 
     def device(self, name: str) -> torch.device:
-        """The device of this process: as named when it is alone, else as accelerate dealt them out."""
+        """Return the device of this process: as named when it is alone, else as accelerate dealt them out."""
         return pick_device(name) if self._accelerator is None else self._accelerator.device
 
     def wait(self) -> None:
@@ -48,7 +48,7 @@ class Ranks:
             tensor.copy_(self._accelerator.reduce(tensor, reduction="mean"))
 
     def agree(self, command: str | None, device: torch.device) -> str | None:
-        """The first process' command, everywhere."""
+        """Return the first process' command in every process."""
         if self._accelerator is None:
             return command
         code = torch.tensor(float(COMMANDS.index(command)) if self.first else 0.0, device=device)
@@ -56,7 +56,7 @@ class Ranks:
 
     @contextmanager
     def first_first(self) -> Iterator[None]:
-        """The first process does this before the others do: it fills caches, they find them."""
+        """Let the first process do this before the others do: it fills caches, they find them."""
         if not self.first:
             self.wait()
         yield

@@ -8,7 +8,7 @@ from ..settings import OptimizerConfig
 
 
 def lr_factor(config: OptimizerConfig, step: int, total: int) -> float:
-    """Factor on the learning rate for the step with this index (0 first) of `total`.
+    """Return the factor on the learning rate for the step with this index (0 first) of `total`.
 
     Warm-up rises linearly from 0 over its steps, as in transformers' schedules, which are the oracle in tests.
     """
@@ -22,7 +22,7 @@ def lr_factor(config: OptimizerConfig, step: int, total: int) -> float:
 
 
 def decay(config: OptimizerConfig, progress: float) -> float:
-    """progress: 0 after warm-up, 1 at the end."""
+    """Return the factor after warm-up. progress: 0 after warm-up, 1 at the end."""
     match config.scheduler:
         case "linear":
             return 1 - progress

@@ -321,9 +321,8 @@ def compare_workflow() -> list[Node]:
 
 def main() -> None:
     checkout, python = find_comfyui()
-    with tempfile.TemporaryDirectory() as base:
-        with ComfyUI(checkout, python, Path(base)) as server:
-            info = server.get("/object_info")
+    with tempfile.TemporaryDirectory() as base, ComfyUI(checkout, python, Path(base)) as server:
+        info = server.get("/object_info")
     FOLDER.mkdir(exist_ok=True)
     for name, nodes in workflows().items():
         (FOLDER / f"{name}.json").write_text(

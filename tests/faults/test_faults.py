@@ -178,8 +178,8 @@ def test_no_room_anywhere_still_says_what_went_wrong_first(model, pictures, tmp_
         raise FileError(f"{folder}: the checkpoint could not be written (No space left on device); free some space")
 
     events = []
+    config = train_config(model, pictures, tmp_path, output=saving(tmp_path))
     with pytest.raises(RunError, match="test-run.checkpoints.step-00000002: the checkpoint could not be written"):
-        config = train_config(model, pictures, tmp_path, output=saving(tmp_path))
         train_changed(config, lambda run: setattr(run.state, "save", full), events.append)
     assert warnings_of(events).count("step 2 could not be saved in") == 2
 

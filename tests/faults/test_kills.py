@@ -47,9 +47,11 @@ def command(model, pictures, out, *python: str, **changes) -> list[str]:
 def endless(model, pictures, out, *python: str, **changes) -> Iterator[subprocess.Popen]:
     """A run that does not end by itself. What it says goes into the file `said(out)`."""
     arguments = command(model, pictures, out, *python, max_train_steps=ENDLESS, **changes)
-    with open(said(out), "wb") as file:
-        with processes.started(arguments, cwd=ROOT, stdout=file, stderr=file, env={"OMP_NUM_THREADS": "1"}) as process:
-            yield process
+    with (
+        open(said(out), "wb") as file,
+        processes.started(arguments, cwd=ROOT, stdout=file, stderr=file, env={"OMP_NUM_THREADS": "1"}) as process,
+    ):
+        yield process
 
 
 def said(out: Path) -> Path:

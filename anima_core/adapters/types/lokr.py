@@ -100,7 +100,7 @@ def build(layer: Layer, config: NetworkConfig) -> LoKr:
 
 
 def size(tensors: Mapping[str, Tensor]) -> Size:
-    """The rank of w2 where that is a product, else of w1; none when both are whole, and alpha then means nothing."""
+    """Return the rank of w2 where that is a product, else of w1; none when both are whole, and alpha then means nothing."""
     inner = next((tensors[name].shape[0] for name in ("lokr_w2_b", "lokr_w1_b") if name in tensors), None)
     return Size(inner, None if inner is None else alpha_of(tensors))
 
@@ -112,7 +112,7 @@ def factor_of(tensors: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def delta(tensors: Mapping[str, Tensor]) -> Tensor:
-    """(alpha / r) kron(w1, w2); without a rank or an alpha the scale is 1, as in ComfyUI."""
+    """Compute (alpha / r) kron(w1, w2); without a rank or an alpha the scale is 1, as in ComfyUI."""
     rank, alpha = size(tensors)
     scale = 1.0 if alpha is None or rank is None else alpha / rank
     return scale * torch.kron(factor_of(tensors, "lokr_w1"), factor_of(tensors, "lokr_w2"))

@@ -57,7 +57,7 @@ def size(tensors: Mapping[str, Tensor]) -> Size:
 
 
 def delta(tensors: Mapping[str, Tensor]) -> Tensor:
-    """(alpha / r) up down; without an alpha the scale is 1, as in ComfyUI."""
+    """Compute (alpha / r) up down; without an alpha the scale is 1, as in ComfyUI."""
     rank, alpha = size(tensors)
     scale = 1.0 if alpha is None or rank is None else alpha / rank
     return scale * tensors["lora_up.weight"].float() @ tensors["lora_down.weight"].float()
