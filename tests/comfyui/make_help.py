@@ -16,6 +16,8 @@ from tests.conftest import find_comfyui
 DOCS = ROOT / "web" / "docs"
 INPUTS = {"en": "## Inputs", "zh": "## 输入"}
 LISTED = {"en": "| Input | |", "zh": "| 输入 | |"}
+MARKS = re.compile(r"[|<*]")  # what Markdown would take out of a tooltip: `<regex>` is a tag to it
+ESCAPED = r"\\\g<0>"
 
 
 def translations(language: str) -> dict:
@@ -30,7 +32,7 @@ def input_list(name: str, node: dict, language: str) -> list[str]:
             words = translated.get(key, {})
             called = f"`{found.name}` {words['name']}" if language == "zh" else f"`{found.name}`"
             told = words.get("tooltip", "") if language == "zh" else found.tooltip
-            rows.append(f"| {called} | {told.replace('|', chr(92) + '|')} |")
+            rows.append(f"| {called} | {MARKS.sub(ESCAPED, told)} |")
     return [LISTED[language], "|---|---|", *rows]
 
 

@@ -1,11 +1,15 @@
 """Translations and help pages against the schemas that a real ComfyUI reports: nothing missing, nothing stale."""
 
+import ast
 import json
 import re
 import urllib.request
+from collections.abc import Iterator
+from functools import cache
 
 import pytest
 
+from tests.comfyui.make_help import input_list, with_list
 from tests.comfyui.schema import inputs_of, our_nodes
 from tests.comfyui.server import ROOT, ComfyUI
 from tests.processes import HANGS
@@ -17,6 +21,12 @@ CHINESE = re.compile(r"[\u4e00-\u9fff]")
 NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e-?\d+)?")
 CODE = re.compile(r"`([^`]+)`")
 MESSAGE_SYNTAX = re.compile(r"[{}@|]")  # vue-i18n would interpolate, link or pluralise
+SECTIONS = {  # of a help page, in their order
+    "en": ["Inputs", "Advice", "Outputs", "Example", "Common errors", "Which folders a server reads"],
+    "zh": ["输入", "建议", "输出", "示例", "常见错误", "服务器能读取哪些文件夹"],
+}
+NOT_ON_EVERY_PAGE = {"Advice", "Which folders a server reads"}
+SOURCES = [*(ROOT / "nodes").glob("*.py"), *(ROOT / "anima_core").rglob("*.py")]
 
 
 @pytest.fixture(scope="module")
@@ -38,19 +48,52 @@ def page(node: str, language: str) -> str:
     return (DOCS / node / f"{language}.md").read_text(encoding="utf-8")
 
 
-def section(text: str, number: int) -> list[str]:
-    """Lines of the number-th `##` section: inputs, outputs, example, errors."""
-    return re.split(r"^## .*$", text, flags=re.MULTILINE)[number].strip().splitlines()
+def headings(node: str, language: str) -> list[str]:
+    return re.findall(r"^## (.*)$", page(node, language), flags=re.MULTILINE)
 
 
-def table_names(text: str) -> set[str]:
+def section(node: str, language: str, heading: str) -> list[str]:
+    """Lines below one `##` heading of a page, named in English; none where the page has no such section."""
+    heading = SECTIONS[language][SECTIONS["en"].index(heading)]
+    _, *parts = re.split(r"^## (.*)$", page(node, language), flags=re.MULTILINE)
+    return dict(zip(parts[::2], parts[1::2])).get(heading, "").strip().splitlines()
+
+
+def hand_written(node: str, language: str) -> list[str]:
+    listed = section(node, language, "Inputs")
+    return [line for line in page(node, language).splitlines() if line not in listed]
+
+
+def table_names(node: str, language: str) -> list[str]:
     """The code words in the first column of the inputs' table."""
-    rows = [line for line in section(text, 1) if line.startswith("| `")]
-    return {name for row in rows for name in CODE.findall(row.split(" | ")[0])}
+    rows = [line for line in section(node, language, "Inputs") if line.startswith("| `")]
+    return [name for row in rows for name in CODE.findall(row.split(" | ")[0])]
 
 
-def output_names(text: str) -> list[str]:
-    return [CODE.findall(line)[0] for line in section(text, 2)]
+def advised(node: str, language: str) -> list[list[str]]:
+    """The inputs that each line of advice is about."""
+    colon = {"en": ": ", "zh": "："}[language]
+    return [CODE.findall(line.split(colon)[0]) for line in section(node, language, "Advice")]
+
+
+def output_names(node: str, language: str) -> list[str]:
+    return [CODE.findall(line)[0] for line in section(node, language, "Outputs")]
+
+
+@cache
+def messages() -> str:
+    """Every text in the code, one a line: its docstrings are none, and what an f-string fills in is an ellipsis."""
+    return "\n".join(text for path in SOURCES for text in literals(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+def literals(tree: ast.AST) -> Iterator[str]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+        if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
+            yield from literals(node)
 
 
 def texts(tree: dict) -> list[str]:
@@ -59,8 +102,8 @@ def texts(tree: dict) -> list[str]:
 
 def test_chinese_covers_every_node_input_and_output(nodes):
     translated = locale("zh", "nodeDefs")
-    assert len(nodes) == 19
-    assert set(translated) == set(nodes)
+    defined = {name for path in SOURCES for name in re.findall(r'node_id="(\w+)"', path.read_text(encoding="utf-8"))}
+    assert set(translated) == set(nodes) == defined
     for name, node in nodes.items():
         entry = translated[name]
         assert set(entry) == {"display_name", "description", "inputs", "outputs"}, name
@@ -113,49 +156,75 @@ def test_server_hands_out_the_translations(server):
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_help_names_every_input_and_output(nodes, language):
+def test_help_has_its_sections_in_order(nodes, language):
     assert {folder.name for folder in DOCS.iterdir()} == set(nodes)
+    for name in nodes:
+        found = headings(name, language)
+        assert found == [heading for heading in SECTIONS[language] if heading in found], name
+        for english, heading in zip(SECTIONS["en"], SECTIONS[language], strict=True):
+            left_out = heading not in found and english in NOT_ON_EVERY_PAGE
+            assert left_out or section(name, language, english), (name, heading)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_help_names_every_input_and_output(nodes, language):
     for name, node in nodes.items():
-        text, inputs = page(name, language), inputs_of(node)
-        names = {i.name for i in inputs.values()}
-        slots = {i.name for i in inputs.values() if i.slot}
-        assert names - slots <= table_names(text) <= names, name
-        assert output_names(text) == node["output_name"], name
+        inputs = [i for i in inputs_of(node).values() if not i.slot]
+        names = list(dict.fromkeys(i.name for i in inputs))
+        assert table_names(name, language) == names, name
+        assert output_names(name, language) == node["output_name"], name
         title = node["display_name"] if language == "en" else locale("zh", "nodeDefs")[name]["display_name"]
-        assert text.startswith(f"# {title}\n"), name
+        assert page(name, language).startswith(f"# {title}\n"), name
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_help_lists_inputs_as_make_help_writes_them(nodes, language):
+    for name, node in nodes.items():
+        rows, text = input_list(name, node, language), page(name, language)
+        assert section(name, language, "Inputs") == rows, f"{name}: run python -m tests.comfyui.make_help"
+        assert with_list(text, rows, language) == text, name
+
+
+def test_help_advises_on_inputs_that_the_node_has(nodes):
+    for name, node in nodes.items():
+        names = {i.name for i in inputs_of(node).values() if not i.slot}
+        english, chinese = (advised(name, language) for language in LANGUAGES)
+        assert english == chinese and all(about and set(about) <= names for about in english), name
+        assert len(english) == len({tuple(about) for about in english}), name
 
 
 def test_chinese_help_calls_inputs_as_the_node_does(nodes):
     for name, node in nodes.items():
         entry = locale("zh", "nodeDefs")[name]
-        table = "\n".join(section(page(name, "zh"), 1))
-        for key, found in inputs_of(node).items():
-            assert found.slot or f"`{found.name}` {entry['inputs'][key]['name']}" in table, (name, key)
-        for index, line in enumerate(section(page(name, "zh"), 2)):
+        called = {f"`{i.name}` {entry['inputs'][key]['name']}" for key, i in inputs_of(node).items() if not i.slot}
+        rows = [line.split(" | ")[0].removeprefix("| ") for line in section(name, "zh", "Inputs")[2:]]
+        assert set(rows) == called, name
+        for line in section(name, "zh", "Advice"):
+            assert set(line.removeprefix("- ").split("：")[0].split("、")) <= called, (name, line)
+        for index, line in enumerate(section(name, "zh", "Outputs")):
             assert line.startswith(f"- `{node['output_name'][index]}` {entry['outputs'][str(index)]['name']}：")
 
 
 def test_help_is_the_same_in_both_languages(nodes):
     for name in nodes:
         english, chinese = (page(name, language).splitlines() for language in LANGUAGES)
-        assert 15 <= len(english) <= 40, name
+        assert 12 <= len(hand_written(name, "en")) <= 40, name
         assert len(english) == len(chinese), name
         for ours, theirs in zip(english, chinese):
-            marks = [re.match(r"#+ |\| `|\|-|- |", line)[0] for line in (ours, theirs)]
+            marks = [re.match(r"#+ |\| `|\||- `|- |", line)[0] for line in (ours, theirs)]
             assert marks[0] == marks[1] and bool(ours) == bool(theirs), (name, ours, theirs)
             assert set(NUMBER.findall(ours)) == set(NUMBER.findall(theirs)), (name, ours, theirs)
 
 
 def test_help_quotes_errors_that_exist(nodes):
-    sources = [*(ROOT / "nodes").glob("*.py"), *(ROOT / "anima_core").rglob("*.py")]
-    code = "\n".join(path.read_text(encoding="utf-8") for path in sources)
+    """A quote stops at a setting that a message names: the code has its mark there, the graph its own word."""
     quoted = 0
     for name in nodes:
-        english, chinese = (section(page(name, language), 4) for language in LANGUAGES)
+        english, chinese = (section(name, language, "Common errors") for language in LANGUAGES)
         for ours, theirs in zip(english, chinese, strict=True):
             if ours.startswith("- `"):
                 message = CODE.findall(ours)[0]
-                assert message in code and CODE.findall(theirs)[0] == message, (name, message)
+                assert message in messages() and CODE.findall(theirs)[0] == message, (name, message)
                 quoted += 1
     assert quoted > 40
 
