@@ -3,10 +3,10 @@
 The public names load on first use, so that `import anima_core` costs nothing.
 """
 
+import re
 from importlib import import_module
+from pathlib import Path
 from typing import Any
-
-__version__ = "0.1.0"
 
 _PUBLIC = {
     "load_transformer": ".models.transformer",
@@ -23,7 +23,17 @@ _PUBLIC = {
 __all__ = [*_PUBLIC, "__version__"]
 
 
+def _version() -> str:
+    """Read the version where it is written: in the project's file, as ComfyUI's registry wants it."""
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    found = re.search(r'^version = "(.+)"$', text, re.MULTILINE)
+    assert found is not None
+    return found[1]
+
+
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_PUBLIC[name], __name__), name)

@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from . import __version__
 from .compat.arguments import Parser, add_arguments, data_request_from, parse, request_from, write_config
 from .compat.flags import setting_words
 from .errors import AnimaError, Interrupted, SettingError
@@ -44,6 +45,7 @@ def end_like_ctrl_c(number: int) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="anima_core", description="Train LoRA and LoKr adapters for Anima.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"anima_core {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="train | check | demo | inspect | convert")
     train = commands.add_parser("train", help="train an adapter", allow_abbrev=False)
     add_arguments(train)

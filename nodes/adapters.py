@@ -44,7 +44,7 @@ class AnimaApplyAdapter(AnimaNode):
             node_id="AnimaApplyAdapter",
             display_name="Apply Anima Adapter",
             category=types.CATEGORY,
-            description="Applies an adapter to a model for sampling. An adapter that does not fit is an error, not a shrug.",
+            description="Applies an adapter to a model for sampling. An adapter of which nothing fits is an error.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to patch."),
                 types.LoraModel.Input("lora", tooltip="The trained or loaded adapter."),

@@ -54,7 +54,7 @@ class AnimaDatasetFolder(AnimaNode):
                 io.String.Input(
                     "folder",
                     default="",
-                    tooltip="A folder inside ComfyUI's input folder, or a full path that the server allows (see help).",
+                    tooltip="A folder inside ComfyUI's input folder, or a full path that the server allows.",
                 ),
                 *inputs([REPEATS, *SIZES, *CAPTIONS, *FILES]),
             ],

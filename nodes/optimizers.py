@@ -13,7 +13,14 @@ from .node import AnimaNode
 from .widgets import inputs, settings_from, widget
 
 WEIGHT_DECAY = widget("weight_decay", OptimizerConfig, max=1.0, step=0.001, advanced=True)
-ARGUMENTS = widget("arguments", OptimizerConfig, "args", multiline=True, advanced=True)
+ARGUMENTS = widget(
+    "arguments",
+    OptimizerConfig,
+    "args",
+    multiline=True,
+    advanced=True,
+    tooltip="Further arguments of the optimizer, one name=value a line.",
+)
 GRADIENT, SQUARE = "How long the gradient is remembered.", "How long the squared gradient is remembered."
 SCHEDULE = (
     widget("learning_rate", OptimizerConfig, min=0.0, max=10.0, step=1e-6, round=1e-9),

@@ -34,5 +34,5 @@ def toml_path() -> io.String.Input:
     return io.String.Input(
         "path",
         default="",
-        tooltip="A file inside ComfyUI's input folder, or a full path that the server allows (see help).",
+        tooltip="A file inside ComfyUI's input folder, or a full path that the server allows.",
     )

@@ -12,6 +12,7 @@ from pathlib import PurePath
 
 from torch import Tensor
 
+from .. import __version__
 from ..models.checkpoint import tensor_bytes
 from ..settings import NetworkConfig, TrainConfig, to_dict
 from .types import ADAPTER_TYPES
@@ -29,6 +30,7 @@ def build_metadata(config: TrainConfig, extra: dict[str, str], state: dict[str, 
     found = network_metadata(config.network) | training_metadata(config) | model_metadata(config)
     return found | {
         "sshs_model_hash": tensor_hash(state),
+        "anima_trainer.version": __version__,
         "anima_trainer.config": json.dumps(to_dict(config, path=file_name)),
     } | extra  # fmt: skip
 

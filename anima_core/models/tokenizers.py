@@ -119,7 +119,8 @@ def qwen_tokenizer_dir(weights: str | Path, given: str = "") -> Path:
     """Find Qwen's tokenizer: as given, in the model's folder, beside its file, or ComfyUI's. Raises SettingError, FileError."""
     if given:
         if not _holds_qwen(Path(given)):
-            raise SettingError(f"`model.qwen_tokenizer_dir`={given}: holds no vocab.json and merges.txt; name Qwen3-0.6B's folder")
+            way_out = "name the folder of Qwen3-0.6B"
+            raise SettingError(f"`model.qwen_tokenizer_dir`={given}: holds no vocab.json and merges.txt; {way_out}")
         return Path(given)
     weights = Path(weights)
     bundled = comfyui_tokenizers()

@@ -10,9 +10,7 @@ class SubsetConfig:
     """One folder of captioned pictures. Caption options apply in the order in which they stand here."""
 
     image_dir: str = setting(help="A folder of captioned pictures.", path="read")
-    num_repeats: int = setting(
-        1, "How often each picture comes in an epoch; a folder named N_name gives its own number.", low=1
-    )
+    num_repeats: int = setting(1, "How often each picture comes in an epoch.", low=1)
     caption_extension: str = setting(".txt", "Ending of the caption files.")
     class_tokens: str = setting("", "Caption of pictures that have no caption file.")
     caption_dropout_rate: float = setting(
@@ -25,7 +23,7 @@ class SubsetConfig:
     keep_tokens_separator: str = setting("", "Mark within captions: the tags before it keep their place, however many.")
     shuffle_caption: bool = setting(False, "Shuffle the tags of each caption in every epoch. For tag lists, not sentences.")
     caption_tag_dropout_rate: float = setting(
-        0.0, "Chance that a tag is left out; tags that keep their place are never.", low=0, below=1
+        0.0, "Chance that a tag is left out; a tag that keeps its place never is.", low=0, below=1
     )
     flip_aug: bool = setting(False, "Mirror half of the draws. Not for lettering or anything asymmetric.")
     alpha_mask: bool = setting(False, "Weigh the loss by the transparency of the pictures.")
@@ -49,7 +47,8 @@ class DatasetConfig:
     subsets: tuple[SubsetConfig, ...]
     resolutions: tuple[tuple[int, int], ...] = setting(
         ((1024, 1024),),
-        "Size of the pictures in pixels: 1024 is a million in any shape. Several, such as 768,1024: every picture at each.",
+        "Size of the pictures: 1024 means about a million pixels in any shape. Several, such as 768,1024, train every picture "
+        "at each.",
     )
     batch_size: int = setting(1, "Pictures in one batch. More is steadier and takes more memory.", low=1)
     enable_bucket: bool = setting(

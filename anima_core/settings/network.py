@@ -23,7 +23,7 @@ class NetworkConfig:
     )
     alpha: float = setting(
         32.0,
-        "Strength: the adapter is scaled by alpha / rank. Equal to rank is a good rule; 0 means that.",
+        "Strength: the adapter is scaled by alpha / rank. Equal to the rank is a good rule, and 0 stands for it.",
         low=0,
         resume="fixed",
     )
@@ -41,7 +41,7 @@ class NetworkConfig:
     learning_rates: tuple[str, ...] = setting(
         (), "Learning rates of certain layers, pattern=rate a line, the first match counts.", resume="fixed"
     )
-    dropout: float = setting(0.0, "Chance that an adapter input is zeroed.", low=0, below=1, resume="fixed")
+    dropout: float = setting(0.0, "Chance that a value inside the adapter is zeroed.", low=0, below=1, resume="fixed")
     rank_dropout: float = setting(0.0, "Chance that a rank is left out of a step.", low=0, below=1, resume="fixed")
     module_dropout: float = setting(0.0, "Chance that a layer's adapter is left out of a step.", low=0, below=1, resume="fixed")
     loraplus_lr_ratio: float = setting(

@@ -81,7 +81,9 @@ class OptimizerConfig:
     warmup_steps: int = setting(0, "Warm-up: steps over which the learning rate rises from 0.", low=0)
     warmup_ratio: float = setting(0.0, "Warm-up as a share of all steps, where `optimizer.warmup_steps` is 0.", low=0, below=1)
     num_cycles: float = setting(
-        1.0, "Falls of cosine_with_restarts; half waves of the other cosine schedules, 1 being one fall.", above=0
+        1.0,
+        "How often cosine_with_restarts falls; for the other cosine schedules the number of half waves, 1 being one fall.",
+        above=0,
     )
     power: float = setting(1.0, "Exponent of the polynomial schedule.", above=0)
     min_lr_ratio: float = setting(0.0, "Floor of cosine_with_min_lr, relative to the learning rate.", low=0, high=1)

@@ -32,9 +32,11 @@ class SampleConfig:
     width: int = setting(1024, "Width of the previews in pixels, a multiple of 16.", low=64, resume="free")
     height: int = setting(1024, "Height of the previews in pixels, a multiple of 16.", low=64, resume="free")
     steps: int = setting(30, "Sampling steps of the previews: more are finer and slower.", low=1, resume="free")
-    cfg: float = setting(4.0, "Guidance of the previews: 1 is off and twice as fast.", low=0, resume="free")
+    cfg: float = setting(4.0, "Guidance of the previews: 1 turns it off, which is twice as fast.", low=0, resume="free")
     shift: float = setting(3.0, "Sampling shift of the previews; ComfyUI's for this model is 3.", above=0, resume="free")
-    seed: int = setting(42, "Seed of the previews' noise, the same every time: compare pictures.", resume="free")
+    seed: int = setting(
+        42, "Seed of the previews' noise, the same every time, so that pictures can be compared.", resume="free"
+    )
     every_n_steps: int = setting(0, "Training steps between previews; 0: none.", low=0, resume="free")
     every_n_epochs: int = setting(0, "Epochs between previews; 0: none.", low=0, resume="free")
     at_first: bool = setting(False, "Also draw previews before the first step: what the base model draws.", resume="free")

@@ -62,7 +62,9 @@ class FlowConfig:
     )
     sigmoid_scale: float = setting(1.0, "Width of the logit-normal distribution: t = sigmoid(scale N(0, 1)).", above=0)
     shift: float = setting(
-        1.0, "Shift of t towards noise, s t / (1 + (s - 1) t), for `flow.timestep_sampling` = shift.", above=0
+        1.0,
+        "Where `flow.timestep_sampling` is shift: how far t moves towards noise, as s t / (1 + (s - 1) t).",
+        above=0,
     )
     loss: str = setting("mse", "Loss of the velocity: mse unless pictures are faulty.", choices=LOSSES)
     huber_delta: float = setting(0.1, "Error from which the Huber loss grows linearly.", above=0)
@@ -85,7 +87,7 @@ class OutputConfig:
     save_dtype: str = setting("bf16", "Precision of the saved file.", choices=DTYPES[1:], resume="free")
     key_format: str = setting(
         "diffusion_model",
-        "Key names of the saved file. ComfyUI reads both; lora_unet is what kohya's tools expect.",
+        "Key names of the saved file, diffusion_model or lora_unet. ComfyUI reads both; kohya's tools expect lora_unet.",
         choices=KEY_FORMATS,
         resume="free",
     )
@@ -161,7 +163,7 @@ class TrainConfig:
         low=0,
         below=1,
     )
-    seed: int = setting(42, "Seed that every random draw follows from.", low=0, below=2**63)
+    seed: int = setting(42, "Seed of all random draws.", low=0, below=2**63)
     device: str = setting("auto", "Device to train on: auto, cpu, cuda, cuda:1, xpu or mps.", resume="free", shapes=False)
     cache_dir: str = setting(
         "",
@@ -181,7 +183,9 @@ class TrainConfig:
     strict_data: bool = setting(
         False, "Problems in the data end the run before it begins, instead of being counted.", resume="free", shapes=False
     )
-    vae_tile: int = setting(1536, "Pictures with a longer side than this, px, pass the VAE in tiles of that size; 0: never in tiles.")
+    vae_tile: int = setting(
+        1536, "Longest side, px, that passes the VAE whole; longer pictures pass in tiles of this size. 0: never in tiles."
+    )
 
     def __post_init__(self) -> None:
         check(self)

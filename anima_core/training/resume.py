@@ -43,17 +43,18 @@ def compare_with(checkpoint: Path, config: TrainConfig, content: dict[str, str])
     """
     former = from_dict(TrainConfig, read_toml(checkpoint / "config.toml"), "checkpoint")
     before, now = compared(former) | read_content(checkpoint), compared(config) | content
+    names = {found.place: found.name for both in (former, config) for found in walk(both)}
     differences, fixed = [], fixed_places(config)
     for place in sorted(before.keys() | now.keys()):
         if before.get(place) == now.get(place):
             continue
-        differences.append(difference(place, before.get(place), now.get(place)))
+        differences.append(difference(place, names.get(place), before.get(place), now.get(place)))
         if place in fixed:
             way_out = "start a new run, or start one from the adapter file with `network.weights`"
             raise SettingError(f"resume: {differences[-1]}; this cannot continue: {way_out}")
     if differences and not config.output.resume_with_changes:
         listed = ", ".join(differences[:3])
-        way_out = "add `output.resume_with_changes` to continue with the new ones"
+        way_out = "allow it with `output.resume_with_changes`, and it continues with the new ones"
         raise SettingError(f"resume: {len(differences)} settings differ ({listed}); {way_out}")
     return [f"resumed with a change: {text}" for text in differences]
 
@@ -68,7 +69,9 @@ def fixed_places(config: TrainConfig) -> set[str]:
     return {CONTENTS.get(found.name, found.place) for found in walk(config) if found.facts.resume == "fixed"}
 
 
-def difference(place: str, before: Any, now: Any) -> str:
-    if place in CONTENTS.values() or place == "content of the data":
+def difference(place: str, name: str | None, before: Any, now: Any) -> str:
+    """Tell what differs. name: of the setting at that place, None for a file's content."""
+    if name is None:
         return f"{place} is not what it was"
-    return f"{place} was {before!r}, now {now!r}"
+    where = f" ({place})" if "[" in place else ""
+    return f"`{name}`{where} was {before!r}, now {now!r}"

@@ -69,7 +69,7 @@ def test_no_whole_checkpoint_is_an_error_that_says_so(model, pictures, tmp_path)
 @pytest.mark.parametrize(
     "changes, text",
     [
-        (dict(seed=7), "seed was 42, now 7.*add output.resume_with_changes"),
+        (dict(seed=7), "seed was 42, now 7.*allow it with output.resume_with_changes"),
         (dict(optimizer=OptimizerConfig(learning_rate=1e-5)), "learning_rate was 0.002, now 1e-05.*output.resume_with_changes"),
         (dict(optimizer=OptimizerConfig(type="Adafactor", learning_rate=2e-3)), "optimizer.type was 'AdamW'.*cannot continue"),
     ],
