@@ -8,7 +8,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -71,6 +70,8 @@ def look(folder: Path, cache: Path, stop_after: int = 0) -> dict:
 
 
 def peak_mb() -> float:
+    import resource  # Windows has none, and draws the pictures only
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 

@@ -103,5 +103,6 @@ def mark_of(process: psutil.Process) -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Windows sends Ctrl-C to all processes of a console
     sys.stdin.buffer.read()
     kill_marked(sys.argv[1])

@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import subprocess
+import time
 import urllib.error
 import urllib.request
 import uuid
@@ -41,11 +42,13 @@ class ComfyUI:
         command = [str(python), str(checkout / "main.py"), "--cpu", "--port", str(self.port), "--base-directory", str(base)]
         command += ["--disable-api-nodes", "--database-url", f"sqlite:///{base}/comfy.db"]
         command += arguments
+        began = time.monotonic()
         with contextlib.ExitStack() as stack:
             log = stack.enter_context(open(base / "server.log", "wb"))
             self.process = stack.enter_context(started(command, stdout=log, stderr=subprocess.STDOUT, cwd=base))
             self.wait_until(self.answers, every=0.3)
             self.stack = stack.pop_all()
+        self.start_seconds = time.monotonic() - began
 
     def __enter__(self) -> "ComfyUI":
         return self

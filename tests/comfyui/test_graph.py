@@ -76,7 +76,8 @@ def test_every_input_has_a_tooltip(server):
 
 def test_import_is_quick_and_quiet(server):
     line = next(line for line in server.text().splitlines() if "seconds" in line and "ComfyUI-Anima-Trainer" in line)
-    assert "IMPORT FAILED" not in line and float(line.split("seconds")[0].split()[-1]) < 5
+    seconds = float(line.split("seconds")[0].split()[-1])
+    assert "IMPORT FAILED" not in line and seconds < server.start_seconds / 3  # of this machine, as busy as it is
 
 
 @pytest.mark.parametrize("network", ["AnimaLoRANetwork", "AnimaLoKrNetwork"])
