@@ -12,12 +12,12 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from . import __version__
 from .compat.arguments import Parser, add_arguments, data_request_from, parse, request_from, write_config
 from .compat.flags import setting_words
 from .errors import AnimaError, Interrupted, SettingError
 from .progress_bar import ProgressBar
 from .settings.train import KEY_FORMATS
+from .version import __version__
 
 EVERY_NAME = 10**9  # beside a count in a report
 

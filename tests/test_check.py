@@ -1,11 +1,15 @@
-"""`python -m anima_core check`: the data of a training, looked through without a model."""
+"""The check of a dataset before training: sizes, captions, and `python -m anima_core check`."""
 
+import sys
 from pathlib import Path
 
 from anima_core.cli import main
 from anima_core.data.cache_folder import INDEX
+from anima_core.data.check import check_captions, check_sizes, epoch_line
+from anima_core.data.folder import scan
 
-from .tiny import write
+from . import processes
+from .tiny import dataset, write
 
 
 def check(capsys, *argv) -> tuple[int, str, str]:
@@ -79,3 +83,60 @@ def test_what_cannot_be_looked_at(tmp_path, capsys):
         status, out, err = check(capsys, *argv)
         assert (status, out) == (2, "") and text in err and "Traceback" not in err
     assert not Path(tmp_path / "gone").exists()
+
+
+def diagnosed(folder, t5=None, **changes):
+    config = dataset(folder, **changes)
+    pictures, report = scan(config)
+    check_sizes(config, pictures, report)
+    check_captions(pictures, report, t5)
+    return report
+
+
+def test_sizes_are_held_against_buckets(tmp_path):
+    write(tmp_path, "small.png", (300, 300))
+    write(tmp_path, "fits.png", (1024, 1024), "blue")
+    write(tmp_path, "larger.png", (900, 900), "green")
+    write(tmp_path, "strip.png", (4000, 100), "white")
+    report = diagnosed(tmp_path, batch_size=4)
+    warned, noted = "\n".join(report.warnings()), "\n".join(report.notes())
+    assert "pictures enlarged to more than twice their side: 2 (small.png 300x300 -> 1024x1024, strip.png 4000x100" in warned
+    assert "pictures cropped by more than a quarter: 1 (strip.png 4000x100 -> 4096x256, 60% lost)" in warned
+    assert "pictures enlarged: 1 (larger.png 900x900 -> 1024x1024)" in noted
+    assert "sparse buckets, their batches stay smaller: 2 (1024x1024: 3 of 4, 4096x256: 1 of 4)" in noted
+    assert report.tables == [
+        "1024x1024: 3 pictures, 1 batches, the last of 3",
+        "4096x256: 1 pictures, 1 batches, the last of 1",
+    ]
+    assert epoch_line([report], 1) == "one epoch: 2 batches, 2 steps" and epoch_line([report], 2).endswith("1 steps")
+
+
+def test_long_and_shared_captions_are_listed(tmp_path):
+    write(tmp_path, "a.png", colour="red", caption="word " * 600)
+    write(tmp_path, "b.png", colour="blue", caption="the same")
+    write(tmp_path, "c.png", colour="green", caption="the same")
+
+    class Words:
+        def encode(self, captions):
+            return [[0] * (len(caption.split()) + 1) for caption in captions]
+
+    report = diagnosed(tmp_path, Words())
+    notes = "\n".join(report.notes())
+    assert "captions over 512 tokens, kept whole: 1 (a.png: 601)" in notes
+    assert "captions that several pictures share: 1 ('the same' 2 times)" in notes
+
+
+def test_many_names_are_cut_but_counted(tmp_path):
+    for number in range(6):
+        write(tmp_path, f"{number}.png", colour=(number, 0, 0), caption="" if number else "one")
+    report = diagnosed(tmp_path)
+    assert report.warnings()[0] == "empty captions: 5 (1.txt, 2.txt, 3.txt, … and 2 more)"
+    assert report.warnings(names=9)[0] == "empty captions: 5 (1.txt, 2.txt, 3.txt, 4.txt, 5.txt)"
+
+
+def test_looking_at_a_folder_loads_no_torch(tmp_path):
+    """The check of a folder starts at once."""
+    write(tmp_path, "a.png")
+    code = "import sys; from anima_core.cli import main; assert main(sys.argv[1:]) == 0; assert 'torch' not in sys.modules"
+    done = processes.run([sys.executable, "-c", code, "check", tmp_path])
+    assert done.returncode == 0, done.stderr

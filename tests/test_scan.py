@@ -1,24 +1,19 @@
-"""Scanning folders, the index of files, and the check of a dataset before training."""
+"""Scanning folders: what is found, pictures of every kind, captions in every encoding."""
 
 import os
-import random
-import sys
 import time
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from anima_core.data import folder as folder_module
 from anima_core.data.caption_files import decode
-from anima_core.data.check import check_captions, check_sizes, epoch_line
 from anima_core.data.folder import scan
 from anima_core.data.index import FileIndex
 from anima_core.data.picture_files import HUGE
 from anima_core.data.pictures import load_picture
 from anima_core.errors import FileError
 
-from . import processes
 from .tiny import dataset, write
 
 
@@ -287,200 +282,3 @@ def test_captions_in_other_encodings_are_read_and_named(tmp_path):
     read, left_out = report.warnings()
     assert read == "captions read as GBK (save them as UTF-8): 1 (a.txt: '少女, 蓝天')"
     assert left_out.startswith("pictures left out, their captions cannot be read: 1 (c.txt: not UTF-8 (byte 0xff at 0)")
-
-
-# --- the index
-
-
-def counted(monkeypatch) -> list:
-    from anima_core.data import folder
-
-    looked, real = [], folder.scan_file
-    monkeypatch.setattr(folder, "scan_file", lambda path, is_picture: looked.append(path.name) or real(path, is_picture))
-    return looked
-
-
-def test_the_index_spares_reading_and_notices_change(tmp_path, monkeypatch):
-    looked, index = counted(monkeypatch), tmp_path / "index.sqlite"
-    path = write(tmp_path / "p", "a.png")
-    age(tmp_path / "p")
-    (first,), _ = scan(dataset(tmp_path / "p"), FileIndex(index))
-    (again,), _ = scan(dataset(tmp_path / "p"), FileIndex(index))
-    assert again == first and sorted(looked) == ["a.png", "a.txt"]
-    Image.new("RGB", (32, 32), "blue").save(path)
-    (changed,), _ = scan(dataset(tmp_path / "p"), FileIndex(index))
-    assert looked[2:] == ["a.png"] and changed.digest != first.digest and changed.size == (32, 32)
-
-
-def test_a_file_that_changed_a_moment_ago_is_read_again(tmp_path, monkeypatch):
-    """Two writes within one tick of the clock leave the same size and time."""
-    from anima_core.data import index as module
-
-    monkeypatch.setattr(module, "SETTLED_NS", 3600 * 10**9)  # a slow machine's moment
-    looked, index = counted(monkeypatch), tmp_path / "index.sqlite"
-    write(tmp_path / "p", "a.png")
-    scan(dataset(tmp_path / "p"), FileIndex(index))
-    scan(dataset(tmp_path / "p"), FileIndex(index))
-    assert len(looked) == 4
-
-
-@pytest.mark.parametrize(
-    "damage", [b"not a database at all, but long enough to be looked at", b"", b"SQLite format 3\0" + b"\xff" * 200]
-)
-def test_a_damaged_index_is_made_anew(tmp_path, monkeypatch, damage):
-    write(tmp_path / "p", "a.png")
-    age(tmp_path / "p")
-    index = tmp_path / "index.sqlite"
-    scan(dataset(tmp_path / "p"), FileIndex(index))
-    index.write_bytes(damage)
-    assert scan(dataset(tmp_path / "p"), FileIndex(index))[1].pictures == 1
-    looked = counted(monkeypatch)
-    scan(dataset(tmp_path / "p"), FileIndex(index))
-    assert looked == []
-
-
-def test_an_unchanged_folder_is_recalled_whole_with_all_that_was_found(tmp_path, monkeypatch):
-    folder_, index = tmp_path / "p", tmp_path / "index.sqlite"
-    for number in range(4):
-        write(folder_, f"{number}.png", colour=(number, 0, 0), caption=f"風景 {number}")
-    write(folder_, "same.png", colour=(0, 0, 0), caption=None)
-    write(folder_, "grey.png").write_bytes(b"no picture")
-    (folder_ / "orphan.txt").write_text("x", encoding="utf-8")
-    write(tmp_path / "p" / "3_sub", "b.png", colour="blue", caption="")
-    age(folder_)
-    fresh = scan(dataset(folder_))
-    assert scan(dataset(folder_), FileIndex(index)) == fresh
-    with monkeypatch.context() as patch:
-        patch.setattr(folder_module, "read_folder", None)  # is not called
-        assert scan(dataset(folder_), FileIndex(index)) == fresh
-    assert fresh[1].warnings()  # there was something to recall
-    tokens = dict(class_tokens="a cat")
-    assert scan(dataset(folder_, **tokens), FileIndex(index)) == scan(dataset(folder_, **tokens))
-    masked = dict(mask_dir=str(folder_))
-    assert scan(dataset(folder_, **masked), FileIndex(index)) == scan(dataset(folder_, **masked))
-    (folder_ / "0.txt").write_text("changed", encoding="utf-8")
-    assert scan(dataset(folder_), FileIndex(index)) == scan(dataset(folder_))
-    (folder_ / "1.png").unlink()
-    assert scan(dataset(folder_), FileIndex(index)) == scan(dataset(folder_))
-
-
-def test_no_flipped_byte_of_the_index_is_believed(tmp_path):
-    """SQLite keeps no checksums of its own."""
-    folder_, index = tmp_path / "p", tmp_path / "index.sqlite"
-    for number in range(3):
-        write(folder_, f"{number}.png", colour=(number, 0, 0), caption=f"the caption of number {number}")
-    age(folder_)
-    fresh = scan(dataset(folder_))
-    with FileIndex(index) as kept:
-        scan(dataset(folder_), kept)
-    whole, chance = index.read_bytes(), random.Random(0)
-    used = [place for place, byte in enumerate(whole) if byte]
-    for place in chance.sample(used, 300):
-        index.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << chance.randrange(8)]) + whole[place + 1 :])
-        with FileIndex(index) as damaged:
-            assert scan(dataset(folder_), damaged) == fresh
-
-
-def test_files_that_are_gone_are_forgotten(tmp_path):
-    write(tmp_path / "p", "a.png")
-    write(tmp_path / "p", "b.png", colour="blue")
-    age(tmp_path / "p")
-    index = FileIndex(tmp_path / "index.sqlite")
-    scan(dataset(tmp_path / "p"), index)
-    (tmp_path / "p" / "b.png").unlink()
-    (tmp_path / "p" / "b.txt").unlink()
-    scan(dataset(tmp_path / "p"), index)
-    assert [row[0] for row in index._db.execute("SELECT name FROM files")] == ["a.png", "a.txt"]
-
-
-def test_an_interrupted_scan_keeps_what_it_did(tmp_path, monkeypatch):
-    looked, index = counted(monkeypatch), tmp_path / "index.sqlite"
-    for number in range(100):
-        write(tmp_path / "p", f"{number}.png", (16, 16), (number, 0, 0))
-    age(tmp_path / "p")
-
-    def interrupt(done, total):
-        assert total == 200
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        scan(dataset(tmp_path / "p"), FileIndex(index), lambda stage: interrupt)
-    first = len(looked)
-    assert 0 < first < 200
-    scan(dataset(tmp_path / "p"), FileIndex(index))
-    assert len(looked) == 200
-
-
-# --- the whole dataset
-
-
-def diagnosed(folder, t5=None, **changes):
-    config = dataset(folder, **changes)
-    pictures, report = scan(config)
-    check_sizes(config, pictures, report)
-    check_captions(pictures, report, t5)
-    return report
-
-
-def test_sizes_are_held_against_buckets(tmp_path):
-    write(tmp_path, "small.png", (300, 300))
-    write(tmp_path, "fits.png", (1024, 1024), "blue")
-    write(tmp_path, "larger.png", (900, 900), "green")
-    write(tmp_path, "strip.png", (4000, 100), "white")
-    report = diagnosed(tmp_path, batch_size=4)
-    warned, noted = "\n".join(report.warnings()), "\n".join(report.notes())
-    assert "pictures enlarged to more than twice their side: 2 (small.png 300x300 -> 1024x1024, strip.png 4000x100" in warned
-    assert "pictures cropped by more than a quarter: 1 (strip.png 4000x100 -> 4096x256, 60% lost)" in warned
-    assert "pictures enlarged: 1 (larger.png 900x900 -> 1024x1024)" in noted
-    assert "sparse buckets, their batches stay smaller: 2 (1024x1024: 3 of 4, 4096x256: 1 of 4)" in noted
-    assert report.tables == [
-        "1024x1024: 3 pictures, 1 batches, the last of 3",
-        "4096x256: 1 pictures, 1 batches, the last of 1",
-    ]
-    assert epoch_line([report], 1) == "one epoch: 2 batches, 2 steps" and epoch_line([report], 2).endswith("1 steps")
-
-
-def test_long_and_shared_captions_are_listed(tmp_path):
-    write(tmp_path, "a.png", colour="red", caption="word " * 600)
-    write(tmp_path, "b.png", colour="blue", caption="the same")
-    write(tmp_path, "c.png", colour="green", caption="the same")
-
-    class Words:
-        def encode(self, captions):
-            return [[0] * (len(caption.split()) + 1) for caption in captions]
-
-    report = diagnosed(tmp_path, Words())
-    notes = "\n".join(report.notes())
-    assert "captions over 512 tokens, kept whole: 1 (a.png: 601)" in notes
-    assert "captions that several pictures share: 1 ('the same' 2 times)" in notes
-
-
-def test_many_names_are_cut_but_counted(tmp_path):
-    for number in range(6):
-        write(tmp_path, f"{number}.png", colour=(number, 0, 0), caption="" if number else "one")
-    report = diagnosed(tmp_path)
-    assert report.warnings()[0] == "empty captions: 5 (1.txt, 2.txt, 3.txt, … and 2 more)"
-    assert report.warnings(names=9)[0] == "empty captions: 5 (1.txt, 2.txt, 3.txt, 4.txt, 5.txt)"
-
-
-def test_an_index_of_another_version_starts_afresh(tmp_path, monkeypatch):
-    from anima_core.data import index as module
-
-    path = tmp_path / "index.sqlite"
-    monkeypatch.setattr(module, "VERSION", module.VERSION - 1)
-    write(tmp_path / "p", "a.png")
-    age(tmp_path / "p")
-    with FileIndex(path) as old:
-        scan(dataset(tmp_path / "p"), old)
-        old._db.execute("UPDATE files SET found = 'another format'")
-        old._db.commit()
-    monkeypatch.undo()
-    assert scan(dataset(tmp_path / "p"), FileIndex(path))[1].pictures == 1
-
-
-def test_looking_at_a_folder_loads_no_torch(tmp_path):
-    """The check of a folder starts at once."""
-    write(tmp_path, "a.png")
-    code = "import sys; from anima_core.cli import main; assert main(sys.argv[1:]) == 0; assert 'torch' not in sys.modules"
-    done = processes.run([sys.executable, "-c", code, "check", tmp_path])
-    assert done.returncode == 0, done.stderr

@@ -12,9 +12,9 @@ from pathlib import PurePath
 
 from torch import Tensor
 
-from .. import __version__
 from ..models.checkpoint import tensor_bytes
 from ..settings import NetworkConfig, TrainConfig, to_dict
+from ..version import __version__
 from .types import ADAPTER_TYPES
 
 OWN_KEYS = ("type", "rank", "alpha", "dropout", "weights")  # settings of the network that `ss_*` has keys for, or nobody needs

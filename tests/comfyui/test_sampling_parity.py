@@ -85,8 +85,8 @@ def picture(base: Path, entry: dict, tag: str) -> np.ndarray:
     return np.array(Image.open(base / "output" / image["subfolder"] / image["filename"]).convert("RGB")).astype(float) / 255
 
 
-@pytest.mark.parametrize("network", ["AnimaLoRANetwork", "AnimaLoKrNetwork"])
-def test_graph_file_and_preview_are_one_picture(server, base, network):
+def training(server: ComfyUI, network: str) -> Graph:
+    """A graph that trains a few steps, with previews before the first and after the last."""
     graph = Graph(server)
     graph.add("transformer", "AnimaTransformerLoader", transformer="anima.safetensors", dtype="fp32")
     graph.add("vae", "AnimaVAELoader", vae="vae.safetensors")
@@ -101,6 +101,12 @@ def test_graph_file_and_preview_are_one_picture(server, base, network):
     links |= {"dataset": ["data", 0], "network": ["network", 0], "optimizer": ["optimizer", 0], "samples": ["previews", 0]}
     settings = dict(steps=4, batch_size=2, output_name=network, save_precision="fp32", model=["unet", 0])
     graph.add("train", "AnimaTrain", **links, **settings)
+    return graph
+
+
+@pytest.mark.parametrize("network", ["AnimaLoRANetwork", "AnimaLoKrNetwork"])
+def test_graph_file_and_preview_are_one_picture(server, base, network):
+    graph = training(server, network)
     sampler(graph, "base", ["unet", 0])
     sampler(graph, "trained", ["train", 1])
     graph.add("applied", "LoraModelLoader", model=["unet", 0], lora=["train", 0], strength_model=1.0)
