@@ -1,5 +1,6 @@
 """Shared fixtures. Tests that need a ComfyUI ask for the fixture `comfyui_oracle` and skip, with the reason, without one."""
 
+import gc
 import json
 import os
 import signal
@@ -27,6 +28,7 @@ hypothesis.settings.load_profile("any machine")
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Mark tests by what they ask for and where they lie; pyproject.toml says what the marks mean."""
+    gc.freeze()  # a run collects garbage three times, which among torch's and pytest's million objects takes a second
     for item in items:
         if "comfyui" in item.fixturenames:
             item.add_marker("comfyui")

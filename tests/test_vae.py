@@ -94,7 +94,7 @@ def test_any_tile_size_is_usable(linear):
     (picture,) = pictures((1, 304, 520))
     latents = linear.encode(picture, tile=301)
     assert latents.shape == (1, 16, 38, 65) and relative_error(latents, linear.encode(picture, tile=0)) < 0.02
-    with pytest.raises(SettingError, match="vae_tile 7: must be at least 256"):
+    with pytest.raises(SettingError, match="vae_tile=7: must be at least 256"):
         linear.encode(picture, tile=7)
 
 
