@@ -27,13 +27,18 @@ hypothesis.settings.load_profile("any machine")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Mark tests by what they ask for and where they lie; pyproject.toml says what the marks mean."""
+    """Mark tests by what they ask for and where they lie (see pyproject.toml); begin with the files that take long.
+
+    So no worker of pytest-xdist is left alone with one at the end.
+    """
     gc.freeze()  # a run collects garbage three times, which among torch's and pytest's million objects takes a second
     for item in items:
         if "comfyui" in item.fixturenames:
             item.add_marker("comfyui")
         if item.path.is_relative_to(ROOT / "tests" / "faults"):
             item.add_marker("faults")
+    long = {item.path for item in items if {"comfyui", "faults", "slow"} & {mark.name for mark in item.iter_markers()}}
+    items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.fixture(autouse=True)

@@ -48,6 +48,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.slow
 def test_saved_file_equals_the_live_network(model, pictures, tmp_path, layout):
     """Patching the base weights with the saved file gives the velocity that the trained network gave."""
     network_config = LAYOUTS[layout]
@@ -120,6 +121,7 @@ def test_an_adapter_suits_its_own_pictures(model, tmp_path):
     assert gains["held_out"] < 0.8 * gains["other"]
 
 
+@pytest.mark.slow
 def test_same_seed_same_bits(model, pictures, tmp_path):
     subset = dict(shuffle_caption=True, caption_dropout_rate=0.2, flip_aug=True)
     network = NetworkConfig(rank=4, dropout=0.1, rank_dropout=0.1, module_dropout=0.1)
@@ -132,6 +134,7 @@ def test_same_seed_same_bits(model, pictures, tmp_path):
     assert not same_tensors(files[0][0], files[2][0])
 
 
+@pytest.mark.slow
 def test_previews_checkpointing_and_prefetch_change_nothing(model, pictures, tmp_path):
     plain = train(train_config(model, pictures, tmp_path / "a"))
     samples = SampleConfig(prompts=("red circle",), width=64, height=64, steps=2, cfg=2.0, every_n_steps=2, at_first=True)
