@@ -87,8 +87,11 @@ def watcher() -> tuple[str, subprocess.Popen]:
 
 
 def kill_marked(mark: str) -> None:
-    """Kill every process whose mark begins so, until there is none."""
-    while found := [process for process in psutil.process_iter() if mark_of(process).startswith(mark)]:
+    """Kill every process whose mark begins so, until twice none is found: a process has no environment while it execs."""
+    looks = 2
+    while looks:
+        found = [process for process in psutil.process_iter() if mark_of(process).startswith(mark)]
+        looks = 2 if found else looks - 1
         for process in found:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()

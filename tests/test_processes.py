@@ -39,7 +39,7 @@ def test_a_process_ends_with_all_that_it_started_when_a_test_fails():
     with pytest.raises(KeyboardInterrupt):
         with processes.started([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as parent:
             child = int(parent.stdout.readline())
-            assert runs(parent.pid) and runs(child)
+            processes.wait_until(lambda: runs(parent.pid) and runs(child), parent)
             raise KeyboardInterrupt
     assert not runs(parent.pid) and not runs(child)
 
