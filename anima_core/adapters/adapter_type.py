@@ -24,7 +24,7 @@ class Layer:
 
 
 class Adapter(nn.Module):
-    """A correction of one linear layer: x [..., in] -> [..., out] in x's dtype.
+    """A correction of one linear layer: its input x [..., in] and output y [..., out] -> what is added to y, in x's dtype.
 
     Its parameters are fp32, whatever the base model's dtype, and named as in the file (see `AdapterType.tensors`).
     """
@@ -47,7 +47,8 @@ class AdapterType:
     name: in `network.type`. modules: the words of --network_module that mean it, ours first.
     tensors: what a layer's tensors are called in a file; a parameter may leave out a final `.weight`.
     build: the adapter of a layer. Raises SettingError for settings that the type does not have.
-    size: rank and alpha of a layer of a file. delta: what it adds to the base weight, [out, in] fp32, from those tensors.
+    size: rank and alpha of a layer of a file. delta: what it adds to the base weight, [out, in] fp32, from those tensors and
+    that weight.
     """
 
     name: str
@@ -55,7 +56,7 @@ class AdapterType:
     tensors: frozenset[str]
     build: Callable[[Layer, NetworkConfig], Adapter]
     size: Callable[[Mapping[str, Tensor]], Size]
-    delta: Callable[[Mapping[str, Tensor]], Tensor]
+    delta: Callable[[Mapping[str, Tensor], Tensor], Tensor]
 
 
 def alpha_of(tensors: Mapping[str, Tensor]) -> float | None:

@@ -8,7 +8,7 @@ from .adapter_type import Adapter
 
 
 class AdaptedLinear(nn.Module):
-    """y = base(x) + multiplier * adapter(x). The base layer is kept as it is, and only called."""
+    """base(x) + multiplier * adapter(x, base(x)). The base layer is kept as it is, and only called."""
 
     def __init__(self, base: nn.Linear, adapter: Adapter) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class AdaptedLinear(nn.Module):
         y = self.base(x)
         if self.multiplier == 0:
             return y
-        correction = self.adapter(x)
+        correction = self.adapter(x, y)
         return y + (correction if self.multiplier == 1 else correction * self.multiplier)
 
 

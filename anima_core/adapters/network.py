@@ -135,7 +135,7 @@ def layer_delta(network: AdapterNetwork, module: Adapted) -> Tensor:
     if isinstance(module, AdaptedNorm):
         return module.w_norm
     tensors = network.tensors(module.adapter)
-    return network.kind.delta(tensors | {"alpha": torch.tensor(module.adapter.alpha)})
+    return network.kind.delta(tensors | {"alpha": torch.tensor(module.adapter.alpha)}, module.weight.float())
 
 
 class NormHolder(nn.Module):

@@ -41,7 +41,7 @@ class LoKr(Adapter):
 
     Either factor may be a product of rank r: w1 = w1_a [l, r] w1_b [r, m], w2 = w2_a [k, r] w2_b [r, n].
     scale = alpha / r, and 1 when both factors are whole (alpha is then stored as r, which ComfyUI ignores).
-    x [..., in] -> [..., out], in x's dtype. `dropout` acts on x, `rank_dropout` on w2's r values, `module_dropout` on all.
+    `dropout` acts on x, `rank_dropout` on w2's r values, `module_dropout` on all.
     """
 
     def __init__(self, layer: Layer, alpha: float, factor: int, full_matrix: bool, decompose_both: bool) -> None:
@@ -71,7 +71,7 @@ class LoKr(Adapter):
     def w1(self) -> Tensor:
         return self.lokr_w1 if hasattr(self, "lokr_w1") else self.lokr_w1_a @ self.lokr_w1_b
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
         _, _, m, n = self.shape
         masks = self._masks(x) if self.training and self.dropouts.active else None
         if masks is not None:
@@ -111,7 +111,7 @@ def factor_of(tensors: Mapping[str, Tensor], name: str) -> Tensor:
     return tensors[f"{name}_a"].float() @ tensors[f"{name}_b"].float()
 
 
-def delta(tensors: Mapping[str, Tensor]) -> Tensor:
+def delta(tensors: Mapping[str, Tensor], base: Tensor) -> Tensor:
     """Compute (alpha / r) kron(w1, w2); without a rank or an alpha the scale is 1, as in ComfyUI."""
     rank, alpha = size(tensors)
     scale = 1.0 if alpha is None or rank is None else alpha / rank

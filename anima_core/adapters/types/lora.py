@@ -16,7 +16,7 @@ from ..dropouts import kaiming, keep_mask
 class LoRA(Adapter):
     """Low-rank correction of a Linear(in, out): delta W = (alpha / r) up down, down [r, in], up [out, r] (zero at the start).
 
-    x [..., in] -> [..., out], in x's dtype. `dropout` and `rank_dropout` act on the r inner values, `module_dropout` on all.
+    `dropout` and `rank_dropout` act on the r inner values, `module_dropout` on all.
     """
 
     zero_init = "lora_up"
@@ -30,7 +30,7 @@ class LoRA(Adapter):
         self.lora_down = nn.Parameter(kaiming((layer.rank, layer.inputs), layer.generator))
         self.lora_up = nn.Parameter(torch.zeros(layer.outputs, layer.rank))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
         hidden = F.linear(x, self.lora_down.to(x.dtype))
         factor: Tensor | float = self.scale
         if self.training and self.dropouts.active:
@@ -56,7 +56,7 @@ def size(tensors: Mapping[str, Tensor]) -> Size:
     return Size(None if down is None else down.shape[0], alpha_of(tensors))
 
 
-def delta(tensors: Mapping[str, Tensor]) -> Tensor:
+def delta(tensors: Mapping[str, Tensor], base: Tensor) -> Tensor:
     """Compute (alpha / r) up down; without an alpha the scale is 1, as in ComfyUI."""
     rank, alpha = size(tensors)
     scale = 1.0 if alpha is None or rank is None else alpha / rank
