@@ -6,7 +6,7 @@ backslashes. Read with the standard library where Python has it (3.11), else wit
 
 import json
 import re
-from collections.abc import Callable
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,10 @@ import toml
 
 from ..errors import FileError
 
-loads: Callable[[str], dict[str, Any]]
-try:
+if sys.version_info >= (3, 11):
     from tomllib import loads
-except ModuleNotFoundError:  # Python 3.10
+else:
     from toml import loads
-
 
 MOST_DOTS = 1000  # in a line: the parsers take the square of a dotted key's length, minutes for 50,000
 
