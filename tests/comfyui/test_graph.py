@@ -142,12 +142,12 @@ def test_a_changed_caption_and_a_new_picture_are_noticed(server, base):
     [
         (lambda g: g.add("optimizer", "AnimaOptimizer", optimizer="RAdamScheduleFree", lr_scheduler="cosine"), "optimizer=RAdamScheduleFree requires lr_scheduler=constant"),
         (lambda g: g.add("optimizer", "AnimaOptimizer", optimizer="RAdamScheduleFree", lr_warmup_steps=5), "optimizer=RAdamScheduleFree requires lr_warmup_steps=0"),
-        (lambda g: g.prompt["train"]["inputs"].update(output_name="../escape"), "use a plain file name"),
-        (lambda g: g.prompt["data"]["inputs"].update(folder="missing"), "no such folder of pictures"),
-        (lambda g: g.prompt["train_network"]["inputs"].update(include="nothing.like.this"), "matches no layer"),
+        (lambda g: g.prompt["train"]["inputs"].update(output_name="../escape"), "output_name='../escape': use a plain file name"),
+        (lambda g: g.prompt["data"]["inputs"].update(folder="missing"), "no such folder of pictures; check folder"),
+        (lambda g: g.prompt["train_network"]["inputs"].update(include="nothing.like.this"), "include 'nothing.like.this': matches no layer"),
     ],
 )  # fmt: skip
-def test_bad_settings_are_refused_on_the_node(server, base, change, text):
+def test_bad_settings_are_refused_on_the_node_in_its_own_words(server, base, change, text):
     before = loras(base)
     graph = Graph(server)
     graph.training(output_name="refused")
