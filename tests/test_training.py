@@ -325,4 +325,4 @@ def test_intermediate_files_are_kept_as_asked(model, pictures, tmp_path):
         "test-step00000004.safetensors",
         "test-step00000005.safetensors",
     ]
-    assert len(list((result.run_dir / "checkpoints").iterdir())) == 2
+    assert len(list((result.run_dir / "checkpoints").iterdir())) == 3  # these, and the last step's

@@ -11,7 +11,6 @@ from anima_core.errors import RunError
 from anima_core.training.events import Events
 from anima_core.training.gradient import FlatGradient
 from anima_core.training.reporting import LossReader, StepRecord
-from anima_core.training.rundir import intermediate_saves, prune
 from anima_core.training.state import flatten_optimizer, unflatten_optimizer
 from anima_core.training.watchdog import Watchdog
 
@@ -147,15 +146,3 @@ def test_events_reach_the_log_and_the_listener(tmp_path):
     events.close()
     lines = (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 2 and "日本語" in lines[0] and seen == ["note", "step"]
-
-
-@pytest.mark.parametrize("name", ["x", "style [v2]", "a.b", "x-step"])
-def test_pruning_finds_a_runs_own_files_only(tmp_path, name):
-    own = [tmp_path / f"{name}-step{step:08d}.safetensors" for step in (20, 40, 100)]
-    others = [tmp_path / f"{name}{end}.safetensors" for end in ("", "-step2", "-step00000020-2", "-stepping")]
-    others += [tmp_path / f"other-{name}-step00000020.safetensors", tmp_path / f"{name}-step00000020.safetensors.bak"]
-    for path in own + others:
-        path.write_bytes(b"")
-    assert intermediate_saves(tmp_path, name) == own
-    prune(intermediate_saves(tmp_path, name), keep=1)
-    assert {*tmp_path.iterdir()} == {own[-1], *others}

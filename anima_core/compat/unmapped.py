@@ -34,6 +34,7 @@ IGNORED = {  # name -> (number of values, reason)
     **dict.fromkeys(("full_fp16", "full_bf16", "fp16_master_weights_and_gradients"), (0, "the adapter is always fp32: in bf16 most updates of a LoKr round away")),
     **dict.fromkeys(("initial_epoch", "initial_step"), (1, _CHECKPOINT)),
     **dict.fromkeys(("skip_until_initial_step", "anima_resume_snapshot_strict", "resume_ignore_optimizer_mismatch"), (0, _CHECKPOINT)),
+    **dict.fromkeys(("save_state_on_train_end",), (0, "the last step's state is always written")),
     **dict.fromkeys(("save_model_as",), (1, "adapters are safetensors")),
     **dict.fromkeys(("save_n_epoch_ratio",), (1, "use save_every_n_epochs")),
     **dict.fromkeys(("use_safetensors", "no_metadata", "skip_cache_check", "debug_dataset", "random_crop", "color_aug", "enable_wildcard"), (0, "not done here")),

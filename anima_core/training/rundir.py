@@ -14,6 +14,7 @@ from ..files import TEMPORARY, unused, write_whole
 from ..settings import to_dict
 from ..settings.toml_file import dump_toml
 from .preflight import Plan
+from .saves import Saves, moved_into
 from .state import step_of
 
 
@@ -47,20 +48,26 @@ def set_earlier_run_aside(plan: Plan) -> list[str]:
     if earlier:
         aside = unused(folder)
         os.replace(folder, aside)
-        notes.append(f"an earlier run of this name is kept in {aside}; `output.resume`={aside} continues it")
+        moved = Saves(aside, "adapters").set_aside(aside)
+        kept = f"{aside}, with {len(moved)} adapters that it saved on its way" if moved else str(aside)
+        notes.append(f"an earlier run of this name is kept in {kept}; `output.resume`={aside} continues it")
     return notes
 
 
 def set_later_steps_aside(plan: Plan) -> list[str]:
-    """Move checkpoints newer than the resumed one to `set_aside/`, or "latest" would pick them again. Damaged ones too."""
+    """Move what was saved after the resumed step to `set_aside/`: it is of a branch that was given up.
+
+    Else "latest" would pick its checkpoints again, and its adapters would push out those that are to come. Damaged ones too.
+    """
     assert plan.resume_from is not None
-    resumed = step_of(plan.resume_from)
+    resumed, aside = step_of(plan.resume_from), plan.run_dir / "set_aside"
     later = [path for path in (plan.run_dir / "checkpoints").glob("step-*") if step_of(path) > resumed]
     for path in later:
-        aside = unused(plan.run_dir / "set_aside" / path.name)
-        aside.parent.mkdir(exist_ok=True)
-        os.replace(path, aside)
-    return [f"{len(later)} later checkpoints are set aside in {plan.run_dir / 'set_aside'}"] if later else []
+        moved_into(aside, path)
+    Saves(plan.run_dir, "checkpoints").set_aside(aside, after=resumed)  # they are moved: this drops them from the list
+    adapters = Saves(plan.run_dir, "adapters").set_aside(aside, after=resumed)
+    found = [f"{len(found)} later {sort}" for sort, found in (("checkpoints", later), ("adapters", adapters)) if found]
+    return [f"{' and '.join(found)} are set aside in {aside}"] if found else []
 
 
 def half_written(plan: Plan) -> list[Path]:
@@ -100,19 +107,3 @@ def freeze_config(plan: Plan) -> str:
         way_out = "free some space, or choose another `output.dir`"
         raise FileError(f"{path}: cannot be written ({error.strerror}); {way_out}") from None
     return text
-
-
-def intermediate_saves(folder: Path, name: str) -> list[Path]:
-    """List the files `name-step00000100.safetensors` of a run, by step; no other run's, however it is named."""
-    pattern = re.compile(re.escape(name) + r"-step\d{8}\.safetensors")
-    return sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name))
-
-
-def prune(paths: list[Path], keep: int) -> None:
-    """Delete all but the last `keep` of files or folders sorted by age; 0 keeps all. A kill leaves none that looks whole."""
-    for path in paths[: -keep if keep else 0]:
-        if path.is_dir():
-            path = path.replace(path.with_name(f".{path.name}.pruned"))  # see `half_written`
-            shutil.rmtree(path)
-        else:
-            path.unlink()
