@@ -1,5 +1,8 @@
 """What a run saves on its way: which saves stay, and that no file of anybody else is ever deleted or overwritten."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 
 from anima_core.settings import OutputConfig
@@ -64,32 +67,28 @@ def test_only_what_is_listed_is_deleted(tmp_path):
 
 
 def test_a_save_that_cannot_be_deleted_is_a_warning_and_tried_again(tmp_path, monkeypatch):
-    from anima_core.training import saves as module
-
     saves = listed(tmp_path, 2, 4)
 
-    def held(path):
+    def held(path, **options):
         raise PermissionError(13, "another process has it open")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "delete", held)
+        patch.setattr(Path, "unlink", held)
         (warning,) = saves.prune(Keep(newest=1))
-    assert "x-step00000002.safetensors: an older save cannot be deleted (another process has it open)" in warning
+    assert warning.startswith("x-step00000002.safetensors: cannot be deleted")
     assert saves.prune(Keep(newest=1)) == [] and [save.step for save in saves.read()] == [4]
 
 
 def test_a_kill_while_an_old_checkpoint_is_deleted_leaves_none_that_looks_whole(tmp_path, monkeypatch):
-    from anima_core.training import saves as module
-
     saves = Saves(tmp_path, "checkpoints")
     for number in (1, 2):
         (tmp_path / "checkpoints" / f"step-0000000{number}").mkdir(parents=True)
         saves.add(tmp_path / "checkpoints" / f"step-0000000{number}", number, AUTO)
 
-    def killed(path):
+    def killed(path, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module.shutil, "rmtree", killed)
+    monkeypatch.setattr(shutil, "rmtree", killed)
     with pytest.raises(KeyboardInterrupt):
         saves.prune(Keep(auto=1))
     assert [path.name for path in (tmp_path / "checkpoints").glob("step-*")] == ["step-00000002"]

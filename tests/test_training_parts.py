@@ -61,7 +61,7 @@ def test_fp16_scale_halves_on_overflow_and_cancels_out():
 def test_losses_come_in_order():
     reader = LossReader()
     for step in (1, 2):
-        reader.push(StepRecord(step, 1e-4, ["a.png"]), torch.tensor(float(step)), torch.tensor(0.5))
+        reader.push(StepRecord(step, 1e-4, ["a.png"]), torch.tensor([float(step), 0.0, 0.5, 1.0]))
     records = reader.ready()
     assert [(r.step, r.loss, r.grad_norm) for r in records] == [(1, 1.0, 0.5), (2, 2.0, 0.5)]
     assert reader.ready() == []
@@ -79,12 +79,55 @@ class FakeNetwork(nn.Module):
 def test_a_non_finite_loss_names_its_pictures_and_stops_after_three():
     dog = Watchdog(FakeNetwork(1.0))
     names = ["broken.png"]
-    assert "broken.png" in dog.check_loss(1, math.nan, names)
-    assert dog.check_loss(2, 0.5, names) is None
-    dog.check_loss(3, math.inf, names)
-    dog.check_loss(4, math.nan, names)
-    with pytest.raises(RunError, match=r"step 5: .*3 times in a row.*broken\.png"):
-        dog.check_loss(5, math.nan, names)
+    assert "broken.png" in dog.check(1, math.nan, math.nan, names)
+    assert dog.check(2, 0.5, 1.0, names) is None
+    dog.check(3, math.inf, math.nan, names)
+    dog.check(4, math.nan, math.nan, names)
+    with pytest.raises(RunError, match=r"step 5: the loss was not finite 3 times in a row.*broken\.png"):
+        dog.check(5, math.nan, math.nan, names)
+
+
+def test_a_non_finite_gradient_counts_like_a_non_finite_loss():
+    dog = Watchdog(FakeNetwork(1.0))
+    assert dog.check(1, 0.5, math.inf, ["a.png"]) == "step 1: the gradient is inf; the step was left out (pictures: a.png)"
+    dog.check(2, math.nan, math.nan, ["a.png"])
+    with pytest.raises(RunError, match=r"step 3: the gradient was not finite 3 times in a row \(pictures: b\.png"):
+        dog.check(3, 0.5, math.nan, ["b.png"])
+
+
+def test_the_search_for_the_fp16_scale_may_take_many_steps_but_has_an_end():
+    """Each overflow halves the scale on the device; at its least an overflow counts as anywhere."""
+    model, dog = small_model(), Watchdog(FakeNetwork(1.0))
+    gradient = FlatGradient(list(model.parameters()), fp16=True)
+    scales = []
+    with pytest.raises(RunError, match="the gradient was not finite 3 times in a row"):
+        for step in range(1, 40):
+            gradient.zero()
+            gradient.backward(model(torch.ones(1, 5)).sum() * math.inf)
+            norm = gradient.finish(0)
+            scales.append(gradient.used_scale.item())
+            dog.check(step, 0.5, norm.item(), ["a.png"], scales[-1])
+    assert scales == [2.0**n for n in range(14, -1, -1)] + [1.0, 1.0]
+
+
+def test_a_run_without_any_good_step_is_an_error():
+    dog = Watchdog(FakeNetwork(0.0))
+    dog.check_trained()  # a run that was continued at its end has no steps to take
+    dog.check(1, math.nan, math.nan, [])
+    with pytest.raises(RunError, match="none of 1 steps had a finite loss and gradient"):
+        dog.check_trained()
+    dog.check(2, 0.5, 1.0, [])
+    dog.check_trained()
+
+
+def test_steps_that_were_left_out_do_not_count_against_an_adapter_that_has_not_moved():
+    dog = Watchdog(FakeNetwork(0.0))
+    for step in range(1, 9):
+        dog.check(step, 0.5, math.inf, [], scale=2.0)
+    for step in range(9, 13):
+        dog.check(step, 0.5, 1.0, [])
+    with pytest.raises(RunError, match="still zero"):
+        dog.check(13, 0.5, 1.0, [])
 
 
 def test_the_last_good_adapter_comes_back():

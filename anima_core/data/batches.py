@@ -1,5 +1,6 @@
 """Which pictures meet in which batch, in an order that (seed, epoch, position) alone decides."""
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,6 +58,10 @@ class Batches:
 
     def len_epoch(self) -> int:
         return len(self._plan)  # the same in every epoch: groups do not change
+
+    def most_pixels(self) -> int:
+        """Return the pixels of the run's largest batch, those of all its pictures together."""
+        return max(len(batch) * math.prod(self.items[batch[0]].bucket) for batch in self._plan)
 
     def state_dict(self) -> dict[str, int]:
         """Return the position of the next batch."""

@@ -5,7 +5,7 @@ Every random number depends only on (seed, micro-batch number), so prefetching, 
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 
 from .. import seeds
+from ..errors import RunError, is_out_of_memory
 from ..models.transformer import PATCH
 from ..settings import TrainConfig
+from ..tensors import to_device
 from . import flow
+from .device import current
 from .prepare import TrainingData
 from .ranks import Ranks
 
@@ -24,7 +27,7 @@ BATCHES_AHEAD = 2  # ready while one trains
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch of pictures of one size. All tensors fp32."""
+    """One micro-batch of pictures of one size. All tensors fp32, but the text."""
 
     number: int  # among all micro-batches of the run
     latents: Tensor  # [B, 16, h, w], normalised
@@ -32,13 +35,21 @@ class Batch:
     t: Tensor  # [B]
     mask: Tensor | None  # [B, 1, h, w], weighs the loss
     weight: Tensor  # [B]
-    text: list[dict[str, Tensor]]
+    text: dict[str, Tensor]  # see `TextEmbeddings.fetch`
     names: list[str]
     next_position: dict[str, int]  # of the data, after this round of all processes
 
     def to(self, device: torch.device) -> "Batch":
-        moved = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
-        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in moved.items()})
+        return self._each(lambda tensor: to_device(tensor, device))
+
+    def pinned(self) -> "Batch":
+        """Return it in page-locked memory, so that the copy to the device does not wait."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        changed: dict[str, Any] = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **changed, text={name: change(tensor) for name, tensor in self.text.items()})
 
 
 class Feed:
@@ -67,14 +78,19 @@ class Feed:
 
     def __next__(self) -> Batch:
         batch = self._queue.get()
+        if isinstance(batch, RuntimeError) and is_out_of_memory(batch):  # the thread has ended: no second try
+            way_out = "set `train.caption_variants` above 0, so that Qwen leaves the device"
+            said = str(batch).partition("\n")[0][:120]
+            raise RunError(f"out of memory while a batch was made ({said}); {way_out}")
         if isinstance(batch, BaseException):
             raise batch
         return batch
 
     def _work(self) -> None:
         try:
-            while not self._closed.is_set():
-                self._put(self._make())
+            with current(self._device):
+                while not self._closed.is_set():
+                    self._put(self._make())
         except BaseException as error:  # handed to the loop, which raises it
             self._put(error)
 
@@ -107,7 +123,7 @@ class Feed:
             names=[draw.item.picture.name for draw in draws],
             next_position=data.batches.state_dict(),
         )
-        return pin(batch) if self._device.type == "cuda" else batch
+        return batch.pinned() if self._device.type == "cuda" else batch
 
 
 def stack_masks(masks: list[Tensor | None], latents: Tensor) -> Tensor | None:
@@ -116,9 +132,3 @@ def stack_masks(masks: list[Tensor | None], latents: Tensor) -> Tensor | None:
         return None
     ones = torch.ones(1, *latents.shape[2:])
     return torch.stack([ones if mask is None else mask for mask in masks])
-
-
-def pin(batch: Batch) -> Batch:
-    """Move a batch to page-locked memory, so that the copy to the device does not wait."""
-    pinned = {f.name: getattr(batch, f.name) for f in fields(batch) if isinstance(getattr(batch, f.name), Tensor)}
-    return replace(batch, **{name: tensor.pin_memory() for name, tensor in pinned.items()})

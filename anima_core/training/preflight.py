@@ -28,7 +28,7 @@ from ..models.vae import vae_config
 from ..settings import TrainConfig
 from . import optimizers
 from .events import Events, Listener
-from .memory import pick_device, pick_dtype, recomputes
+from .memory import pick_device, pick_dtype
 from .ranks import Ranks
 from .resume import compare_with, contents
 from .state import find_checkpoint
@@ -43,7 +43,6 @@ class Plan:
     config: TrainConfig
     device: torch.device
     dtype: torch.dtype
-    recompute: bool  # blocks are recomputed in the backward pass
     transformer: TransformerConfig
     pictures: Pictures
     reports: tuple[DataReport, ...]
@@ -65,7 +64,7 @@ def preflight(config: TrainConfig, ranks: Ranks | None = None, on_event: Listene
     on_event: hears how far the scan of the pictures is, and may answer "cancel": Interrupted.
     """
     device = pick_device(config.device) if ranks is None else ranks.device(config.device)
-    warnings = tuple(optimizers.preflight(config.optimizer))
+    warnings = tuple(optimizers.preflight(config.optimizer, device))
     sizes = check_models(config)
     check_network(config, sizes)
     run_dir = Path(config.output.dir) / f"{config.output.name}-run"
@@ -80,7 +79,6 @@ def preflight(config: TrainConfig, ranks: Ranks | None = None, on_event: Listene
         config=config,
         device=device,
         dtype=pick_dtype(config.model.dtype, device),
-        recompute=recomputes(config.memory, device),
         transformer=sizes,
         pictures=pictures,
         reports=reports,

@@ -1,6 +1,5 @@
 """The run folder `<output_dir>/<name>-run/`: frozen config, log, samples, checkpoints."""
 
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout  # torch itself brings it along
 
 from ..errors import FileError, SettingError
-from ..files import TEMPORARY, unused, write_whole
+from ..files import TEMPORARY, delete, replace, unused, write_whole
 from ..settings import to_dict
 from ..settings.toml_file import dump_toml
 from .preflight import Plan
@@ -24,7 +23,7 @@ def open_run_dir(plan: Plan) -> list[str]:
         notes = set_later_steps_aside(plan) if resumes_own(plan) else set_earlier_run_aside(plan)
         plan.run_dir.mkdir(parents=True, exist_ok=True)
         for left in half_written(plan):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+            delete(left)  # or at the next start
         return notes
     except OSError as error:
         way_out = "close what has it open, or choose another `output.name`"
@@ -47,7 +46,7 @@ def set_earlier_run_aside(plan: Plan) -> list[str]:
         notes.append(f"{adapter} is replaced at the end" + (", a copy is kept with its run" if earlier else ""))
     if earlier:
         aside = unused(folder)
-        os.replace(folder, aside)
+        replace(folder, aside)
         moved = Saves(aside, "adapters").set_aside(aside)
         kept = f"{aside}, with {len(moved)} adapters that it saved on its way" if moved else str(aside)
         notes.append(f"an earlier run of this name is kept in {kept}; `output.resume`={aside} continues it")

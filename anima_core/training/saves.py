@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..files import unused, write_whole
+from ..files import delete, replace, unused, write_whole
 
 LIST = "saves.json"
 STEP, EPOCH, AUTO, RESCUE = "step", "epoch", "auto", "rescue"
@@ -76,16 +76,11 @@ class Saves:
 
     def prune(self, keep: Keep) -> list[str]:
         """Delete what has outlived its time. Return warnings: what cannot be deleted now is tried again next time."""
-        warnings, gone = [], []
-        for save in outlived(self.read(), keep):
-            try:
-                delete(self.run_dir / save.path)
-                gone.append(save)
-            except OSError as error:
-                warnings.append(f"{save.path}: an older save cannot be deleted ({error.strerror}); it is tried again later")
+        old = outlived(self.read(), keep)
+        gone = [save for save in old if discard(self.run_dir / save.path)]
         if gone:
             self._write([save for save in self.read() if save not in gone])
-        return warnings
+        return [f"{save.path}: cannot be deleted, something has it open; it is tried again" for save in old if save not in gone]
 
     def set_aside(self, folder: Path, after: int = -1) -> list[Path]:
         """Move what was saved after a step into a folder, and drop it from the list. Return where it is now."""
@@ -113,17 +108,24 @@ class Saves:
 
 
 def moved_into(folder: Path, path: Path) -> Path:
-    """Move a file or folder into another, under a name that is free there."""
+    """Move a file or folder into another, under a name that is free there. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     aside = unused(folder / path.name)
-    shutil.move(path, aside)
+    try:
+        replace(path, aside)
+    except OSError:  # another disk
+        shutil.move(path, aside)
     return aside
 
 
-def delete(path: Path) -> None:
-    """Delete a file or folder that may be gone already. A kill leaves no folder that looks whole."""
+def discard(path: Path) -> bool:
+    """Delete a save, if it is there; tell whether it is gone. A kill leaves no folder that looks whole."""
     if path.is_dir():
-        path = path.replace(path.with_name(f".{path.name}.pruned"))  # see `rundir.half_written`
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+        hidden = path.with_name(f".{path.name}.pruned")  # see `rundir.half_written`
+        try:
+            replace(path, hidden)
+        except OSError:
+            return False
+        delete(hidden)  # or at the next start
+        return True
+    return delete(path)

@@ -91,7 +91,7 @@ class Saver:
     def save_adapter(self, path: Path) -> None:
         extra = self.metadata | {
             "ss_steps": str(self.state.step),
-            "ss_gradient_checkpointing": str(self.plan.recompute),
+            "ss_gradient_checkpointing": str(self.state.network.model.gradient_checkpointing),
             "ss_training_started_at": str(self.started),
             "ss_training_finished_at": str(time.time()),
         }
