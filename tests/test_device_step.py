@@ -1,6 +1,7 @@
 """A step as a card meets it: on one device alone, without waiting, from page-locked memory, two steps ahead at most."""
 
 import contextlib
+import dataclasses
 import itertools
 import types
 from collections import Counter
@@ -50,7 +51,13 @@ def batch_of(live: bool, dtype: torch.dtype) -> Batch:
     else:
         text = {"embeds": stack_rows(rows)} | row_counts(list(LENGTHS))
     noise, t = flow.noise_like(latents, g, 0.1), flow.sample_timesteps(2, FlowConfig(), g, tokens=16)
-    return Batch(0, latents, noise, t, torch.rand(2, 1, 8, 8, generator=g), torch.ones(2), text, ["a", "b"], {})
+    mask, place = torch.rand(2, 1, 8, 8, generator=g), dict(divisor=2, step_batches=2, ends_step=False, next_position={})
+    return Batch(0, latents, noise, t, mask, torch.ones(2), text, ["a", "b"], **place)
+
+
+def step_of(batch: Batch) -> list[Batch]:
+    """Two micro-batches."""
+    return [batch, dataclasses.replace(batch, ends_step=True)]
 
 
 def run_on(model: AnimaTransformer, network: NetworkConfig, optimizer: OptimizerConfig, live: bool = False) -> Run:
@@ -92,7 +99,7 @@ def test_a_step_mixes_no_devices_and_asks_the_device_for_nothing(model, case):
         empty = AnimaTransformer(transformer_config(model.transformer, read_header(model.transformer))).to(dtype)
     run = run_on(empty, network, OptimizerConfig(), live)
     batches: list[Batch] = []
-    loss = run.accumulate(itertools.repeat(batch_of(live, dtype)), batches)
+    loss = run.accumulate(iter(step_of(batch_of(live, dtype))), batches)
     told = run.ranks.tell(loss, None)
     norm = run.state.gradient.finish(1.0)
     numbers = torch.stack([*told, norm, run.state.gradient.used_scale])
@@ -116,7 +123,7 @@ class Waits(TorchDispatchMode):
 def test_how_often_a_step_waits(model, name, waits):
     """AdamW leaves a step out on the device. The ScheduleFree ones count in Python, which must know once in a step."""
     run = run_on(load_transformer(model.transformer, dtype=torch.bfloat16), LORA, OptimizerConfig(type=name))
-    batches = itertools.repeat(batch_of(False, torch.bfloat16))
+    batches = itertools.cycle(step_of(batch_of(False, torch.bfloat16)))
 
     def step() -> None:
         run.accumulate(batches, [])
@@ -245,10 +252,10 @@ def test_several_processes_learn_of_a_step_at_the_same_step(card, arrived):
 def test_micro_batches_are_fetched_when_their_turn_comes(model):
     """All at once at the beginning would let the card wait for the last."""
     run = run_on(load_transformer(model.transformer), LORA, OptimizerConfig())
-    seen, batch = [], batch_of(False, torch.float32)
+    seen = []
 
     def feed():
-        for number in itertools.count():
+        for number, batch in enumerate(step_of(batch_of(False, torch.float32))):
             seen.append(f"fetch {number}")
             yield batch
 
@@ -270,9 +277,9 @@ def test_the_feeding_thread_works_on_its_own_device_and_hands_out_page_locked_te
     monkeypatch.setattr("anima_core.training.feed.current", fake_current)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: current.append((tensor.shape, list(inside))) or tensor)
     feed = object.__new__(Feed)
-    feed.__init__(types.SimpleNamespace(), None, device, 0, Ranks())
+    feed.__init__(types.SimpleNamespace(), types.SimpleNamespace(device=device), 0, Ranks())
     batch = batch_of(True, torch.bfloat16)
-    feed._make = lambda: batch.pinned()
+    feed._make_step = lambda: iter([batch.pinned()])
     with feed:
         next(feed)
     shapes = [shape for shape, _ in current]

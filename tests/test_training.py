@@ -80,7 +80,7 @@ def fixed_loss(config, adapter=None, pictures=None):
     losses = []
     with torch.no_grad(), contextlib.nullcontext() if adapter else network.disabled():
         for number in range(data.batches_per_epoch):
-            draws = next(data.batches)
+            (draws,) = data.batches.take()
             latents = torch.stack([data.latents.latents(d) for d in draws])
             g = torch.Generator().manual_seed(number)
             noise, t = torch.randn(latents.shape, generator=g), torch.linspace(0.1, 0.9, len(draws))

@@ -48,6 +48,14 @@ def build_items(datasets: Sequence[DatasetConfig], pictures: Sequence[Sequence[P
     return items
 
 
+def steps_per_epoch(batches: int, per_step: int) -> int:
+    """Return the optimizer steps of an epoch: the last one averages what is left. As sd-scripts counts them.
+
+    per_step: micro-batches of a whole step, over all processes.
+    """
+    return max(1, math.ceil(batches / per_step))
+
+
 class Batches:
     """Endless batches of draws. In each epoch every item comes exactly once; what does not fill a batch makes a smaller one."""
 
@@ -71,12 +79,13 @@ class Batches:
         self.epoch, self.index = state["epoch"], state["index"]
         self._plan = self._plan_epoch(self.epoch)
 
-    def __next__(self) -> list[Draw]:
+    def take(self, count: int = 1) -> list[list[Draw]]:
+        """Return the next `count` batches, or those that are left of the epoch: no step crosses its end."""
         if self.index >= len(self._plan):
             self.load_state_dict({"epoch": self.epoch + 1, "index": 0})
-        batch = [self._draw(number) for number in self._plan[self.index]]
-        self.index += 1
-        return batch
+        taken = self._plan[self.index : self.index + count]
+        self.index += len(taken)
+        return [[self._draw(number) for number in batch] for batch in taken]
 
     @without_collector()
     def _plan_epoch(self, epoch: int) -> list[list[int]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..models.tokenizers import T5Tokenizer
 from ..settings import DatasetConfig
+from .batches import steps_per_epoch
 from .buckets import Size, bucket_table, choose_bucket
 from .cache_folder import INDEX
 from .folder import Picture, Stage, excerpt, scan, silent, without_collector
@@ -93,4 +94,4 @@ def report_lines(reports: Sequence[DataReport], per_step: int, names: int = NAME
 def epoch_line(reports: Sequence[DataReport], per_step: int) -> str:
     """Say how long one epoch is. per_step: micro-batches in an optimizer step, over all processes."""
     batches = sum(report.batches for report in reports)
-    return f"one epoch: {batches} batches, {math.ceil(batches / per_step)} steps"
+    return f"one epoch: {batches} batches, {steps_per_epoch(batches, per_step)} steps"

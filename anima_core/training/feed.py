@@ -3,6 +3,7 @@
 Every random number depends only on (seed, micro-batch number), so prefetching, previews and resuming change nothing.
 """
 
+import math
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -13,12 +14,13 @@ import torch
 from torch import Tensor
 
 from .. import seeds
+from ..data.batches import Draw
 from ..errors import RunError, is_out_of_memory
 from ..models.transformer import PATCH
-from ..settings import TrainConfig
 from ..tensors import to_device
 from . import flow
 from .device import current
+from .preflight import Plan
 from .prepare import TrainingData
 from .ranks import Ranks
 
@@ -37,7 +39,10 @@ class Batch:
     weight: Tensor  # [B]
     text: dict[str, Tensor]  # see `TextEmbeddings.fetch`
     names: list[str]
-    next_position: dict[str, int]  # of the data, after this round of all processes
+    divisor: float  # of its loss: how many micro-batches of its step each process has, on average; infinite: it counts not
+    step_batches: int  # micro-batches of its step, of all processes together
+    ends_step: bool  # the last one of its step in this process
+    next_position: dict[str, int]  # of the data, after the step
 
     def to(self, device: torch.device) -> "Batch":
         return self._each(lambda tensor: to_device(tensor, device))
@@ -55,12 +60,12 @@ class Batch:
 class Feed:
     """Iterate for endless batches, starting with micro-batch `first`. A context manager: leaving it ends the thread.
 
-    device: where the batches will go. A failure in the thread is raised by the iteration.
+    A failure in the thread is raised by the iteration.
     """
 
-    def __init__(self, data: TrainingData, config: TrainConfig, device: torch.device, first: int, ranks: Ranks) -> None:
-        self._data, self._config, self._device, self._ranks = data, config, device, ranks
-        self._number = first  # of the next round: each process takes one of its micro-batches
+    def __init__(self, data: TrainingData, plan: Plan, first: int, ranks: Ranks) -> None:
+        self._data, self._plan, self._ranks = data, plan, ranks
+        self._number = first  # of the first micro-batch of the next step
         self._queue: queue.Queue[Any] = queue.Queue(BATCHES_AHEAD)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._work, name="anima-feed", daemon=True)
@@ -88,9 +93,10 @@ class Feed:
 
     def _work(self) -> None:
         try:
-            with current(self._device):
+            with current(self._plan.device):
                 while not self._closed.is_set():
-                    self._put(self._make())
+                    for batch in self._make_step():
+                        self._put(batch)
         except BaseException as error:  # handed to the loop, which raises it
             self._put(error)
 
@@ -101,19 +107,36 @@ class Feed:
             except queue.Full:
                 continue
 
-    def _make(self) -> Batch:
-        data, flow_config = self._data, self._config.flow
-        draws = [next(data.batches) for _ in range(self._ranks.world)][self._ranks.rank]
-        number = self._number + self._ranks.rank
+    def _make_step(self) -> Iterator[Batch]:
+        """Make this process' micro-batches of the next step: in turn with the other processes.
+
+        At the end of an epoch a step may be short. Where a process has none left it repeats the last with no weight, because
+        all take part in the mean of the gradients.
+        """
+        drawn = self._data.batches.take(self._plan.batches_per_step)
+        position, world = self._data.batches.state_dict(), self._ranks.world
+        for first in range(0, len(drawn), world):
+            index = min(first + self._ranks.rank, len(drawn) - 1)
+            alone = first + self._ranks.rank == index
+            place = {
+                "number": self._number + index,
+                "divisor": len(drawn) / world if alone else math.inf,
+                "step_batches": len(drawn),
+                "ends_step": first + world >= len(drawn),
+                "next_position": position,
+            }
+            yield self._make(drawn[index], place)
+        self._number += len(drawn)
+
+    def _make(self, draws: list[Draw], place: dict[str, Any]) -> Batch:
+        data, config = self._data, self._plan.config
         latents = torch.stack([data.latents.latents(draw) for draw in draws])
         masks = [data.latents.mask(draw) for draw in draws]
-        generator = seeds.generator(self._config.seed, "noise", number)
+        generator = seeds.generator(config.seed, "noise", place["number"])
         tokens = latents.shape[2] * latents.shape[3] // PATCH**2
-        t = flow.sample_timesteps(len(draws), flow_config, generator, tokens=tokens)
-        noise = flow.noise_like(latents, generator, flow_config.noise_offset)
-        self._number += self._ranks.world
+        t = flow.sample_timesteps(len(draws), config.flow, generator, tokens=tokens)
+        noise = flow.noise_like(latents, generator, config.flow.noise_offset)
         batch = Batch(
-            number=number,
             latents=latents,
             noise=noise,
             t=t,
@@ -121,9 +144,9 @@ class Feed:
             weight=torch.tensor([draw.item.picture.subset.loss_weight for draw in draws]),
             text=data.embeddings.fetch([data.caption(draw) for draw in draws]),
             names=[draw.item.picture.name for draw in draws],
-            next_position=data.batches.state_dict(),
+            **place,
         )
-        return batch.pinned() if self._device.type == "cuda" else batch
+        return batch.pinned() if self._plan.device.type == "cuda" else batch
 
 
 def stack_masks(masks: list[Tensor | None], latents: Tensor) -> Tensor | None:

@@ -3,10 +3,10 @@
 `train` is the entry; `Run.take_steps` is the loop.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -99,8 +99,7 @@ def report_start(plan: Plan, ranks: Ranks, events: Events, notes: list[str]) -> 
             events.emit("note", text=line)
         for line in report.warnings():
             events.emit("warning", text=line)
-    per_step = plan.config.gradient_accumulation_steps * ranks.world
-    events.emit("note", text=epoch_line(plan.reports, per_step))
+    events.emit("note", text=epoch_line(plan.reports, plan.batches_per_step))
     device, dtype = str(plan.device), str(plan.dtype).removeprefix("torch.")
     events.emit("start", device=device, dtype=dtype, name=plan.config.output.name)
 
@@ -121,16 +120,13 @@ def build_run(plan: Plan, ranks: Ranks, events: Events) -> "Run":
         data.batches.load_state_dict(state.data_position)
         events.emit("note", text=f"resumed at step {state.step} from {plan.resume_from.name}")
     events.emit("note", text=network.describe())
-    batches_per_step = config.gradient_accumulation_steps * ranks.world
-    total = total_steps(config, data.batches_per_epoch, batches_per_step)
     watchdog = Watchdog(network)
-    reporter = StepReporter(events, watchdog, state.losses, total, plan.device, together=ranks.world > 1)
+    reporter = StepReporter(events, watchdog, state.losses, data.steps, plan.device, together=ranks.world > 1)
     saver = Saver(plan, events, state, reporter, watchdog, data.metadata(), config_text) if ranks.first else None
     samples = plan.run_dir / "samples"
     tile = vae_tile(plan.device, config.vae_tile)
     previews = Previews(config.samples, config.model.vae, tile, samples, data.embeddings)
-    epoch_steps = max(1, data.batches_per_epoch // batches_per_step)
-    return Run(plan, ranks, events, data, model, state, watchdog, reporter, saver, previews, epoch_steps)
+    return Run(plan, ranks, events, data, model, state, watchdog, reporter, saver, previews)
 
 
 def build_state(plan: Plan, network: AdapterNetwork, content: dict[str, str]) -> TrainState:
@@ -152,13 +148,6 @@ def build_state(plan: Plan, network: AdapterNetwork, content: dict[str, str]) ->
     return state
 
 
-def total_steps(config: TrainConfig, batches_per_epoch: int, batches_per_step: int) -> int:
-    """Return the optimizer steps of the run: of `max_train_epochs` when set, else `max_train_steps`."""
-    if config.max_train_epochs == 0:
-        return config.max_train_steps
-    return math.ceil(config.max_train_epochs * batches_per_epoch / batches_per_step)
-
-
 @dataclass
 class Run:
     """A run that is ready for its next step."""
@@ -173,7 +162,6 @@ class Run:
     reporter: StepReporter
     saver: Saver | None  # in the process that writes
     previews: Previews
-    epoch_steps: int
 
     def go(self) -> TrainResult:
         """Take the steps that are left, and save. On a failure the state is rescued first."""
@@ -198,11 +186,11 @@ class Run:
         config, state, total = self.plan.config, self.state, self.reporter.total
         state.network.train()
         reset_peak(self.model.device)
-        if state.step == 0 and self.previews.due(0, total, self.epoch_steps):
+        if state.step == 0 and self.previews.due(0, total, self.data.epoch_steps):
             self.preview()
         self.reporter.restart_clock()
         command = None
-        with Feed(self.data, config, self.model.device, state.micro_batches, self.ranks) as feed:
+        with Feed(self.data, self.plan, state.micro_batches, self.ranks) as feed:
             while state.step < total and (command := self.command()) is None:
                 factor = schedules.lr_factor(config.optimizer, state.step, total)
                 schedules.apply_lr(state.optimizer, factor)
@@ -213,7 +201,7 @@ class Run:
                 state.within_step = True
                 optimizers.step_if_finite(state.optimizer, state.ema, grad_norm)
                 state.gradient.zero()
-                state.micro_batches += len(batches) * self.ranks.world
+                state.micro_batches += batches[-1].step_batches
                 state.data_position = batches[-1].next_position
                 state.step += 1
                 state.within_step = False
@@ -273,17 +261,18 @@ class Run:
 
         batches: those that were fetched already; the others are added when their turn comes.
         """
-        count = self.plan.config.gradient_accumulation_steps
         loss = torch.zeros((), device=self.model.device)
-        for index in range(count):
+        for index in count():
             if self.ranks.world == 1:  # of several processes none may leave within a step
                 self.leave_if_cancelled(self.command())
             if index == len(batches):
                 batches.append(next(feed))
             self.state.network.begin_micro_batch(batches[index].number)
-            micro_loss = self.forward(batches[index]) / count
+            micro_loss = self.forward(batches[index]) / batches[index].divisor
             self.state.gradient.backward(micro_loss)
             loss += micro_loss.detach()
+            if batches[index].ends_step:
+                break
         return loss
 
     def forward(self, batch: Batch) -> Tensor:
@@ -303,11 +292,11 @@ class Run:
             self.events.emit("warning", text=text)
         if step % KEEP_GOOD_EVERY == 0:
             self.watchdog.keep(step)
-        if self.previews.due(step, self.reporter.total, self.epoch_steps):
+        if self.previews.due(step, self.reporter.total, self.data.epoch_steps):
             self.preview()
             self.reporter.restart_clock()
         if self.saver:
-            self.saver.save_if_due(self.epoch_steps)
+            self.saver.save_if_due(self.data.epoch_steps)
 
     def preview(self) -> None:
         """Draw the previews, in the process that writes. Without room for them they are left out."""

@@ -53,6 +53,11 @@ class Plan:
     world: int = 1  # processes that train together
 
     @property
+    def batches_per_step(self) -> int:
+        """Micro-batches of a step, over all processes."""
+        return self.config.gradient_accumulation_steps * self.world
+
+    @property
     def adapter_path(self) -> Path:
         output = self.config.output
         return Path(output.adapter_dir or output.dir) / f"{output.name}.safetensors"

@@ -1,12 +1,13 @@
 """What a run trains on: VAE latents and text are cached first, each model only in memory while it is needed."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 
 from .. import files, seeds
-from ..data.batches import Batches, Draw, Item, build_items
+from ..data.batches import Batches, Draw, Item, build_items, steps_per_epoch
 from ..data.cache import TensorCache, encoded_at_once, everything
 from ..data.captions import process_caption
 from ..data.embeddings import CachedEmbeddings, LiveEmbeddings, TextEmbeddings, taken
@@ -44,6 +45,8 @@ class TrainingData:
         self.latents = cached.latents
         self.embeddings = embeddings
         self.batches_per_epoch = cached.batches.len_epoch()
+        self.epoch_steps = steps_per_epoch(self.batches_per_epoch, plan.batches_per_step)
+        self.steps = total_steps(plan.config, self.epoch_steps)
         self.epochs = epochs(plan, cached.batches)
 
     def caption(self, draw: Draw) -> str:
@@ -104,11 +107,13 @@ def in_shares(ranks: Ranks, cache: TensorCache, fill: Callable[[Callable[[str], 
 
 def epochs(plan: Plan, batches: Batches) -> int:
     """Count the epochs that the run will touch."""
-    config = plan.config
-    if config.max_train_epochs:
-        return config.max_train_epochs
-    wanted = config.max_train_steps * config.gradient_accumulation_steps * plan.world
-    return wanted // max(1, batches.len_epoch()) + 1
+    epoch_steps = steps_per_epoch(batches.len_epoch(), plan.batches_per_step)
+    return math.ceil(total_steps(plan.config, epoch_steps) / epoch_steps)
+
+
+def total_steps(config: TrainConfig, epoch_steps: int) -> int:
+    """Return the optimizer steps of the run: of `max_train_epochs` when set, else `max_train_steps`."""
+    return config.max_train_epochs * epoch_steps or config.max_train_steps
 
 
 def cache_latents(plan: Plan, items: list[Item], events: Events, ranks: Ranks) -> LatentStore:
