@@ -47,6 +47,7 @@ def events(folder: Path) -> list[dict]:
 def test_two_processes_equal_one_with_twice_the_accumulation(model, pictures, tmp_path):
     extra = dict(shuffle_caption=None, network_dropout=0.1, flip_aug=None, save_precision="fp32", max_train_steps=5)
     common = [*flags(model, pictures, "OUT", **extra), "--shuffle_caption", "--flip_aug"]
+    common += ["--optimizer_args", "eps=1e-3"]  # else AdamW makes steps of full size from gradients that are rounding alone
 
     def at(folder, accumulation):
         named = [str(folder) if text == "OUT" else text for text in common]
