@@ -20,6 +20,7 @@ from ..data.check import check_datasets
 from ..data.folder import Picture
 from ..data.report import DataReport
 from ..errors import FileError, SettingError
+from ..files import longest_path
 from ..models.checkpoint import check_not_quantised, read_header
 from ..models.qwen import qwen_config, qwen_tokenizer_dir
 from ..models.tokenizers import load_t5_tokenizer
@@ -77,6 +78,7 @@ def preflight(config: TrainConfig, ranks: Ranks | None = None, on_event: Listene
     cache_dir = cache_folder(config)
     for folder in (config.output.dir, config.output.adapter_dir or config.output.dir, cache_dir):
         check_writable(Path(folder))
+    check_path_lengths(config, run_dir, cache_dir)
     pictures, reports = check_data(config, cache_dir, on_event)
     if resume_from is not None:
         warnings += (*passed_over, *compare_with(resume_from, config, contents(config, pictures)))
@@ -149,6 +151,21 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise FileError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from None
+
+
+def check_path_lengths(config: TrainConfig, run_dir: Path, cache_dir: Path) -> None:
+    """Check the longest paths that the run will write against what the system takes. Raises SettingError."""
+    limit = longest_path()
+    folders = {
+        "output.dir": (config.output.dir, run_dir / "checkpoints" / ".step-00000000.replaced" / "state.safetensors"),
+        "train.cache_dir": (cache_dir, cache_dir / "latents" / "00" / f".{'0' * 32}.00000000.tmp"),
+    }
+    for setting, (folder, longest) in folders.items():
+        length = len(str(longest.absolute()))
+        if length > limit:
+            problem = f"paths in it have {length} characters, the system takes {limit}"
+            way_out = "use a shorter folder or `output.name`, or allow Windows long paths (LongPathsEnabled)"
+            raise SettingError(f"`{setting}`={folder}: {problem}; {way_out}")
 
 
 def cache_folder(config: TrainConfig) -> Path:
