@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import FileError
 from ..models.checkpoint import TensorInfo, read_header, read_metadata, readable
-from ..models.kinds import UNKNOWN, kind_of
+from ..models.kinds import ADAPTER, UNKNOWN, kind_of
 from .keys import LOADED, TEXT_ENCODER, Parts, parts_of
 from .recognise import RANKS, type_name, type_of
 from .targets import words_of
@@ -25,10 +25,10 @@ def summarise(path: str | Path) -> dict[str, Any]:
     header = read_header(path)
     parts = parts_of(with_alphas(path, header))
     types = type_lines(parts)
-    kind = kind_of(header)
     if not header:
         raise FileError(f"{path}: holds no tensors; choose an adapter file")
-    if all(name.startswith("unknown") for name in types) and kind != UNKNOWN:
+    kind = kind_of(header)
+    if all(name.startswith("unknown") for name in types) and kind not in (UNKNOWN, f"it is {ADAPTER}"):
         raise FileError(f"{path}: not an adapter; {kind}")
     passed_over = [key for key in header if not key.startswith(LOADED)]
     found: dict[str, Any] = {

@@ -23,9 +23,11 @@ STARTS = (
 )
 LONGEST_START = max(len(start) for start, _ in STARTS)
 
+ADAPTER = "an adapter: give it as `network.weights`"
+
 # What stands in tensor names, the first match counts -> what the file is
 NAMES = (
-    (r"(^|\.|_)(lora_(down|up|A|B|mid)|lokr_[wt]|hada_[wt]|oft_(blocks|diag)|dora_scale)", "an adapter: give it as `network.weights`"),
+    (r"(^|\.|_)(lora_(down|up|A|B|mid)|lokr_[wt]|hada_[wt]|oft_(blocks|diag)|dora_scale)", ADAPTER),
     (r"(^|\.)transformer_blocks\.0\.", "a transformer with diffusers' names: give ComfyUI's single file, anima-….safetensors"),
     (r"(^|\.)llm_adapter\.", "an Anima transformer: give it as the transformer"),
     (r"decoder\.middle\.0\.residual", "a Qwen-Image VAE: give it as the VAE"),
