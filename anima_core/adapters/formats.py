@@ -1,6 +1,6 @@
 """Adapter files: written, read, converted, and put into a network to start from."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -91,9 +91,7 @@ def load_into(network: AdapterNetwork, path: str | Path) -> None:
     """
     layers = read_adapter(path)
     trained = dict(network.trained())
-    for name, tensors in layers.items():
-        if type_name(tensors) not in (network.kind.name, NORM):
-            raise SettingError(f"{WEIGHTS}: {other_type(name, tensors, network)}")
+    check_type(layers, network.kind.name)
     missing, unknown = [n for n in trained if n not in layers], [n for n in layers if n not in trained]
     if missing or unknown:
         first = unknown[0] if unknown else missing[0]
@@ -121,10 +119,14 @@ def _load_layer(name: str, module: Adapter | AdaptedNorm, network: AdapterNetwor
             getattr(module, module.zero_init).mul_((rank if alpha is None else alpha) / module.alpha)
 
 
-def other_type(name: str, tensors: Iterable[str], network: AdapterNetwork) -> str:
-    """Say that a layer of a file is of another type than the network's, and the way out."""
-    found, known = type_name(tensors), ", ".join(ADAPTER_TYPES.names)
-    if found in ADAPTER_TYPES.names:
-        return f"{name} is a {found}, this network a {network.kind.name}; train a {found}"
-    what = found or f"unknown ({', '.join(sorted(tensors))})"
-    return f"the type of {name} is {what}, which is not trained here; start from a file of {known}"
+def check_type(layers: Layers, wanted: str) -> None:
+    """Check that all layers of a file are of a network's type, or norms. Raises SettingError with the way out."""
+    for name, tensors in layers.items():
+        found = type_name(tensors)
+        if found in (wanted, NORM):
+            continue
+        if found in ADAPTER_TYPES.names:
+            raise SettingError(f"{WEIGHTS}: {name} is a {found}, this network a {wanted}; train a {found}")
+        what, known = found or f"unknown ({', '.join(sorted(tensors))})", ", ".join(ADAPTER_TYPES.names)
+        way_out = f"start from a file of {known}"
+        raise SettingError(f"{WEIGHTS}: the type of {name} is {what}, which is not trained here; {way_out}")

@@ -73,7 +73,9 @@ class TrainState:
         except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             reason = getattr(error, "strerror", None) or error
-            raise FileError(f"{folder}: the checkpoint could not be written ({reason}); free some space") from None
+            raise FileError(
+                f"{folder}: the checkpoint could not be written ({reason}); free some space or choose another folder"
+            ) from None
 
     def _write_files(self, folder: Path, config_text: str) -> None:
         tensors, scalars = flatten_optimizer(self.optimizer.state_dict())
@@ -109,7 +111,8 @@ class TrainState:
         except Exception as error:
             raise FileError(f"{folder}: not a readable checkpoint ({error}); resume an earlier one") from None
         if plain["version"] != CHECKPOINT_VERSION:
-            raise FileError(f"{folder}: checkpoint version {plain['version']}, this program reads {CHECKPOINT_VERSION}")
+            found = f"checkpoint version {plain['version']}, this program reads {CHECKPOINT_VERSION}"
+            raise FileError(f"{folder}: {found}; start a new run, from its adapter file with `network.weights`")
         self.step, self.losses = plain["step"], plain["losses"]
         self.micro_batches, self.data_position = plain["batch"], plain["data"]
         self.network.load_state_dict(_part(tensors, "adapter."))
@@ -144,7 +147,9 @@ def read_content(checkpoint: Path) -> dict[str, str]:
     try:
         return dict(json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["content"])
     except (OSError, ValueError, KeyError, TypeError):
-        raise FileError(f"{checkpoint}: not a checkpoint of this version; start a new run") from None
+        raise FileError(
+            f"{checkpoint}: not a checkpoint of this version; start a new run, from its adapter file with `network.weights`"
+        ) from None
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
