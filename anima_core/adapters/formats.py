@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import FileError, SettingError
 from ..files import write_whole
 from ..models.checkpoint import load_tensors, read_header, read_metadata
+from ..models.kinds import not_an_adapter
 from .adapter_type import Adapter
 from .keys import TRANSFORMER, Layers, convert_keys, join_key, parts_of, read_key, refuse_foreign
 from .layers import AdaptedNorm
@@ -58,11 +59,21 @@ def convert_file(source: str | Path, target: str | Path, to: str) -> tuple[int, 
     return own, len(state) - own
 
 
+def check_adapter(path: str | Path) -> None:
+    """Check by its header that a file is an adapter with layers of the transformer. Raises FileError that says what it is."""
+    header = read_header(path)
+    if kind := not_an_adapter(header):
+        raise FileError(f"{path}: not an adapter; {kind}")
+    if not any(read_key(key).part == TRANSFORMER for key in header):
+        raise FileError(f"{path}: holds no layer of Anima's transformer; choose an adapter made for Anima")
+
+
 def read_adapter(path: str | Path) -> Layers:
     """Read the transformer's part of an adapter file: {dotted layer name: {tensor name: tensor}}.
 
     Raises FileError, and SettingError for a file that holds layers of another model.
     """
+    check_adapter(path)
     parts = parts_of(load_tensors(path))
     refuse_foreign(f"{layer}.{name}" for layer, tensors in parts.others.items() for name in tensors)
     for layer, tensors in parts.transformer.items():
@@ -70,8 +81,6 @@ def read_adapter(path: str | Path) -> Layers:
             is_scalar = tensor.numel() == 1 if name == "alpha" else tensor.ndim == 0
             if is_scalar != (name == "alpha"):
                 raise FileError(f"{path}: {layer}.{name} has shape {list(tensor.shape)}; is this an adapter?")
-    if not parts.transformer:
-        raise FileError(f"{path}: holds no layer of Anima's transformer; choose an adapter made for Anima")
     return dict(parts.transformer)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import FileError
 from ..models.checkpoint import TensorInfo, read_header, read_metadata, readable
-from ..models.kinds import ADAPTER, UNKNOWN, kind_of
+from ..models.kinds import not_an_adapter
 from .keys import LOADED, TEXT_ENCODER, Parts, parts_of
 from .recognise import RANKS, type_name, type_of
 from .targets import words_of
@@ -27,8 +27,7 @@ def summarise(path: str | Path) -> dict[str, Any]:
     types = type_lines(parts)
     if not header:
         raise FileError(f"{path}: holds no tensors; choose an adapter file")
-    kind = kind_of(header)
-    if all(name.startswith("unknown") for name in types) and kind not in (UNKNOWN, f"it is {ADAPTER}"):
+    if kind := not_an_adapter(header):
         raise FileError(f"{path}: not an adapter; {kind}")
     passed_over = [key for key in header if not key.startswith(LOADED)]
     found: dict[str, Any] = {

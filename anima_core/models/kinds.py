@@ -27,7 +27,7 @@ ADAPTER = "an adapter: give it as `network.weights`"
 
 # What stands in tensor names, the first match counts -> what the file is
 NAMES = (
-    (r"(^|\.|_)(lora_(down|up|A|B|mid)|lokr_[wt]|hada_[wt]|oft_(blocks|diag)|dora_scale)", ADAPTER),
+    (r"(^|\.|_)(lora_(down|up|A|B|mid)|lokr_[wt]|hada_[wt]|oft_(blocks|diag)|dora_scale)|\.(diff|diff_b|set_weight|w_norm|on_input)$", ADAPTER),
     (r"(^|\.)transformer_blocks\.0\.", "a transformer with diffusers' names: give ComfyUI's single file, anima-….safetensors"),
     (r"(^|\.)llm_adapter\.", "an Anima transformer: give it as the transformer"),
     (r"decoder\.middle\.0\.residual", "a Qwen-Image VAE: give it as the VAE"),
@@ -52,6 +52,12 @@ def kind_of(names: Iterable[str]) -> str:
     """Say what a safetensors file seems to be, with the way out: "it is a Flux model: use an Anima file"."""
     text = "\n".join(names)
     return next((f"it is {what}" for mark, what in NAMES if re.search(mark, text, re.MULTILINE)), UNKNOWN)
+
+
+def not_an_adapter(names: Iterable[str]) -> str:
+    """Say what a file is that is no adapter; empty for an adapter, and for what is not known."""
+    kind = kind_of(names)
+    return "" if kind in (UNKNOWN, f"it is {ADAPTER}") else kind
 
 
 def all_in_one(names: Iterable[str]) -> str:

@@ -28,6 +28,7 @@ def server(comfyui, tmp_path_factory):
     (base / "models" / "loras").mkdir()
     loha = {f"{LAYER}.hada_w{n}_{side}": torch.zeros(4, 4) for n in (1, 2) for side in "ab"}
     save_file(loha, base / "models" / "loras" / "loha.safetensors")
+    save_file(vae, base / "models" / "loras" / "vae.safetensors")
     with ComfyUI(*comfyui, base) as running:
         yield running
 
