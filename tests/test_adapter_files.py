@@ -176,6 +176,10 @@ MIXED = {
     "adaln, attention only": NetworkConfig(rank=2, alpha=2, targets="attn+adaln"),
     "llm adapter and norms": NetworkConfig(rank=4, alpha=4, targets="+llm_adapter", ranks=("llm_adapter*=2",), train_norm=True),
     "lokr": NetworkConfig(type="lokr", rank=2, alpha=1, factor=4),
+    "lokr, balanced, both of a rank": NetworkConfig(
+        type="lokr", rank=2, alpha=3, factor=-1, decompose_both=True, targets="+adaln"
+    ),
+    "lokr, some factors whole by rank": NetworkConfig(type="lokr", rank=12, alpha=4, factor=4),
     "lokr, whole": NetworkConfig(type="lokr", rank=100000, alpha=0, factor=8),
 }
 
@@ -185,7 +189,7 @@ def test_dim_from_weights_makes_the_files_network(layout, tmp_path):
     """Every layer with its own rank, and no layer more or less: the file loads, and comes out the same."""
     config, path = MIXED[layout], tmp_path / "a.safetensors"
     save_adapter(path, adapter_state(trained(config)), {})
-    again = NetworkConfig(type=config.type, factor=config.factor, **network_of(path))
+    again = NetworkConfig(type=config.type, **network_of(path))
     network = AdapterNetwork.inject(tiny_transformer(), again, 3)
     load_into(network, path)
     assert same_tensors(adapter_state(network), load_file(path))

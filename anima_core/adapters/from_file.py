@@ -18,13 +18,17 @@ DEFAULT_LAYERS = {f"blocks.*.{leaf}" for leaf in (*ATTENTION, "mlp.layer1", "mlp
 
 
 def network_of(path: str | Path) -> dict[str, Any]:
-    """Return settings of `network`: rank and alpha; ranks where layers differ; targets and include where they are others.
+    """Return settings of `network` as a file has them.
 
-    A file of whole factors asks for a full matrix. Raises FileError, SettingError.
+    Rank and alpha; ranks where layers differ; targets and include where they are not the default; what only its type has. A
+    file of whole factors asks for a full matrix. Raises FileError, SettingError.
     """
     layers = read_adapter(path)
-    sizes = {name: kind.size(tensors) for name, tensors in layers.items() if (kind := type_of(tensors))}
+    kinds = {name: kind for name, tensors in layers.items() if (kind := type_of(tensors))}
+    sizes = {name: kind.size(layers[name]) for name, kind in kinds.items()}
     found = ranks_of({name: size for name, size in sizes.items() if size.rank is not None})
+    for kind in dict.fromkeys(kinds.values()):
+        found |= kind.own_settings([layers[name] for name in kinds if kinds[name] is kind])
     included = patterns(sizes, sizes)
     if set(included) != DEFAULT_LAYERS:
         found |= {"targets": "", "include": included}

@@ -25,7 +25,13 @@ from .flags import NETWORK_ARGS, mapped_flags
 TRUE_WORDS, FALSE_WORDS = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
 LAYER_ARGS = {"targets", "target_modules", "include_patterns", "exclude_patterns", "train_llm_adapter"}
-SAID_BY = {"targets": LAYER_ARGS, "include": LAYER_ARGS, "ranks": {"network_reg_dims"}, "train_norm": {"train_norm"}}
+SAID_BY = {  # a setting that a file of weights gives -> the --network_args that say it themselves
+    **dict.fromkeys(("targets", "include"), LAYER_ARGS),
+    "ranks": {"network_reg_dims"},
+    "train_norm": {"train_norm"},
+    "factor": {"lokr_factor", "factor"},
+    "decompose_both": {"lokr_decompose_both"},
+}
 
 Values = dict[str, Any]
 

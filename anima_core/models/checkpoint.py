@@ -232,8 +232,12 @@ def shards(path: str | Path) -> list[Path]:
     if not found and (path / "text_encoder").is_dir():
         raise FileError(f"{path}: is a folder in diffusers' layout; name its sub-folder text_encoder")
     if not found:
-        pickles = ", only pickles, which are never opened" if any(path.glob("*.bin")) else ""
-        raise FileError(f"{path}: no .safetensors file in this folder{pickles}; check the path")
+        others = {
+            "*.bin": ", only pickles, which are never opened",
+            "*.gguf": f", only GGUF, which is quantised; {REAL_WEIGHTS}",
+        }
+        instead = next((what for kind, what in others.items() if any(path.glob(kind))), "; check the path")
+        raise FileError(f"{path}: no .safetensors file in this folder{instead}")
     return found
 
 
