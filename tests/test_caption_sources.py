@@ -41,7 +41,7 @@ def test_captions_that_are_found_but_not_read_are_named(tmp_path, name, line):
 def test_json_captions_are_not_read_as_text(tmp_path):
     write(tmp_path, "a.png", caption=None)
     (tmp_path / "a.json").write_text('{"tags": "x"}', encoding="utf-8")
-    with pytest.raises(FileError, match=r"no captions \(captions in JSON files, which are not read yet"):
+    with pytest.raises(FileError, match=r"no captions; .* \(captions in JSON files, which are not read yet"):
         scan(dataset(tmp_path, caption_extension=".json"))
 
 

@@ -115,7 +115,7 @@ def check_usable(dataset: DatasetConfig, pictures: list[Picture], report: DataRe
     if not any(p.caption or p.subset.class_tokens for p in pictures):
         way_out = f"put {subset.caption_extension} files beside the pictures, or set `subset.class_tokens`"
         found = "; ".join(line for line in report.warnings() if line.startswith("captions "))
-        raise FileError(f"{subset.image_dir}: no captions{f' ({found})' if found else ''}; {way_out}")
+        raise FileError(f"{subset.image_dir}: no captions; {way_out}{f' ({found})' if found else ''}")
     invisible = report.findings.get(INVISIBLE)
     if invisible is not None and len(invisible.names) == len(pictures):
         way_out = "nothing would be trained; leave `subset.alpha_mask` off"
