@@ -58,7 +58,10 @@ def test_without_numbered_sub_folders_a_folder_is_the_set_and_its_name_means_not
     write(tmp_path / "10_subject", "a.png", caption=None)
     write(tmp_path / "10_subject", "b.png", colour="blue")
     assert draws(from_flags(train_data_dir=tmp_path / "10_subject")) == {"10_subject/a.png": 1, "10_subject/b.png": 1}
-    assert [p.caption for p in scan(dataset(tmp_path / "10_subject"))[0]] == ["", "a tag"]
+    pictures, report = scan(dataset(tmp_path / "10_subject"))
+    assert [p.caption for p in pictures] == ["", "a tag"]
+    said = "a number in the folder's own name is not read (name the folder above it, or set the repeats): 1 (10_subject)"
+    assert report.notes() == [said]
 
 
 @pytest.mark.parametrize("given", [1, 2])

@@ -53,7 +53,8 @@ def place_below(key: str, image_dir: str) -> str:
     """Return where a picture is as seen from its folder; empty when it is not below it."""
     root = os.path.abspath(image_dir)
     full = os.path.normpath(os.path.join(root, key))
-    return os.path.relpath(full, root).replace(os.sep, "/") if full.startswith(os.path.join(root, "")) else ""
+    inside = os.path.normcase(full).startswith(os.path.normcase(os.path.join(root, "")))
+    return os.path.relpath(full, root).replace(os.sep, "/") if inside else ""
 
 
 def joined(entry: dict[str, Any], key: str, subset: SubsetConfig, path: Path) -> str:

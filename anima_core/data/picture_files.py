@@ -89,21 +89,23 @@ def traits_of(image: Image.Image) -> Iterator[str]:
         yield "palette"
     elif image.mode in ("L", "LA", "1"):
         yield "grey"
-    if brightest(image.convert("L") if image.mode not in SIXTEEN_BIT else image) <= 0:
+    if is_black(image):
         yield "black"
     if has_alpha(image):
         alpha = image.convert("RGBA").getchannel("A")
         lowest, _ = alpha.getextrema()
         if isinstance(lowest, int | float) and lowest < 255:
             yield "transparent"
-        if brightest(alpha) <= 0:
+        if alpha.getextrema() == (0, 0):
             yield "invisible"
 
 
-def brightest(image: Image.Image) -> float:
-    """Return the highest value of a picture of one channel."""
-    _, highest = image.getextrema()
-    return highest if isinstance(highest, int | float) else 1.0
+def is_black(image: Image.Image) -> bool:
+    """Tell whether a picture, read as a mask is, has nothing but zeros."""
+    try:
+        return image.convert("L").getextrema() == (0, 0)
+    except ValueError:  # a mode without a grey of its own, which no mask has
+        return False
 
 
 @contextmanager

@@ -34,8 +34,15 @@ def numbered_sets(subset: SubsetConfig, report: DataReport) -> list[PictureSet] 
     nothing.
     """
     root = Path(subset.image_dir)
-    named = [(name, number) for name in list_folders(root) if (number := number_of(name)) is not None]
-    if not (subset.folder_numbers and named):
+    if not subset.folder_numbers:
+        return None
+    folders = [name for name in list_folders(root) if not is_same(root / name, subset.mask_dir)]
+    named = [(name, number) for name in folders if (number := number_of(name)) is not None]
+    if not named:
+        if NUMBERED.fullmatch(root.name) and subset.num_repeats == 1:
+            report.note(
+                "a number in the folder's own name is not read (name the folder above it, or set the repeats)", root.name
+            )
         return None
     if subset.num_repeats != 1:
         report.warn("repeats without effect: the numbers of sub-folders count", f"{root.name}: {subset.num_repeats}")

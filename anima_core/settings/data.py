@@ -13,13 +13,18 @@ class SubsetConfig:
     num_repeats: int = setting(
         1, "How often each picture comes in an epoch; sub-folders named N_words have their own number.", low=0
     )
-    folder_numbers: bool = setting(
+    folder_numbers: bool = setting(  # what it leads to, draws and captions, is compared as the data, and so for is_reg
         True,
         "Whether sub-folders named N_words are what is trained: N draws of each picture, 0 switches one off, the words are the "
         "caption of its pictures that have none.",
+        resume="free",
+        shapes=False,
     )
     is_reg: bool = setting(
-        False, "Regularisation pictures: as many draws in an epoch as their dataset's other pictures have, repeated or cut."
+        False,
+        "Regularisation pictures: as many draws in an epoch as their dataset's other pictures have, repeated or cut.",
+        resume="free",
+        shapes=False,
     )
     caption_extension: str = setting(".txt", "Ending of the caption files. With .txt also .caption files are found.")
     metadata_file: str = setting(
