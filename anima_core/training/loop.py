@@ -120,7 +120,7 @@ def build_run(plan: Plan, ranks: Ranks, events: Events) -> "Run":
         data.batches.load_state_dict(state.data_position)
         events.emit("note", text=f"resumed at step {state.step} from {plan.resume_from.name}")
     events.emit("note", text=network.describe())
-    watchdog = Watchdog(network)
+    watchdog = Watchdog(network, data.masked)
     reporter = StepReporter(events, watchdog, state.losses, data.steps, plan.device, together=ranks.world > 1)
     saver = Saver(plan, events, state, reporter, watchdog, data.metadata(), config_text) if ranks.first else None
     samples = plan.run_dir / "samples"

@@ -15,11 +15,13 @@ DEAD_AFTER_STEPS = 5  # the zero-initialised factors must have moved by then
 class Watchdog:
     """Raises RunError when the run has gone wrong; `last_good` is the adapter of the last check that was finite.
 
+    masked: whether masks weigh the loss, which may be black where they should not.
     steps, good_steps: how many were seen since the run was started or continued, and had a finite loss and gradient.
     """
 
-    def __init__(self, network: AdapterNetwork) -> None:
+    def __init__(self, network: AdapterNetwork, masked: bool = False) -> None:
         self.network = network
+        self.masked = masked
         self.non_finite = 0
         self.steps = self.good_steps = 0
         self.good_step = 0
@@ -84,7 +86,8 @@ class Watchdog:
         """Raise RunError when every zero-initialised factor is still zero: then nothing is being trained."""
         factors = list(self.network.zero_init_parameters())
         if factors and not any(bool(parameter.any()) for _, parameter in factors):
+            masks = "the masks (`subset.mask_dir`, `subset.alpha_mask`: black is not trained), " if self.masked else ""
             raise RunError(
-                f"after {DEAD_AFTER_STEPS} steps all {len(factors)} zero-initialised factors are still zero: the adapter "
-                f"gets no gradient; check `optimizer.learning_rate`, `network.learning_rates` and gradient overflow"
+                f"after {DEAD_AFTER_STEPS} steps all {len(factors)} zero-initialised factors are still zero: the adapter gets "
+                f"no gradient; check {masks}`optimizer.learning_rate`, `network.learning_rates` and gradient overflow"
             )

@@ -221,6 +221,16 @@ def test_pictures_from_the_graph_with_masks(server, base):
     assert "2 pictures, 2 with repeats" in text and "4 pictures, 4 with repeats" in text and "a green picture" in text
 
 
+def test_the_black_masks_of_load_image_are_refused(server, base):
+    """It gives one of 64 x 64 px for every picture without transparency."""
+    Image.new("RGB", (80, 64), "green").save(base / "input" / "opaque.png")
+    graph = Graph(server)
+    graph.add("a", "LoadImage", image="opaque.png")
+    graph.add("images", "AnimaDatasetImages", images=["a", 0], masks=["a", 1], captions="green", resolution="64", min_side=64)
+    graph.add("look", "AnimaDatasetInspect", dataset=["images", 0])
+    assert "masks: all 1 are black everywhere, so nothing would be trained" in error_of(server.run(graph.prompt))
+
+
 def test_lists_of_pictures_and_captions(server, base):
     """Stock nodes that make lists: pictures of different sizes, a caption for each."""
     graph = Graph(server)
