@@ -48,14 +48,6 @@ def build_items(datasets: Sequence[DatasetConfig], pictures: Sequence[Sequence[P
     return items
 
 
-def steps_per_epoch(batches: int, per_step: int) -> int:
-    """Return the optimizer steps of an epoch: the last one averages what is left. As sd-scripts counts them.
-
-    per_step: micro-batches of a whole step, over all processes.
-    """
-    return max(1, math.ceil(batches / per_step))
-
-
 class Batches:
     """Endless batches of draws. In each epoch every item comes exactly once; what does not fill a batch makes a smaller one."""
 

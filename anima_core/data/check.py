@@ -10,7 +10,6 @@ from pathlib import Path
 from ..errors import FileError
 from ..models.tokenizers import T5Tokenizer
 from ..settings import DatasetConfig
-from .batches import steps_per_epoch
 from .buckets import Size, bucket_table, choose_bucket
 from .cache_folder import INDEX
 from .folder import Picture, Stage, excerpt, scan, silent, without_collector
@@ -105,6 +104,14 @@ def report_lines(reports: Sequence[DataReport], per_step: int, names: int = NAME
         lines += [f"dataset {number}"] if len(reports) > 1 else []
         lines += [*report.lines(names), "buckets:", *(f"  {line}" for line in report.tables)]
     return [*lines, epoch_line(reports, per_step)]
+
+
+def steps_per_epoch(batches: int, per_step: int) -> int:
+    """Return the optimizer steps of an epoch: the last one averages what is left. As sd-scripts counts them.
+
+    per_step: micro-batches of a whole step, over all processes.
+    """
+    return max(1, math.ceil(batches / per_step))
 
 
 def epoch_line(reports: Sequence[DataReport], per_step: int) -> str:

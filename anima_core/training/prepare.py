@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 
 from .. import files, seeds
-from ..data.batches import Batches, Draw, Item, build_items, steps_per_epoch
+from ..data.batches import Batches, Draw, Item, build_items
 from ..data.cache import TensorCache, encoded_at_once, everything
 from ..data.captions import process_caption
+from ..data.check import steps_per_epoch
 from ..data.embeddings import CachedEmbeddings, LiveEmbeddings, TextEmbeddings, taken
 from ..data.latents import LatentStore, has_mask
 from ..data.text import TextStore
