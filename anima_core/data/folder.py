@@ -158,6 +158,9 @@ def scan_subset(
     subset: SubsetConfig, seen: set[tuple[str, str]], report: DataReport, index: FileIndex, stage: Stage
 ) -> list[Picture]:
     root = Path(subset.image_dir)
+    if subset.num_repeats == 0:  # before its folder is looked for, as in sd-scripts
+        report.note(sets.SWITCHED_OFF, root.name)
+        return []
     if not root.is_dir():
         raise FileError(f"{root}: no such folder of pictures; check `subset.image_dir`")
     entries = metadata_file.read_metadata(subset, report) if subset.metadata_file else None
