@@ -1,6 +1,8 @@
 """Captions: prose survives untouched, tags keep their multiset, one option's draws do not move another's."""
 
+import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -120,6 +122,14 @@ def test_the_second_separator_becomes_the_first_in_the_end():
     assert draw("a;;;b, c", **options) == "a,b, c"
     drawn = {draw("a;;;b, c, d", seed, shuffle_caption=True, **options) for seed in range(40)}
     assert len(drawn) == 6 and all("a,b" in text for text in drawn)  # what it joins stays together
+
+
+RECORDED = json.loads(Path(__file__).with_name("sd_scripts_captions.json").read_text(encoding="utf-8"))["cases"]
+
+
+@pytest.mark.parametrize("case", RECORDED, ids=lambda case: case["caption"])
+def test_the_captions_that_sd_scripts_draws_are_drawn_and_no_others(case):
+    assert sorted({draw(case["caption"], seed, **case["options"]) for seed in range(300)}) == case["sd_scripts"]
 
 
 LINES = "\n 1girl, red \n\nA girl in red.\n"

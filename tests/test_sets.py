@@ -115,6 +115,7 @@ def test_sets_without_pictures_and_all_switched_off(tmp_path):
 def test_zero_repeats_switch_a_subset_off(tmp_path):
     write(tmp_path / "a", "a.png")
     write(tmp_path / "b", "b.png", colour="blue")
+    (tmp_path / "a").rename(tmp_path / "gone")  # it is not looked for
     both = DatasetConfig((SubsetConfig(str(tmp_path / "a"), num_repeats=0), SubsetConfig(str(tmp_path / "b"))))
     assert draws(both) == {"b/b.png": 1} and "folders that are switched off (0 repeats): 1 (a)" in scan(both)[1].notes()
 

@@ -35,6 +35,7 @@ tables is an error that names the nearest one.
 | the nearest bucket by width / height | by its logarithm | portrait and landscape are treated alike |
 | `bucket_no_upscale`: pictures are cropped to their bucket | reduced to cover it, then cropped | less is lost |
 | `caption_extension` .caption | .txt, and .caption where there is none | captions are .txt nearly everywhere |
+| tags are joined by ", " whatever `caption_separator` is | by the separator | a tag that holds a comma stays one |
 | of several lines of a caption the first is read | all; `enable_wildcard` draws one | the others are prose |
 | `enable_wildcard`: the prefix stands before the first line only | before each line | a trigger word is meant for all |
 | gradient checkpointing forced | on by default, `--no-gradient_checkpointing` | |

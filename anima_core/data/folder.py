@@ -158,6 +158,9 @@ def scan_subset(
     subset: SubsetConfig, seen: set[tuple[str, str]], report: DataReport, index: FileIndex, stage: Stage
 ) -> list[Picture]:
     root = Path(subset.image_dir)
+    if subset.num_repeats == 0:  # before its folder is looked for, as in sd-scripts
+        report.note(sets.SWITCHED_OFF, root.name)
+        return []
     if not root.is_dir():
         raise FileError(f"{root}: no such folder of pictures; check `subset.image_dir`")
     entries = metadata_file.read_metadata(subset, report) if subset.metadata_file else None
@@ -204,7 +207,8 @@ def count_missing(entries: metadata_file.Entries, pictures: list[Picture], root:
 
 def scan_folder(folder: Path, state: Scan) -> list[Picture]:
     """Return the usable pictures of one folder, by name. An unchanged folder is recalled as a whole."""
-    files = list_files(folder, state.report)
+    listed = DataReport()
+    files = list_files(folder, listed)
     key = folder_key(files, state)
     found = recall(folder, key, state)
     if found is None:
@@ -213,7 +217,8 @@ def scan_folder(folder: Path, state: Scan) -> list[Picture]:
         if key and all(is_settled(changed, time.time_ns()) for _, changed in files.values()):
             state.index.remember_folder(folder, key, to_text(*found))
     pictures, report = found
-    state.report.add(report)
+    for part in (listed, report):
+        state.report.add(part, state.place)
     return pictures
 
 

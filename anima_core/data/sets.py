@@ -18,6 +18,8 @@ from .report import DataReport
 MOST_REPEATS = 10_000  # a larger number in front of a folder's name is a date
 NUMBERED = re.compile(r"(\d+)(?:_(.*))?")  # N_words, or N alone
 
+SWITCHED_OFF = "folders that are switched off (0 repeats)"
+
 
 class PictureSet(NamedTuple):
     """own: the set's options. place: its folder as seen from the subset's, "" for that folder itself."""
@@ -99,7 +101,7 @@ def drawn(sets: Sequence[PictureSet], seen: set[tuple[str, str]], report: DataRe
         key = os.path.realpath(found.own.image_dir), found.own.metadata_file
         name = found.place or Path(found.own.image_dir).name
         if found.own.num_repeats == 0:
-            report.note("folders that are switched off (0 repeats)", name)
+            report.note(SWITCHED_OFF, name)
         elif key in seen:
             report.warn("folders that their dataset names twice, the later left out", name)
         else:
