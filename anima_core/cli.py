@@ -15,7 +15,7 @@ from typing import Any
 
 from .compat.arguments import Parser, add_arguments, data_request_from, parse, request_from, write_config
 from .compat.flags import setting_words
-from .errors import AnimaError, Interrupted, SettingError
+from .errors import AnimaError, Interrupted, SettingError, printable
 from .progress_bar import ProgressBar
 from .settings.train import KEY_FORMATS
 from .version import __version__
@@ -174,8 +174,9 @@ def run_inspect(args: argparse.Namespace) -> None:
 
 
 def cut(text: str) -> str:
-    """Shorten a long text, saying how long it is: other trainers write tag counts of whole datasets into a file."""
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}… ({len(text):,} characters)"
+    """Return a text as one line, and a long one shortened: other trainers write tag counts of whole datasets into a file."""
+    shown = printable(text[:MOST_SHOWN])
+    return shown if len(text) <= MOST_SHOWN else f"{shown}… ({len(text):,} characters)"
 
 
 def run_convert(args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""The four model loaders: they check a file's header and hand on its path."""
+"""The four model loaders: they check that a file is whole and what it should be, by its header, and hand on its path."""
 
 from pathlib import Path
 from typing import ClassVar
@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..anima_core.errors import FileError
 from ..anima_core.models.qwen import check_qwen
-from ..anima_core.models.tokenizers import comfyui_tokenizers, t5_tokenizer_dir
+from ..anima_core.models.tokenizers import comfyui_tokenizers, load_t5_tokenizer, qwen_tokenizer_dir
 from ..anima_core.models.transformer import check_transformer
 from ..anima_core.models.vae import check_vae
 from ..anima_core.settings import ModelConfig
@@ -127,6 +127,7 @@ class AnimaQwenLoader(AnimaNode):
     def run(cls, qwen: str) -> io.NodeOutput:
         path = resolve("text_encoders", qwen)
         check_qwen(path)
+        qwen_tokenizer_dir(path)
         return io.NodeOutput(types.ModelFile(path))
 
 
@@ -155,7 +156,7 @@ class AnimaT5TokenizerLoader(AnimaNode):
     @classmethod
     def run(cls, tokenizer: str) -> io.NodeOutput:
         path = built_in_t5() if tokenizer == BUILT_IN else resolve("text_encoders", tokenizer)
-        t5_tokenizer_dir(path)
+        load_t5_tokenizer(path)
         return io.NodeOutput(types.ModelFile(path))
 
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from anima_core.compat.arguments import config_from_file
 from anima_core.compat.dataset_config import read_dataset_config
-from anima_core.errors import AnimaError, FileError, in_words
+from anima_core.errors import AnimaError, FileError, SettingError, in_words
 from anima_core.settings.toml_file import line_of, read_toml
 from anima_core.training.state import find_checkpoint
 
@@ -81,6 +82,16 @@ def test_a_json_dataset_file_is_read_as_sd_scripts_reads_it(tmp_path):
     (dataset,), notes = read_dataset_config(path, {})
     assert dataset.resolutions == ((512, 512),) and dataset.subsets[0].num_repeats == 3 and notes == []
     assert line_of(path, "datasets", "num_repeats") == 2
+
+
+def test_dataset_and_training_files_in_each_others_place_are_named(tmp_path):
+    data, training = tmp_path / "data.toml", tmp_path / "training.toml"
+    data.write_text("[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'\n", encoding="utf-8")
+    training.write_text("[models]\npretrained_model_name_or_path = 'a'\n", encoding="utf-8")
+    with pytest.raises(SettingError, match=r"data.toml: is a dataset file .*; give it as --dataset_config"):
+        config_from_file(data)
+    with pytest.raises(SettingError, match=r"training.toml: is the file of a whole training .*; give it as --config_file"):
+        read_dataset_config(training, {})
 
 
 def test_control_characters_of_a_name_are_shown_escaped():

@@ -40,7 +40,9 @@ def summarise(path: str | Path) -> dict[str, Any]:
         "metadata": read_metadata(path),
     }
     if passed_over:
-        found["not read by ComfyUI"] = f"{len(passed_over)} keys, such as {passed_over[0]}"
+        found["not read by ComfyUI"] = (
+            f"{len(passed_over)} keys, such as {passed_over[0]}; convert renames those of the transformer"
+        )
     return found
 
 

@@ -16,6 +16,7 @@ from ..files import write_whole
 from ..settings import DatasetConfig, TrainConfig, from_dict, to_dict
 from ..settings.toml_file import dump_toml, line_of, read_toml
 from .flags import MAPPED, TYPES, Flag, as_flag_kind, known_names, mapped_flags
+from .mistaken import refuse_dataset_file
 from .root_toml import is_root_style, read_root
 from .translate import dataset_configs, train_config
 from .unmapped import IGNORED, REFUSED
@@ -159,6 +160,7 @@ def frozen_config(typed: dict[str, Any]) -> TrainConfig | None:
     if not path:
         return None
     data = read_toml(path)
+    refuse_dataset_file(data, str(path))
     if not {"model", "datasets", "network", "optimizer"} <= set(data):
         return None
     output = {
