@@ -172,7 +172,7 @@ class TrainConfig:
     gradient_accumulation_steps: int = setting(1, "Batches per step: like a larger batch, without its memory.", low=1)
     memory: str = setting(
         "auto",
-        "Whether activations are recomputed in the backward pass: auto does so unless the card has plenty of room.",
+        "Whether activations are recomputed in the backward pass: auto does so when they do not fit into the free memory.",
         choices=MEMORY,
         resume="free",
         shapes=False,
