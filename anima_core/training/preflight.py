@@ -71,9 +71,8 @@ def preflight(config: TrainConfig, ranks: Ranks | None = None, on_event: Listene
     """
     device = pick_device(config.device) if ranks is None else ranks.device(config.device)
     warnings = tuple(optimizers.preflight(config.optimizer, device))
-    warnings += tuple(left_out(config.network.weights)) if config.network.weights else ()
     sizes = check_models(config)
-    check_network(config, sizes)
+    warnings += tuple(check_network(config, sizes))
     run_dir = Path(config.output.dir) / f"{config.output.name}-run"
     resume_from, passed_over = find_checkpoint(config.output.resume, run_dir) if config.output.resume else (None, [])
     cache_dir = cache_folder(config)
@@ -126,8 +125,11 @@ def check_models(config: TrainConfig) -> TransformerConfig:
     return sizes
 
 
-def check_network(config: TrainConfig, sizes: TransformerConfig) -> None:
-    """Check that every pattern matches something, and that the adapter's type takes its settings. Raises SettingError."""
+def check_network(config: TrainConfig, sizes: TransformerConfig) -> list[str]:
+    """Check that every pattern matches something, that the adapter's type takes its settings, and a file to start from fits.
+
+    Return what of that file is left out. Raises SettingError, FileError.
+    """
     network = config.network
     with torch.device("meta"):
         model = AnimaTransformer(sizes)
@@ -139,8 +141,10 @@ def check_network(config: TrainConfig, sizes: TransformerConfig) -> None:
     base, dropouts = linear(model, name), Dropouts.of(network, config.seed)
     layer = Layer(base.in_features, base.out_features, rank, 0, dropouts, seeds.generator(config.seed, "init", name))
     ADAPTER_TYPES[network.type].build(layer, network)
-    if network.weights:
-        load_into(AdapterNetwork.inject(model, network, config.seed), network.weights)  # on the meta device: only checked
+    if not network.weights:
+        return []
+    load_into(AdapterNetwork.inject(model, network, config.seed), network.weights)  # on the meta device: only checked
+    return left_out(network.weights)
 
 
 def check_writable(folder: Path) -> None:
