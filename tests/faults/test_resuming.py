@@ -178,6 +178,6 @@ def test_a_folder_that_cannot_be_moved_is_one_line(model, pictures, tmp_path, mo
     def busy(*paths):
         raise PermissionError(13, "The process cannot access the file because it is being used by another process")
 
-    monkeypatch.setattr(rundir.os, "replace", busy)
+    monkeypatch.setattr(rundir, "replace", busy)
     with pytest.raises(FileError, match=r"test-run: cannot be prepared \(The process.*close what has it open"):
         train(dataclasses.replace(configured(model, pictures, tmp_path), seed=2))
