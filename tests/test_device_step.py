@@ -5,13 +5,14 @@ import dataclasses
 import itertools
 import types
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from anima_core import seeds
+from anima_core import seeds, tensors
 from anima_core.adapters.network import AdapterNetwork
 from anima_core.data.embeddings import CachedEmbeddings, LiveEmbeddings, padded, row_counts, stack_rows
 from anima_core.models.checkpoint import read_header
@@ -151,6 +152,13 @@ class Copies:
 @pytest.mark.parametrize("pinned", [True, False])
 def test_a_copy_does_not_wait_only_from_page_locked_memory(pinned):
     assert to_device(Copies(pinned), torch.device("meta")) == (torch.device("meta"), pinned)
+
+
+def test_nothing_else_copies_without_waiting():
+    """The loss reader's copy goes into page-locked memory that it made itself."""
+    core = Path(tensors.__file__).parent
+    found = [path.relative_to(core).as_posix() for path in core.rglob("*.py") if "non_blocking=" in path.read_text("utf-8")]
+    assert sorted(found) == ["tensors.py", "training/reporting.py"]
 
 
 def test_every_tensor_of_a_batch_moves_the_same_way(monkeypatch):

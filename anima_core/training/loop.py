@@ -80,6 +80,10 @@ def opened(config: TrainConfig, on_event: Listener | None = None) -> Iterator["R
                 yield run
         except BaseException as error:
             let_go(error)
+            if isinstance(error, RuntimeError) and is_out_of_memory(error):  # while loading, or in the optimizer
+                said = str(error).partition("\n")[0][:120]
+                way_out = f"free memory on {plan.device}, or use a smaller `network.rank`"
+                raise RunError(f"out of memory ({said}); {way_out}") from None
             raise
         finally:
             if run is not None:

@@ -48,9 +48,11 @@ class Watchdog:
         self.non_finite += 1
         pictures, what = ", ".join(names), "gradient" if math.isfinite(loss) else "loss"
         if self.non_finite >= MAX_NON_FINITE:
+            way_out = "lower `optimizer.learning_rate`, or check these pictures"
+            if not self.good_steps:
+                way_out = "check the model file and these pictures, or use `model.dtype=fp32`"
             raise RunError(
-                f"step {step}: the {what} was not finite {self.non_finite} times in a row (pictures: {pictures}); "
-                f"lower `optimizer.learning_rate`, or check these pictures"
+                f"step {step}: the {what} was not finite {self.non_finite} times in a row (pictures: {pictures}); {way_out}"
             )
         number = grad_norm if what == "gradient" else loss
         return f"step {step}: the {what} is {number}; the step was left out (pictures: {pictures})"

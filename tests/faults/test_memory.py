@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from anima_core import train
 from anima_core.errors import RunError
 from anima_core.settings import NetworkConfig, OutputConfig
+from anima_core.training import loop
 
 from ..tiny import same_tensors, train_changed, train_config
 
@@ -130,6 +131,25 @@ def test_memory_that_runs_out_while_a_batch_is_made_ends_the_run_too(model, pict
 
     with pytest.raises(RunError, match="out of memory while a batch was made .*caption_variants"):
         train_changed(train_config(model, pictures, tmp_path), change)
+
+
+def test_a_run_that_fails_while_it_is_made_ready_frees_its_model_too(model, pictures, tmp_path, monkeypatch):
+    refs, load = [], loop.load_transformer
+
+    def watched(*args, **kwargs):
+        loaded = load(*args, **kwargs)
+        refs.append(weakref.ref(loaded))
+        return loaded
+
+    def fail(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
+
+    monkeypatch.setattr(loop, "load_transformer", watched)
+    monkeypatch.setattr(loop, "with_embeddings", fail)
+    with pytest.raises(RunError, match="^out of memory .*free memory on cpu") as failed:
+        train(train_config(model, pictures, tmp_path))
+    gc.collect()
+    assert failed.value.__traceback__ is not None and [ref() for ref in refs] == [None]
 
 
 @pytest.mark.parametrize("where", ["in a step", "while saving"])
