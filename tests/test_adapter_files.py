@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from anima_core.adapters.formats import adapter_state, left_out, load_into, read_adapter, save_adapter
+from anima_core.adapters.formats import adapter_state, convert_file, left_out, load_into, read_adapter, save_adapter
 from anima_core.adapters.from_file import network_of
 from anima_core.adapters.inspection import summarise
 from anima_core.adapters.keys import convert_keys, read_key
@@ -136,11 +136,16 @@ def test_convert_keeps_and_counts_the_text_encoders_keys(tmp_path, capsys):
 
 
 def test_convert_refuses_layers_of_another_model(tmp_path):
-    save_file(tensors("lora_up.weight lora_down.weight", "lora_unet_down_blocks_0_attentions_1"), tmp_path / "a.safetensors")
+    state = tensors("lora_up.weight lora_down.weight", "lora_unet_down_blocks_0_attentions_1")
+    save_file(state | tensors("lora_up.weight lora_down.weight"), tmp_path / "a.safetensors")
     with pytest.raises(SettingError, match="2 keys, first lora_unet_down_blocks_0.* not a layer of Anima"):
-        from anima_core.adapters.formats import convert_file
-
         convert_file(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "lora_unet")
+    assert not (tmp_path / "b.safetensors").exists()
+
+
+def test_convert_refuses_a_model(tmp_path, model):
+    with pytest.raises(FileError, match="not an adapter; it is an Anima transformer"):
+        convert_file(model.transformer, tmp_path / "b.safetensors", "lora_unet")
     assert not (tmp_path / "b.safetensors").exists()
 
 

@@ -76,7 +76,7 @@ def test_a_json_dataset_file_is_read_as_sd_scripts_reads_it(tmp_path):
     path = tmp_path / "data.json"
     path.write_text(
         '{"general": {"caption_extension": ".txt", "class_tokens": null},\n'
-        ' "datasets": [{"resolution": 512, "subsets": [{"image_dir": "a", "num_repeats": 3}]}]}',
+        ' "datasets": [{"resolution": 512, "batch_size": null, "subsets": [{"image_dir": "a", "num_repeats": 3}]}]}',
         encoding="utf-8",
     )
     (dataset,), notes = read_dataset_config(path, {})

@@ -54,6 +54,7 @@ def convert_file(source: str | Path, target: str | Path, to: str) -> tuple[int, 
 
     Those of the text encoder stay as they are: ComfyUI reads them beside either family. Raises FileError, SettingError.
     """
+    check_adapter(source)
     state = convert_keys(load_tensors(source), to)
     save_adapter(Path(target), state, read_metadata(source))
     own = sum(read_key(key).part == TRANSFORMER for key in state)

@@ -93,7 +93,14 @@ def read_json(path: str | Path, text: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         reason = f"{error.msg}, line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "nested too deeply"
         raise FileError(f"{path}: begins like JSON, and is not valid ({reason}); repair it, or write TOML") from None
-    return {key: value for key, value in data.items() if value is not None}
+    return dict(without_nulls(data))
+
+
+def without_nulls(value: Any) -> Any:
+    """Leave out what JSON says is not set: TOML has no word for it."""
+    if isinstance(value, dict):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def no_toml(text: str, reason: str) -> str:
