@@ -40,6 +40,13 @@ class Size(NamedTuple):
     alpha: float | None
 
 
+class InFile(NamedTuple):
+    """What layers of a file are: a size for each, and the settings of `network` that only their type has."""
+
+    sizes: list[Size]
+    settings: dict[str, Any]
+
+
 @dataclass(frozen=True)
 class AdapterType:
     """One type of adapter.
@@ -47,17 +54,16 @@ class AdapterType:
     name: in `network.type`. modules: the words of --network_module that mean it, ours first.
     tensors: what a layer's tensors are called in a file; a parameter may leave out a final `.weight`.
     build: the adapter of a layer. Raises SettingError for settings that the type does not have.
-    size: rank and alpha of a layer of a file. delta: what it adds to the base weight, [out, in] fp32, from those tensors and
-    that weight. own_settings: the settings of `network` that only this type has, as the layers of a file have them.
+    read: what layers of a file are. delta: what a layer adds to the base weight, [out, in] fp32, from its tensors and that
+    weight.
     """
 
     name: str
     modules: tuple[str, ...]
     tensors: frozenset[str]
     build: Callable[[Layer, NetworkConfig], Adapter]
-    size: Callable[[Mapping[str, Tensor]], Size]
+    read: Callable[[Sequence[Mapping[str, Tensor]]], InFile]
     delta: Callable[[Mapping[str, Tensor], Tensor], Tensor]
-    own_settings: Callable[[Sequence[Mapping[str, Tensor]]], dict[str, Any]] = lambda layers: {}
 
 
 def alpha_of(tensors: Mapping[str, Tensor]) -> float | None:

@@ -125,7 +125,7 @@ def _load_layer(name: str, module: Adapter | AdaptedNorm, network: AdapterNetwor
             raise SettingError(f"{WEIGHTS}: {name}.{key} has shape {shapes}; set the same {SIZES}")
         parameter.copy_(tensors[key])
     if isinstance(module, Adapter):
-        rank, alpha = network.kind.size(tensors)
+        rank, alpha = network.kind.read([tensors]).sizes[0]
         if rank is not None:  # of whole factors the alpha means nothing
             getattr(module, module.zero_init).mul_((rank if alpha is None else alpha) / module.alpha)
 

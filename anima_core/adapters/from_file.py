@@ -25,10 +25,14 @@ def network_of(path: str | Path) -> dict[str, Any]:
     """
     layers = read_adapter(path)
     kinds = {name: kind for name, tensors in layers.items() if (kind := type_of(tensors))}
-    sizes = {name: kind.size(layers[name]) for name, kind in kinds.items()}
-    found = ranks_of({name: size for name, size in sizes.items() if size.rank is not None})
+    sizes: dict[str, Size] = {}
+    own: dict[str, Any] = {}
     for kind in dict.fromkeys(kinds.values()):
-        found |= kind.own_settings([layers[name] for name in kinds if kinds[name] is kind])
+        names = [name for name in kinds if kinds[name] is kind]
+        read = kind.read([layers[name] for name in names])
+        sizes |= dict(zip(names, read.sizes))
+        own |= read.settings
+    found = ranks_of({name: size for name, size in sizes.items() if size.rank is not None}) | own
     included = patterns(sizes, sizes)
     if set(included) != DEFAULT_LAYERS:
         found |= {"targets": "", "include": included}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...settings import NetworkConfig
 from ...settings.network import FULL_MATRIX_RANK
-from ..adapter_type import Adapter, AdapterType, Layer, Size, alpha_of
+from ..adapter_type import Adapter, AdapterType, InFile, Layer, Size, alpha_of
 from ..dropouts import kaiming, keep_mask
 
 
@@ -139,7 +139,6 @@ TYPE = AdapterType(
     modules=("networks.lokr_anima",),
     tensors=frozenset({"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"}),
     build=build,
-    size=size,
+    read=lambda layers: InFile([size(tensors) for tensors in layers], own_settings(layers)),
     delta=delta,
-    own_settings=own_settings,
 )

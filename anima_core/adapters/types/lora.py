@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ...settings import NetworkConfig
 from ...settings.network import FULL_MATRIX_RANK
 from ...settings.setting import require
-from ..adapter_type import Adapter, AdapterType, Layer, Size, alpha_of
+from ..adapter_type import Adapter, AdapterType, InFile, Layer, Size, alpha_of
 from ..dropouts import kaiming, keep_mask
 
 
@@ -68,6 +68,6 @@ TYPE = AdapterType(
     modules=("networks.lora_anima",),
     tensors=frozenset({"lora_down.weight", "lora_up.weight"}),
     build=build,
-    size=size,
+    read=lambda layers: InFile([size(tensors) for tensors in layers], {}),
     delta=delta,
 )
