@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import hypothesis
@@ -59,7 +60,9 @@ def _signals():
 @pytest.fixture(scope="session")
 def model(tmp_path_factory) -> ModelConfig:
     """Tiny model files, written once."""
-    return model_config(tmp_path_factory.mktemp("models"))
+    config = model_config(tmp_path_factory.mktemp("models"))
+    gc.freeze()  # what was imported for them, see above
+    return config
 
 
 def find_comfyui() -> tuple[Path, Path] | None:
@@ -85,22 +88,38 @@ def comfyui() -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="session")
-def comfyui_oracle(comfyui, tmp_path_factory):
-    """Run one of tests/comfyui/oracle_*.py inside ComfyUI's own interpreter.
+def oracle_process(comfyui, tmp_path_factory):
+    """ComfyUI's own code in one process for all questions: to import it takes seconds."""
+    checkout, python = comfyui
+    log = tmp_path_factory.mktemp("oracle") / "log"
+    command = [python, ROOT / "tests" / "comfyui" / "run_oracle.py", checkout]
+    with open(log, "wb") as said, processes.started(command, stdin=subprocess.PIPE, stdout=said, stderr=said) as process:
+        yield process, log
+
+
+@pytest.fixture(scope="session")
+def comfyui_oracle(oracle_process, tmp_path_factory):
+    """Ask one of tests/comfyui/oracle_*.py, which runs inside ComfyUI's own interpreter.
 
     `comfyui_oracle("oracle_vae.py", tensors, **params)` writes the tensors to a file, calls the script's
     `run(tensors, params) -> dict[str, Tensor]` with ComfyUI importable, and returns what it answered.
     """
-    checkout, python = comfyui
+    process, log = oracle_process
 
     def call(script: str, tensors: dict[str, torch.Tensor], **params) -> dict[str, torch.Tensor]:
         folder = tmp_path_factory.mktemp("oracle")
         save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "in.safetensors")
         (folder / "params.json").write_text(json.dumps(params), encoding="utf-8")
-        runner = ROOT / "tests" / "comfyui" / "run_oracle.py"
-        done = processes.run([python, runner, checkout, runner.parent / script, folder])
-        assert done.returncode == 0, f"{script} failed in ComfyUI:\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
-        return load_file(folder / "out.safetensors")
+        question = json.dumps([str(ROOT / "tests" / "comfyui" / script), str(folder)])
+        process.stdin.write(question.encode() + b"\n")
+        process.stdin.flush()
+        answer, failed = folder / "out.safetensors", folder / "failed.txt"
+        try:
+            processes.wait_until(lambda: answer.exists() or failed.exists(), process)
+        except AssertionError:
+            pytest.fail(f"ComfyUI ended:\n{log.read_text(errors='replace')[-6000:]}")
+        assert answer.exists(), f"{script} failed in ComfyUI:\n{failed.read_text(encoding='utf-8')[-6000:]}"
+        return load_file(answer)
 
     return call
 
