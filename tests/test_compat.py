@@ -192,7 +192,7 @@ resolution = [512, 768]
     assert answer.config.optimizer.betas == (0.9, 0.95) and answer.config.datasets[0].resolutions == ((512, 768),)
     assert any("line 16: xformers has no effect" in note or "xformers has no effect" in note for note in answer.notes)
     path.write_text(path.read_text(encoding="utf-8") + "netwrok_dropout = 0.1\n", encoding="utf-8")
-    with pytest.raises(SettingError, match=r"line 18: netwrok_dropout: unknown key; did you mean network_dropout\?"):
+    with pytest.raises(SettingError, match=r"line 18: unknown key netwrok_dropout; did you mean network_dropout\?"):
         request("--config_file", str(path))
 
 

@@ -29,6 +29,7 @@ class Batch:
     number: int  # among all micro-batches of the run
     latents: Tensor  # [B, 16, h, w], normalised
     noise: Tensor  # [B, 16, h, w]
+    input_noise: Tensor | None  # [B, 16, h, w], what the model's input is mixed with where that is not `noise`
     t: Tensor  # [B]
     mask: Tensor | None  # [B, 1, h, w], weighs the loss
     weight: Tensor  # [B]
@@ -95,11 +96,13 @@ class Feed:
         tokens = latents.shape[2] * latents.shape[3] // PATCH**2
         t = flow.sample_timesteps(len(draws), flow_config, generator, tokens=tokens)
         noise = flow.noise_like(latents, generator, flow_config.noise_offset)
+        gamma, own = flow_config.ip_noise_gamma, seeds.generator(self._config.seed, "input noise", number)
         self._number += self._ranks.world
         batch = Batch(
             number=number,
             latents=latents,
             noise=noise,
+            input_noise=flow.input_noise(noise, own, gamma) if gamma else None,
             t=t,
             mask=stack_masks(masks, latents),
             weight=torch.tensor([draw.item.picture.subset.loss_weight for draw in draws]),

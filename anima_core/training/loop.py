@@ -115,6 +115,8 @@ def build_run(plan: Plan, ranks: Ranks, events: Events) -> "Run":
     events.emit("note", text=network.describe())
     batches_per_step = config.gradient_accumulation_steps * ranks.world
     total = total_steps(config, data.batches_per_epoch, batches_per_step)
+    for text in schedules.warnings(config.optimizer, total):
+        events.emit("warning", text=text)
     watchdog = Watchdog(network)
     reporter = StepReporter(events, watchdog, state.losses, total, plan.device)
     saver = Saver(plan, events, state, reporter, watchdog, data.metadata(), config_text) if ranks.first else None
@@ -257,7 +259,8 @@ class Run:
         """Return the mean loss of one micro-batch, fp32, on the device."""
         batch = batch.to(self.model.device)
         text, lengths = self.data.embeddings.place(batch.text)
-        noisy = flow.interpolate(batch.latents, batch.noise, batch.t)
+        eps = batch.noise if batch.input_noise is None else batch.input_noise
+        noisy = flow.interpolate(batch.latents, eps, batch.t)
         velocity = self.model(noisy, batch.t, text, lengths)
         target = flow.velocity_target(batch.latents, batch.noise)
         config = self.plan.config.flow

@@ -120,7 +120,7 @@ def delta(tensors: Mapping[str, Tensor], base: Tensor) -> Tensor:
 
 TYPE = AdapterType(
     name="lokr",
-    modules=("networks.lokr_anima",),
+    modules=("networks.lokr_anima", "networks.lokr"),
     tensors=frozenset({"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"}),
     build=build,
     size=size,
