@@ -18,7 +18,6 @@ OTHER_DIALECTS = {  # tables that tell it -> what the file is, and the way out
     ("train_mode",): "a file of LoRA_Easy_Training_Scripts, which is not read; give the config.toml and dataset.toml of its "
     "backend's runtime_store as --config_file and --dataset_config",
     ("model", "adapter"): "a file of diffusion-pipe, whose keys are others; write the flags of docs/flags.md instead",
-    ("datasets",): "a dataset file; give it as --dataset_config, beside a file or flags with the models",
 }  # fmt: skip
 
 

@@ -69,6 +69,14 @@ def as_steps(value: Any) -> float:
     return steps(value.strip()) if isinstance(value, str) else as_float(value)
 
 
+def from_text(kind: type, value: Any) -> Any:
+    """Return a number that was written as text as the number; everything else as it is."""
+    try:
+        return FROM_FILE[kind.__name__](value) if kind in (int, float) and isinstance(value, str) else value
+    except (ValueError, OverflowError):
+        return value
+
+
 FROM_FILE: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("str", "path", "prompts"), as_text),
     "list": as_list,
