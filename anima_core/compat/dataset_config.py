@@ -54,6 +54,11 @@ WITHOUT_EFFECT = {
     "network_multiplier": "the adapter trains at full strength",
     "validation_seed": "validation runs are not available yet",
     "validation_split": "validation runs are not available yet",
+    "validation_split_num": "validation runs are not available yet",
+    "skip_image_resolution": "small pictures are trained as well",
+    "train_inpainting": "inpainting models are not trained",
+    "max_token_length": "captions are never cut",
+    "debug_dataset": "`check` shows what is in a dataset",
 }
 OWN_SUBSET_KEYS = {"image_dir", "is_reg", "mask_dir", "conditioning_data_dir"}
 OWN_DATASET_KEYS = {"resolution", "prior_loss_weight", "subsets"}

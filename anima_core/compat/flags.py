@@ -84,7 +84,7 @@ class Flag:
     @property
     def full_help(self) -> str:
         """Return the help with the values that may be chosen, in the command line's words."""
-        choices = ", ".join(filter(None, self.choices))
+        choices = ", ".join(choice for choice in self.choices if choice != ADAFACTOR)
         return in_words(f"{self.help} One of: {choices}." if choices else self.help, setting_words())
 
 
@@ -342,7 +342,8 @@ def setting_words() -> dict[str, str]:
     patterns |= {"learning_rates": "network_reg_lrs"}
     within |= {f"network.{name}": f"--network_args {own}" for name, own in patterns.items()}
     within |= {f"optimizer.{name}": f"--optimizer_args {name}" for name in ("weight_decay", "betas", "eps")}
-    within |= {"optimizer.step_rules": "--lr_scheduler_args step_rules", "sample.prompts": "--sample_prompts"}
+    within |= {"optimizer.step_rules": "--lr_scheduler_args step_rules", "optimizer.decay_ratio": "--lr_decay_steps"}
+    within |= {"flow.logit_mean": "--logit_mean", "sample.prompts": "--sample_prompts"}
     within |= {"subset.image_dir": "--train_data_dir", "sample.width": "--sample_size", "sample.height": "--sample_size"}
     within |= {"train.memory=recompute": "--gradient_checkpointing", "train.memory=keep": "--no-gradient_checkpointing"}
     return within | {flag.setting: f"--{flag.name}" for flag in mapped_flags() if flag.setting}

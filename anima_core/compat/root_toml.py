@@ -110,6 +110,7 @@ def is_root_style(data: dict[str, Any]) -> bool:
 def read_root(data: dict[str, Any], path: str, typed: Values) -> tuple[Values, list[str]]:
     """Read the file as flag values and notes. typed: the command line's flags, which may supply what the file lacks."""
     refuse_unknown(path, unknown_keys(data))
+    data = {table: set_keys(entries) for table, entries in data.items()}
     notes = [f"{path}: [{t}] has no effect: {why}" for t, why in TABLES_WITHOUT_EFFECT.items() if t in data]
     for (table, key), why in WITHOUT_EFFECT.items():
         if key in data.get(table, {}):
@@ -151,13 +152,18 @@ def unknown_keys(data: dict[str, Any]) -> list[Unknown]:
     return found
 
 
+def set_keys(entries: Any) -> Any:
+    """Return a table without the keys that are empty, which are not set; what is no table as it is."""
+    return {key: value for key, value in entries.items() if value not in ("", [])} if isinstance(entries, dict) else entries
+
+
 def plain_values(data: dict[str, Any], path: str) -> Values:
     """Read the keys that are a flag under another name, checked against the flag's kind."""
     flags = {flag.name: flag for flag in mapped_flags()}
     names = RENAMED | {(table, key): key for table, keys in SAME_NAME.items() for key in keys}
     values = {}
     for (table, key), flag in names.items():
-        if data.get(table, {}).get(key, "") not in ("", []):
+        if key in data.get(table, {}):
             where = f"{path}, line {line_of(path, table, key)}: {table}.{key}"
             values[flag] = as_flag_kind(flags[flag], data[table][key], where)
     return values

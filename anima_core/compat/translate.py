@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import math
 from typing import Any
 
 from ..errors import SettingError
@@ -160,6 +161,8 @@ def schedule_lengths(values: Values) -> Values:
     """Read lr_warmup_steps and lr_decay_steps: below 1 they are a share of all steps."""
     found: Values = {}
     for flag, name in (("lr_warmup_steps", "warmup"), ("lr_decay_steps", "decay")):
+        if not math.isfinite(values[flag]):
+            raise SettingError(f"{flag}={values[flag]}: must be a number of steps, or a share of all below 1")
         share = 0 < values[flag] < 1
         found[f"{name}_steps"] = 0 if share else int(values[flag])
         found[f"{name}_ratio"] = values[flag] if share else 0.0
