@@ -22,7 +22,7 @@ Written from the code by `python -m anima_core.compat.docs docs/flags.md`; a tes
 What stands on the command line wins over a file, also when it equals the default. A flag or key that is in none of these
 tables is an error that names the nearest one.
 
-## What differs from sd-scripts-anima, and why
+## What differs from sd-scripts and sd-scripts-anima, and why
 
 | there | here | reason |
 |---|---|---|
@@ -47,6 +47,12 @@ tables is an error that names the nearest one.
 | `--huber_schedule` | one width for all t, `--huber_c` times `--huber_scale` | |
 | LoRA+ raises the rate of `lokr_w1` in `networks.lokr` | of the factor that starts at zero, `lokr_w2` | as `lora_up` in a LoRA |
 | an unknown flag within a prompt is cut off silently | cut off, with a warning | |
+| previews: 512 x 512, guidance 7.5, a new seed each | 1024 x 1024, 4.0, `--seed` | what the model draws well; pictures that can be compared |
+| `--learning_rate` 2e-6 | 1e-4 | 2e-6 hardly moves an adapter |
+| `--seed` by chance | 42 | the same command, the same adapter |
+| `--save_precision` fp32 | bf16 | half the size, and ComfyUI's own precision |
+| a T5 tokenizer comes along | `--t5_tokenizer_dir` is required, as in sd-scripts-anima | |
+| the text encoder trains unless `--network_train_unet_only` | never | not available |
 """
 
 
