@@ -10,7 +10,7 @@ from torch import Tensor
 from anima_core.adapters.formats import adapter_state, left_out, load_into, read_adapter, save_adapter
 from anima_core.adapters.from_file import network_of
 from anima_core.adapters.inspection import summarise
-from anima_core.adapters.keys import read_key
+from anima_core.adapters.keys import convert_keys, read_key
 from anima_core.adapters.network import AdapterNetwork
 from anima_core.cli import main
 from anima_core.compat.arguments import config_of
@@ -99,6 +99,21 @@ def test_long_metadata_is_cut_when_shown(tmp_path, capsys):
 )
 def test_a_dotted_layer_is_found_behind_every_prefix(prefix):
     assert read_key(f"{prefix}blocks.3.mlp.layer1.lora_A.weight") == ("transformer", "blocks.3.mlp.layer1", "lora_down.weight")
+
+
+@pytest.mark.parametrize("prefix", ["base_model.model.", "net.", "transformer.", ""])
+def test_comfyui_passes_other_prefixes_over_and_reads_what_convert_makes_of_them(prefix, comfyui_oracle):
+    network = trained(NetworkConfig(rank=4, alpha=4))
+    peft = {"diffusion_model.": prefix, "lora_down": "lora_A", "lora_up": "lora_B"}
+    state = {k: v for k, v in adapter_state(network).items() if not k.endswith("alpha")}
+    for ours, theirs in peft.items():
+        state = {key.replace(ours, theirs): tensor for key, tensor in state.items()}
+    base = {f"base.{k}": v for k, v in tiny_transformer().state_dict().items()}
+    used = []
+    for keys in (state, convert_keys(state, "lora_unet")):
+        answer = comfyui_oracle("oracle_adapters.py", base | {f"lora.{k}": v for k, v in keys.items()}, strength=1.0)
+        used.append(len(keys) - int(answer["unused"]))
+    assert used == [0, 40]
 
 
 def with_text_encoder(path):
