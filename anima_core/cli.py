@@ -15,12 +15,13 @@ from typing import Any
 
 from .compat.arguments import Parser, add_arguments, data_request_from, parse, request_from, write_config
 from .compat.flags import setting_words
-from .errors import AnimaError, Interrupted, SettingError
+from .errors import AnimaError, Interrupted, SettingError, printable
 from .progress_bar import ProgressBar
 from .settings.train import KEY_FORMATS
 from .version import __version__
 
 EVERY_NAME = 10**9  # beside a count in a report
+MOST_SHOWN = 1000  # characters of one metadata entry
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -60,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--output_dir", default="demo", help="folder of everything that the demo writes")
     demo.add_argument("--steps", type=int, default=0, help="training steps; 0: as many as the demo needs")
     demo.set_defaults(run=run_demo)
-    inspect = commands.add_parser("inspect", help="what is in an adapter file")
+    inspect = commands.add_parser("inspect", help="what is in an adapter file of any trainer")
     inspect.add_argument("adapter")
     inspect.set_defaults(run=run_inspect)
     convert = commands.add_parser("convert", help="rename an adapter's keys between the two families")
@@ -161,19 +162,26 @@ def run_demo(args: argparse.Namespace) -> None:
 
 
 def run_inspect(args: argparse.Namespace) -> None:
-    from .adapters.formats import summarise
+    from .adapters.inspection import summarise
 
     for name, value in summarise(args.adapter).items():
         if isinstance(value, dict):
             print(f"{name}:")
             for key, item in value.items():
-                print(f"  {key}: {item}")
+                print(f"  {key}: {cut(item)}")
         else:
             print(f"{name}: {value}")
+
+
+def cut(text: str) -> str:
+    """Return a text as one line, and a long one shortened: other trainers write tag counts of whole datasets into a file."""
+    shown = printable(text[:MOST_SHOWN])
+    return shown if len(text) <= MOST_SHOWN else f"{shown}… ({len(text):,} characters)"
 
 
 def run_convert(args: argparse.Namespace) -> None:
     from .adapters.formats import convert_file
 
-    count = convert_file(args.adapter, args.output, args.to)
-    print(f"{count} tensors renamed to {args.to}: {args.output}")
+    own, text_encoder = convert_file(args.adapter, args.output, args.to)
+    kept = f", {text_encoder} of the text encoder kept as they are" if text_encoder else ""
+    print(f"{own} tensors renamed to {args.to}{kept}: {args.output}")

@@ -7,6 +7,7 @@ Whoever shows it puts the word that its user knows in that place: a flag on the 
 import re
 from collections.abc import Mapping
 
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 NAMED = re.compile(r"`([a-z]+\.[a-z0-9_]+)(=[^`]*)?`")
 
 
@@ -24,13 +25,18 @@ def in_words(text: str, words: Mapping[str, str] | None = None) -> str:
     return NAMED.sub(word, text)
 
 
+def printable(text: str) -> str:
+    """Show control characters and line breaks escaped: a key or a file's name may hold them, and a message is one line."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 class AnimaError(Exception):
     """Base of every error that is meant for the user. The command line prints it without a traceback."""
 
     exit_status = 1
 
     def __init__(self, message: str) -> None:
-        self.text = " ".join(str(message).splitlines())  # a key or a file's name may hold line breaks
+        self.text = printable(str(message))
         super().__init__(in_words(self.text))
 
     def said(self, words: Mapping[str, str]) -> str:

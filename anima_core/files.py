@@ -84,7 +84,7 @@ def digest(path: Path) -> str:
             while chunk := file.read(1 << 22):
                 found.update(chunk)
     except OSError as error:
-        raise FileError(f"{path}: cannot be read ({error.strerror}); start again") from None
+        raise FileError(f"{path}: cannot be read ({error.strerror}); check that it is there, and start again") from None
     return found.hexdigest()
 
 

@@ -7,9 +7,10 @@ import comfy.sd
 import folder_paths
 from comfy_api.latest import io
 
-from ..anima_core.adapters.formats import convert_keys, save_adapter
+from ..anima_core.adapters.formats import check_adapter, save_adapter
+from ..anima_core.adapters.keys import convert_keys
 from ..anima_core.adapters.metadata import tensor_hash
-from ..anima_core.errors import FileError, SettingError
+from ..anima_core.errors import SettingError
 from ..anima_core.files import safe_name, unused
 from ..anima_core.models.checkpoint import load_tensors
 from ..anima_core.settings import OutputConfig
@@ -111,10 +112,8 @@ class AnimaLoadAdapter(AnimaNode):
     @classmethod
     def run(cls, adapter: str) -> io.NodeOutput:
         path = folder_paths.get_full_path_or_raise("loras", adapter)
-        tensors = load_tensors(path)
-        if not tensors:
-            raise FileError(f"{path}: holds no tensors; choose another adapter")
-        return io.NodeOutput(tensors)
+        check_adapter(path)
+        return io.NodeOutput(load_tensors(path))
 
 
 NODES: list[type[io.ComfyNode]] = [AnimaApplyAdapter, AnimaSaveAdapter, AnimaLoadAdapter]

@@ -15,7 +15,7 @@ from ..anima_core.compat.dataset_config import read_dataset_config
 from ..anima_core.errors import AnimaError, FileError, SettingError
 from . import types
 from .dataset_widgets import ALL, CAPTIONS, FILES, REPEATS, SIZES, Datasets, dataset_from
-from .inspection import contact_sheet, report
+from .inspection import contact_sheet, looked_at, report
 from .node import AnimaNode
 from .roots import allowed, user_path
 from .store import store_folder
@@ -77,7 +77,7 @@ class AnimaDatasetFolder(AnimaNode):
         if not Path(path).is_dir():
             raise FileError(f"{path}: no such folder of pictures; check `subset.image_dir`")
         masks = user_path(mask_folder, "`subset.mask_dir`") if mask_folder.strip() else ""
-        return io.NodeOutput(dataset_from(given, path, masks))
+        return io.NodeOutput(looked_at(dataset_from(given, path, masks), store_folder() / "cache"))
 
 
 class AnimaDatasetImages(AnimaNode):
@@ -107,7 +107,7 @@ class AnimaDatasetImages(AnimaNode):
         texts = matched(captions, len(pictures), "captions")
         shades = None if masks is None else matched([m for batch in masks for m in as_masks(batch)], len(pictures), "masks")
         folder, mask_folder = write_pictures(pictures, texts, shades)
-        return io.NodeOutput(dataset_from(plain, str(folder), str(mask_folder or "")))
+        return io.NodeOutput(looked_at(dataset_from(plain, str(folder), str(mask_folder or "")), store_folder() / "cache"))
 
 
 def as_masks(batch: torch.Tensor) -> list[torch.Tensor]:

@@ -32,6 +32,15 @@ def report(datasets: tuple[DatasetConfig, ...], cache_dir: Path) -> tuple[str, l
     return "\n".join([*lines, "", "captions as they are read:", *examples(pictures)]), pictures
 
 
+def looked_at(datasets: tuple[DatasetConfig, ...], cache_dir: Path) -> tuple[DatasetConfig, ...]:
+    """Scan datasets, and return them: what nothing can be trained on is said by the node that names its folder.
+
+    What is learnt about the files is remembered, so that the training looks at them no second time. Raises FileError.
+    """
+    check_datasets(datasets, cache_dir, None, stage)
+    return datasets
+
+
 def stage(name: str) -> Callable[[int, int], None]:
     """Return what moves the node's progress bar; Cancel ends the scan."""
     bar = ProgressBar(1)

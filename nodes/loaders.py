@@ -1,4 +1,4 @@
-"""The four model loaders: they check a file's header and hand on its path."""
+"""The four model loaders: they check that a file is whole and what it should be, by its header, and hand on its path."""
 
 from pathlib import Path
 from typing import ClassVar
@@ -7,11 +7,10 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..anima_core.errors import FileError
-from ..anima_core.models.checkpoint import check_not_quantised, read_header
-from ..anima_core.models.qwen import qwen_config
-from ..anima_core.models.tokenizers import comfyui_tokenizers, t5_tokenizer_dir
-from ..anima_core.models.transformer import transformer_config
-from ..anima_core.models.vae import vae_config
+from ..anima_core.models.qwen import check_qwen
+from ..anima_core.models.tokenizers import comfyui_tokenizers, load_t5_tokenizer, qwen_tokenizer_dir
+from ..anima_core.models.transformer import check_transformer
+from ..anima_core.models.vae import check_vae
 from ..anima_core.settings import ModelConfig
 from . import types
 from .node import AnimaNode
@@ -74,9 +73,7 @@ class AnimaTransformerLoader(AnimaNode):
     @classmethod
     def run(cls, transformer: str, dtype: str) -> io.NodeOutput:
         path = full_path("diffusion_models", transformer)
-        header = read_header(path)
-        check_not_quantised(path, header)
-        transformer_config(path, header)
+        check_transformer(path)
         return io.NodeOutput(types.ModelFile(path, dtype))
 
 
@@ -101,7 +98,7 @@ class AnimaVAELoader(AnimaNode):
     @classmethod
     def run(cls, vae: str) -> io.NodeOutput:
         path = full_path("vae", vae)
-        vae_config(path, read_header(path))
+        check_vae(path)
         return io.NodeOutput(types.ModelFile(path))
 
 
@@ -129,7 +126,8 @@ class AnimaQwenLoader(AnimaNode):
     @classmethod
     def run(cls, qwen: str) -> io.NodeOutput:
         path = resolve("text_encoders", qwen)
-        qwen_config(path)
+        check_qwen(path)
+        qwen_tokenizer_dir(path)
         return io.NodeOutput(types.ModelFile(path))
 
 
@@ -158,7 +156,7 @@ class AnimaT5TokenizerLoader(AnimaNode):
     @classmethod
     def run(cls, tokenizer: str) -> io.NodeOutput:
         path = built_in_t5() if tokenizer == BUILT_IN else resolve("text_encoders", tokenizer)
-        t5_tokenizer_dir(path)
+        load_t5_tokenizer(path)
         return io.NodeOutput(types.ModelFile(path))
 
 

@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 from comfy_api.latest import io
 
+from ..anima_core.adapters.formats import check_type, read_adapter
 from ..anima_core.settings import NetworkConfig
 from . import types
 from .adapters import stored_adapter
@@ -49,6 +50,8 @@ class AnimaNetworkNode(AnimaNode):
     @classmethod
     def run(cls, start_from: types.LoraState | None = None, **given: Any) -> io.NodeOutput:
         weights = str(stored_adapter(start_from)) if start_from is not None else ""
+        if weights:
+            check_type(read_adapter(weights), cls.type)
         settings = settings_from(cls.widgets, given, NetworkConfig)
         return io.NodeOutput(NetworkConfig(type=cls.type, weights=weights, **settings))
 

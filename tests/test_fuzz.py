@@ -12,7 +12,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save
 
-from anima_core.adapters.formats import convert_file, read_adapter, summarise
+from anima_core.adapters.formats import convert_file, read_adapter
+from anima_core.adapters.inspection import summarise
 from anima_core.cli import build_parser
 from anima_core.compat.arguments import config_from_file, data_request_from, parse, request_from
 from anima_core.compat.dataset_config import datasets_from, read_dataset_config

@@ -1,8 +1,8 @@
 """What a type of adapter is, for everything that handles adapters without knowing the types."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,7 @@ class AdapterType:
     tensors: what a layer's tensors are called in a file; a parameter may leave out a final `.weight`.
     build: the adapter of a layer. Raises SettingError for settings that the type does not have.
     size: rank and alpha of a layer of a file. delta: what it adds to the base weight, [out, in] fp32, from those tensors and
-    that weight.
+    that weight. own_settings: the settings of `network` that only this type has, as the layers of a file have them.
     """
 
     name: str
@@ -57,6 +57,7 @@ class AdapterType:
     build: Callable[[Layer, NetworkConfig], Adapter]
     size: Callable[[Mapping[str, Tensor]], Size]
     delta: Callable[[Mapping[str, Tensor], Tensor], Tensor]
+    own_settings: Callable[[Sequence[Mapping[str, Tensor]]], dict[str, Any]] = lambda layers: {}
 
 
 def alpha_of(tensors: Mapping[str, Tensor]) -> float | None:

@@ -35,7 +35,7 @@ def linear_names(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
 
 
-def pattern_matcher(pattern: str) -> Matches:
+def pattern_matcher(pattern: str, setting: str) -> Matches:
     """Read a pattern: re:<regex> searches the whole name, * and ? glob it; else it is the last part or a dotted suffix.
 
     Raises SettingError for what is no regular expression.
@@ -45,7 +45,7 @@ def pattern_matcher(pattern: str) -> Matches:
         try:
             found = re.compile(pattern[3:])
         except re.error as error:
-            raise SettingError(f"target {pattern!r}: not a regular expression ({error})") from None
+            raise SettingError(f"`{setting}` {pattern!r}: not a regular expression ({error}); repair it") from None
         return lambda name: found.search(name) is not None
     if "*" in pattern or "?" in pattern:
         return lambda name: fnmatch.fnmatchcase(name, pattern)
@@ -90,7 +90,7 @@ def matching(patterns: tuple[str, ...], names: list[str], setting: str) -> set[s
     """Return the names that any pattern matches. Raises SettingError for a pattern that matches none."""
     found = set()
     for pattern in patterns:
-        hits = set(filter(pattern_matcher(pattern), names))
+        hits = set(filter(pattern_matcher(pattern, setting), names))
         if not hits:
             examples = ", ".join(names[len(names) // 3 :: len(names) // 3][:3])
             raise SettingError(f"`{setting}` {pattern!r}: matches no layer; names look like {examples}")
@@ -102,6 +102,6 @@ def learning_rate_of(name: str, config: NetworkConfig, base: float) -> float:
     """Return the rate of the first pattern of `learning_rates` that matches, else the base."""
     for item in config.learning_rates:
         pattern, value = pattern_value(item)
-        if pattern_matcher(pattern)(name):
+        if pattern_matcher(pattern, "network.learning_rates")(name):
             return value
     return base

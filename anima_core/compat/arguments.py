@@ -17,6 +17,7 @@ from ..settings.toml_file import dump_toml, read_toml
 from .flags import MAPPED, Flag, known_names, mapped_flags
 from .flat_toml import read_flat
 from .kinds import TYPED
+from .mistaken import refuse_dataset_file
 from .prompts import names_file
 from .root_toml import is_root_style, read_root
 from .translate import dataset_configs, train_config
@@ -177,6 +178,7 @@ def frozen_config(typed: dict[str, Any]) -> TrainConfig | None:
     if not path:
         return None
     data = read_toml(path)
+    refuse_dataset_file(data, str(path))
     if not {"model", "datasets", "network", "optimizer"} <= set(data):
         return None
     output = {

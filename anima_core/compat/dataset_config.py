@@ -11,6 +11,7 @@ from ..settings import DatasetConfig, SubsetConfig
 from ..settings.serial import as_kind
 from ..settings.toml_file import line_of, read_toml
 from .kinds import from_text
+from .mistaken import refuse_training_file
 from .unknown import Unknown, refuse_unknown
 
 T = TypeVar("T")
@@ -83,6 +84,7 @@ def read_dataset_config(path: str | Path, fallback: dict[str, Any]) -> Datasets:
 def datasets_from(data: dict[str, Any], fallback: dict[str, Any], where: str) -> Datasets:
     notes: list[str] = []
     require_table(data, where, "the file")
+    refuse_training_file(data, where)
     refuse_unknown(where, unknown_keys(data))
     general = data.get("general", {})
     note_keys(general, where, "general", notes)

@@ -162,7 +162,7 @@ MAPPED = {
         sets(NetworkConfig, "dropout", "network_dropout"),
         Flag("network_args", "list", (), "name=value, see the table of network_args in docs/flags.md."),
         sets(NetworkConfig, "weights", "network_weights"),
-        Flag("dim_from_weights", "switch", False, "Take rank and alpha from --network_weights."),
+        Flag("dim_from_weights", "switch", False, "Take each layer's rank, and alpha, from --network_weights."),
         sets(NetworkConfig, "train_norm"),
     ],
     "optimizer": [

@@ -28,6 +28,15 @@ from .unmapped import ARGUMENTS_IGNORED, ARGUMENTS_REFUSED, is_on
 
 TRUE_WORDS, FALSE_WORDS = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
+LAYER_ARGS = {"targets", "target_modules", "include_patterns", "exclude_patterns", "train_llm_adapter"}
+SAID_BY = {  # a setting that a file of weights gives -> the --network_args that say it themselves
+    **dict.fromkeys(("targets", "include"), LAYER_ARGS),
+    "ranks": {"network_reg_dims"},
+    "train_norm": {"train_norm"},
+    "factor": {"lokr_factor", "factor"},
+    "decompose_both": {"lokr_decompose_both", "decompose_both"},
+}
+
 Values = dict[str, Any]
 
 
@@ -197,13 +206,12 @@ def network_config(values: Values, notes: list[str]) -> NetworkConfig:
     module = values["network_module"]
     kind = network_type(module, own)
     found = settings_for(NetworkConfig, values) | {"type": kind} | MODULE_DEFAULTS.get((module, kind), {})
-    if values["dim_from_weights"]:
-        found["rank"], found["alpha"] = size_of_weights(values["network_weights"])
     if found["rank"] >= FULL_MATRIX_RANK:
         found["alpha"] = 0.0
     within = arguments_from(own)
     within["train_norm"] = found.pop("train_norm") or within.get("train_norm", False)
-    return NetworkConfig(**(found | targets_from(own, within.pop("targets", "attn+mlp")) | within))
+    found |= targets_from(own, within.pop("targets", "attn+mlp")) | within
+    return NetworkConfig(**(found | (shape_of_weights(values["network_weights"], own) if values["dim_from_weights"] else {})))
 
 
 def arguments(values: Values) -> dict[str, str]:
@@ -253,18 +261,16 @@ def arguments_from(own: dict[str, str]) -> Values:
     return found
 
 
-def size_of_weights(path: str) -> tuple[int, float]:
-    """Return rank and alpha of an adapter file's first layer that has a rank; whole factors ask for a full matrix."""
-    from ..adapters.formats import read_adapter, type_of
+def shape_of_weights(path: str, own: dict[str, str]) -> Values:
+    """Read dim_from_weights: the settings that give each layer the rank that it has in the adapter file.
+
+    Layers and ranks that --network_args names hold.
+    """
+    from ..adapters.from_file import network_of
 
     if not path:
         raise SettingError("dim_from_weights: needs --network_weights")
-    for tensors in read_adapter(path).values():
-        kind = type_of(tensors)
-        rank, alpha = kind.size(tensors) if kind else (None, None)
-        if rank is not None:
-            return rank, float(rank if alpha is None else alpha)
-    return FULL_MATRIX_RANK, 0.0
+    return {name: value for name, value in network_of(path).items() if not own.keys() & SAID_BY.get(name, set())}
 
 
 def dataset_configs(values: Values, explicit: set[str]) -> tuple[tuple[DatasetConfig, ...], list[str]]:

@@ -65,7 +65,7 @@ class LatentStore:
                 latents = model.encode(torch.stack(images), tile=self.tile)
                 for want, latent in zip(batch, latents):
                     if not latent.isfinite().all():
-                        raise RunError(f"{want[0].path}: its latents are not finite; is the VAE file the right one?")
+                        raise RunError(f"{want[0].path}: its latents are not finite; use qwen_image_vae.safetensors as the VAE")
                     self.cache.put(self.key(*want), {"latents": latent.float()})
                 done += len(batch)
                 progress(done, len(wants))

@@ -19,15 +19,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import FileError
+from .kinds import LONGEST_START, REAL_WEIGHTS, all_in_one, folder_of, kind_of, start_of
 
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own bound
 MAX_DIMENSIONS = 64  # torch's own bound
+MOST_VALUES = 1 << 60  # of a tensor: more than any file holds, and few enough for torch to count
+NOT_SAFETENSORS = "not a safetensors file, or a damaged one; download it again, as .safetensors"
 
 M = TypeVar("M", bound=nn.Module)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FLOAT_DTYPES = {"F64", "F32", "F16", "BF16"}
-PICKLE_SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".pkl"}
 
 # Released files differ: `net.` (base-v1.0, previews) and `model.diffusion_model.` (aesthetic, turbo).
 TRANSFORMER_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "net.")
@@ -107,6 +109,8 @@ def check_layout(path: Path, entries: dict[str, dict[str, Any]]) -> int:
             plain = type(begin) is type(stop) is int and isinstance(dtype, str) and len(shape) <= MAX_DIMENSIONS
             if not plain or begin != end or stop < begin or not all(type(side) is int and side >= 0 for side in shape):
                 raise ValueError
+            if math.prod(shape) >= MOST_VALUES:
+                raise ValueError
             if dtype in ITEM_BITS and stop - begin != math.prod(shape) * ITEM_BITS[dtype] // 8:
                 raise ValueError
             end = stop
@@ -123,8 +127,8 @@ def _header_length(path: Path) -> int:
 def _json_header(path: Path) -> dict[str, Any]:
     check_is_file(path)
     length = _header_length(path)
-    if length > MAX_HEADER_BYTES or length < 2:
-        raise FileError(f"{path}: not a safetensors file; convert it to safetensors first")
+    if not 2 <= length <= MAX_HEADER_BYTES:
+        raise FileError(f"{path}: {NOT_SAFETENSORS}")
     if length > path.stat().st_size - 8:  # before anything of that size is asked for
         raise FileError(f"{path}: truncated inside its header; download it again")
     with open(path, "rb") as file:
@@ -135,7 +139,7 @@ def _json_header(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):  # not UTF-8, not JSON, numbers of thousands of digits, nested without end
         header = None
     if not isinstance(header, dict):
-        raise FileError(f"{path}: not a safetensors file; convert it to safetensors first")
+        raise FileError(f"{path}: {NOT_SAFETENSORS}")
     return header
 
 
@@ -144,11 +148,17 @@ def check_is_file(path: Path) -> None:
     if not path.exists():
         raise FileError(f"{path}: no such file; check the path")
     if not path.is_file():
-        raise FileError(f"{path}: is a folder; name the .safetensors file in it")
-    with open(path, "rb") as file:
-        start = file.read(4)
-    if path.suffix.lower() in PICKLE_SUFFIXES or start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK"):
-        raise FileError(f"{path}: a pickle, which can run code when opened; convert it to safetensors first")
+        raise FileError(f"{path}: is {folder_of(path)}")
+    try:
+        with open(path, "rb") as file:
+            start = file.read(LONGEST_START)
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+    if not start:
+        raise FileError(f"{path}: is empty (0 bytes); download it again")
+    is_length = int.from_bytes(start[:8], "little") <= MAX_HEADER_BYTES  # of a header, which may look like a pickle's bytes
+    if what := start_of(b"" if is_length else start, path.suffix):
+        raise FileError(f"{path}: is {what}")
 
 
 def strip_prefix(name: str, prefixes: tuple[str, ...] = TRANSFORMER_PREFIXES) -> str:
@@ -162,36 +172,52 @@ def strip_prefix(name: str, prefixes: tuple[str, ...] = TRANSFORMER_PREFIXES) ->
             return name
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How a model lies in files.
+
+    what: its name in errors. rename: a file's key -> the model's, or None to leave the tensor out. transform: reshapes one
+    tensor to the model's layout, by its model name.
+    """
+
+    what: str
+    rename: Callable[[str], str | None] = strip_prefix
+    transform: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor
+
+
+def check_fits(model: nn.Module, path: str | Path | list[Path], layout: Layout) -> dict[Path, dict[str, str]]:
+    """Check by the headers that a file holds exactly a model's tensors, in its shapes.
+
+    model: built on the meta device. path: one file, or the shards of one model. Returns, of each file, the key of each tensor
+    by the model's name. Every parameter and persistent buffer must be in the files and every tensor of theirs must be one of
+    them, else a FileError names the first.
+    """
+    files = path if isinstance(path, list) else [Path(path)]
+    wanted = dict(model.state_dict(keep_vars=True))
+    headers = {file: read_header(file) for file in files}
+    sources = {file: _sources(file, headers[file], layout.rename) for file in files}
+    _check_names(files[0], layout.what, wanted.keys(), [name for names in sources.values() for name in names])
+    for file, names in sources.items():
+        for name, key in names.items():
+            shape = layout.transform(name, torch.empty(headers[file][key].shape, device="meta")).shape
+            if shape != wanted[name].shape:
+                shapes = f"{list(shape)}, expected {list(wanted[name].shape)}"
+                raise FileError(f"{file}: {key} has shape {shapes}; is this the {layout.what}?")
+    return sources
+
+
 def load_strict(
-    model: M,
-    path: str | Path | list[Path],
-    *,
-    what: str,
-    rename: Callable[[str], str | None] = strip_prefix,
-    transform: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor,
-    dtype: torch.dtype,
-    device: str | torch.device,
+    model: M, path: str | Path | list[Path], layout: Layout, *, dtype: torch.dtype, device: str | torch.device
 ) -> M:
     """Fill `model` (built on the meta device) from a file, tensor by tensor, straight to `device` in `dtype`.
 
-    path: one file, or the shards of one model.
-    rename: the file's key -> the model's, or None to leave the tensor out.
-    transform: reshapes one tensor to the model's layout, by its model name.
-    Every parameter and persistent buffer must be in the file and every tensor of the file must be one of them, else a
-    FileError names the first. Parameters come out frozen (`requires_grad=False`).
+    Raises FileError where `check_fits` does. Parameters come out frozen (`requires_grad=False`).
     """
-    files = path if isinstance(path, list) else [path]
-    wanted = dict(model.state_dict(keep_vars=True))
-    sources = {file: _sources(file, rename) for file in files}
-    _check_names(files[0], what, wanted.keys(), [name for names in sources.values() for name in names])
     state = {}
-    for file, names in sources.items():
+    for file, names in check_fits(model, path, layout).items():
         with readable(file), safe_open(str(file), framework="pt", device="cpu") as tensors:
             for name, key in names.items():
-                tensor = transform(name, tensors.get_tensor(key))
-                if tensor.shape != wanted[name].shape:
-                    shapes = f"{list(tensor.shape)}, expected {list(wanted[name].shape)}"
-                    raise FileError(f"{file}: {key} has shape {shapes}; is this the {what}?")
+                tensor = layout.transform(name, tensors.get_tensor(key))
                 state[name] = tensor.to(device=device, dtype=dtype)
     model.load_state_dict(state, strict=True, assign=True)
     return model.requires_grad_(False)
@@ -203,17 +229,30 @@ def shards(path: str | Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     found = sorted(path.glob("*.safetensors"))
+    if not found and (path / "text_encoder").is_dir():
+        raise FileError(f"{path}: is a folder in diffusers' layout; name its sub-folder text_encoder")
     if not found:
-        raise FileError(f"{path}: no .safetensors file in this folder; check the path")
+        others = {
+            "*.bin": ", only pickles, which are never opened",
+            "*.gguf": f", only GGUF, which is quantised; {REAL_WEIGHTS}",
+        }
+        instead = next((what for kind, what in others.items() if any(path.glob(kind))), "; check the path")
+        raise FileError(f"{path}: no .safetensors file in this folder{instead}")
     return found
 
 
-def _sources(path: str | Path, rename: Callable[[str], str | None]) -> dict[str, str]:
+def _sources(path: Path, header: dict[str, TensorInfo], rename: Callable[[str], str | None]) -> dict[str, str]:
     """Return the file's key of each tensor by the model's name."""
-    header = read_header(path)
     check_not_quantised(path, header)
     named = [(rename(key), key) for key in header if not IGNORED.search(key)]
     return {name: key for name, key in named if name is not None}
+
+
+def check_one_model(path: str | Path, header: dict[str, TensorInfo]) -> None:
+    """Refuse quantised files, and several models in one. Raises FileError."""
+    if several := all_in_one(header):
+        raise FileError(f"{path}: is {several}")
+    check_not_quantised(path, header)
 
 
 def check_not_quantised(path: str | Path, header: dict[str, TensorInfo]) -> None:
@@ -222,32 +261,21 @@ def check_not_quantised(path: str | Path, header: dict[str, TensorInfo]) -> None
     marks += [n for n, t in header.items() if n.endswith("weight") and t.dtype not in FLOAT_DTYPES]
     if marks:
         dtype = header[marks[0]].dtype
-        raise FileError(f"{path}: is quantised ({marks[0]}, {dtype}); training needs the bf16, fp16 or fp32 file")
+        raise FileError(f"{path}: is quantised ({marks[0]}, {dtype}); {REAL_WEIGHTS}")
 
 
-def _check_names(path: str | Path, what: str, wanted: Iterable[str], found: Iterable[str]) -> None:
+def _check_names(path: Path, what: str, wanted: Iterable[str], found: Iterable[str]) -> None:
     missing, unexpected = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
     if missing:
-        count = len(missing)
-        raise FileError(f"{path}: {count} tensors of the {what} are missing, first {missing[0]}; is this the right file?")
+        raise FileError(f"{path}: {len(missing)} tensors of the {what} are missing, first {missing[0]}; use a whole file")
     if unexpected:
-        count = len(unexpected)
-        raise FileError(f"{path}: {count} tensors do not belong to the {what}, first {unexpected[0]}; is this the right file?")
+        count, way_out = len(unexpected), f"use a file of the {what} alone"
+        raise FileError(f"{path}: {count} tensors do not belong to the {what}, first {unexpected[0]}; {way_out}")
 
 
-def kind_of(header: dict[str, TensorInfo]) -> str:
-    """Say what a file seems to be, for the error of a file in the wrong slot, with the way out."""
-    names = " ".join(list(header)[:4000])
-    marks = {
-        "lora_down": "it is an adapter: give it as network weights",
-        "lora_A": "it is an adapter: give it as network weights",
-        "lokr_w": "it is an adapter: give it as network weights",
-        "llm_adapter.": "it is an Anima transformer: give it as the transformer",
-        "decoder.middle.0.residual": "it is a VAE: give it as the VAE",
-        "decoder.mid_block": "it is a diffusers VAE: use the ComfyUI file qwen_image_vae.safetensors",
-        "model.layers.0.self_attn": "it is a text encoder: give Qwen3-0.6B as the qwen file",
-        "layers.0.self_attn.q_norm": "it is a text encoder: give Qwen3-0.6B as the qwen file",
-        "blocks.0.adaln_modulation_self_attn": "it is a Cosmos-Predict2 model without Anima's LLM adapter",
-        "double_blocks.": "it is a Flux model",
-    }
-    return next((hint for mark, hint in marks.items() if mark in names), "check that this is the right file")
+def wrong_kind(path: str | Path, wanted: str, missing: str, header: dict[str, TensorInfo]) -> FileError:
+    """Return the error of a file that is not what its slot wants ("a VAE"), by what it lacks and what it is."""
+    found = kind_of(header)
+    if f"it is {wanted}:" in found:
+        found = "it is only a part of one, or its names are others; use the file that comes with Anima"
+    return FileError(f"{path}: not {wanted} (no {missing}); {found}")

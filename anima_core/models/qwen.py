@@ -7,10 +7,20 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3Model
 
 from ..errors import FileError
-from .checkpoint import TensorInfo, check_not_quantised, kind_of, load_strict, read_header, shards, strip_prefix
+from .checkpoint import (
+    Layout,
+    TensorInfo,
+    check_fits,
+    check_one_model,
+    load_strict,
+    read_header,
+    shards,
+    strip_prefix,
+    wrong_kind,
+)
 from .tokenizers import QwenTokenizer, load_qwen_tokenizer, qwen_tokenizer_dir
 
-PREFIXES = ("text_encoders.", "qwen3_06b.", "transformer.", "model.")
+PREFIXES = ("cond_stage_model.", "text_encoders.", "qwen3_06b.", "transformer.", "model.")
 ROPE_THETA = 1_000_000.0  # of Qwen3
 NORM_EPS = 1e-6
 
@@ -62,9 +72,17 @@ def load_qwen(
         )
     with torch.device("meta"):
         model = Qwen3Model(config)
-    load_strict(model, shards(path), what="Qwen3 text encoder", rename=_rename, dtype=dtype, device=device)
+    load_strict(model, shards(path), LAYOUT, dtype=dtype, device=device)
     model.rotary_emb = type(model.rotary_emb)(config).to(device)  # its fp32 table was on the meta device too
     return AnimaQwen(model.eval(), tokenizer)
+
+
+def check_qwen(path: str | Path) -> Qwen3Config:
+    """Check by the headers that a file or folder is a whole Qwen3, and return its sizes. Raises FileError."""
+    config = qwen_config(path)
+    with torch.device("meta"):
+        check_fits(Qwen3Model(config), shards(path), LAYOUT)
+    return config
 
 
 def qwen_config(path: str | Path) -> Qwen3Config:
@@ -72,7 +90,7 @@ def qwen_config(path: str | Path) -> Qwen3Config:
     header: dict[str, TensorInfo] = {}
     for shard in shards(path):
         part = read_header(shard)
-        check_not_quantised(shard, part)
+        check_one_model(shard, part)
         header |= part
     shapes = {_rename(name): info.shape for name, info in header.items()}
     try:
@@ -82,7 +100,7 @@ def qwen_config(path: str | Path) -> Qwen3Config:
             vocab_size=vocabulary,
             hidden_size=hidden,
             intermediate_size=shapes["layers.0.mlp.gate_proj.weight"][0],
-            num_hidden_layers=1 + max(int(n.split(".")[1]) for n in shapes if n and n.startswith("layers.")),
+            num_hidden_layers=len({n.split(".")[1] for n in shapes if n and n.startswith("layers.")}),
             num_attention_heads=shapes["layers.0.self_attn.q_proj.weight"][0] // head_dim,
             num_key_value_heads=shapes["layers.0.self_attn.k_proj.weight"][0] // head_dim,
             head_dim=head_dim,
@@ -91,10 +109,14 @@ def qwen_config(path: str | Path) -> Qwen3Config:
             attn_implementation="sdpa",
         )
     except (KeyError, IndexError, ValueError) as error:
-        raise FileError(f"{path}: not a Qwen3 text encoder (no {error.args[0]}); {kind_of(header)}") from None
+        missing = str(error.args[0]) if isinstance(error, KeyError) else "layers"
+        raise wrong_kind(path, "a Qwen3 text encoder", missing, header) from None
 
 
 def _rename(name: str) -> str | None:
     if name.startswith("lm_head.") or name.endswith("rotary_emb.inv_freq") or name.endswith("logit_scale"):
         return None  # the head is never asked; the rest are constants
     return strip_prefix(name, PREFIXES)
+
+
+LAYOUT = Layout("Qwen3 text encoder", _rename)

@@ -15,12 +15,18 @@ from torch.utils.checkpoint import checkpoint
 
 from ..errors import FileError, SettingError
 from .attention import Rope, apply_rope, attention, rope_table
-from .checkpoint import TensorInfo, kind_of, load_strict, read_header, strip_prefix
+from .checkpoint import Layout, TensorInfo, check_fits, check_one_model, load_strict, read_header, strip_prefix, wrong_kind
 from .llm_adapter import MIN_TEXT_ROWS, LLMAdapter, LLMAdapterConfig
 
 PATCH = 2  # latent pixels per token side
 ROPE_THETA = 10000.0
 ROPE_EXTRAPOLATION = 4.0  # height and width, for the 16-channel model
+LAYOUT = Layout("Anima transformer")
+
+# By number of blocks: models of the same layout whose captions another text encoder reads, so that they would learn from noise
+OTHER_ANIMAS = {
+    52: "Anima-3.8B (52 blocks), which reads captions with Qwen3.5-4B and not with Qwen3-0.6B; use a 28- or 40-block Anima",
+}
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,11 @@ def infer_config(shapes: dict[str, tuple[int, ...]]) -> TransformerConfig:
 
 
 def _count(shapes: dict[str, tuple[int, ...]], prefix: str) -> int:
-    return 1 + max(int(name[len(prefix) :].split(".")[0]) for name in shapes if name.startswith(prefix))
+    """Count the blocks. Raises ValueError when there are none."""
+    found = {int(name[len(prefix) :].split(".")[0]) for name in shapes if name.startswith(prefix)}
+    if not found:
+        raise ValueError
+    return len(found)
 
 
 def image_rope(height: int, width: int, head_dim: int, device: torch.device) -> Rope:
@@ -298,15 +308,30 @@ def load_transformer(
     Sizes come from the file. Every weight is frozen. Raises FileError, naming the file and the first offending tensor, when
     it is missing, truncated, quantised, a pickle, or not an Anima transformer.
     """
+    return load_strict(meta_transformer(path), path, LAYOUT, dtype=dtype, device=device)
+
+
+def check_transformer(path: str | Path) -> TransformerConfig:
+    """Check by its header that a file is a whole Anima transformer, and return its sizes. Raises FileError."""
+    model = meta_transformer(path)
+    check_fits(model, path, LAYOUT)
+    return model.config
+
+
+def meta_transformer(path: str | Path) -> AnimaTransformer:
+    """Build the transformer that a file holds on the meta device. Raises FileError when it is not one, or not the right one."""
     header = read_header(path)
+    check_one_model(path, header)
+    config = transformer_config(path, header)
+    if other := OTHER_ANIMAS.get(config.blocks):
+        raise FileError(f"{path}: is {other}")
     with torch.device("meta"):
-        model = AnimaTransformer(transformer_config(path, header))
-    return load_strict(model, path, what="Anima transformer", dtype=dtype, device=device)
+        return AnimaTransformer(config)
 
 
 def transformer_config(path: str | Path, header: dict[str, TensorInfo]) -> TransformerConfig:
     try:
         return infer_config({strip_prefix(name): info.shape for name, info in header.items()})
     except (KeyError, ValueError, IndexError) as error:
-        missing = f"no {error.args[0]}" if isinstance(error, KeyError) else "no blocks"
-        raise FileError(f"{path}: not an Anima transformer ({missing}); {kind_of(header)}") from None
+        missing = str(error.args[0]) if isinstance(error, KeyError) else "blocks"
+        raise wrong_kind(path, "an Anima transformer", missing, header) from None

@@ -17,13 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import FileError, RunError, SettingError, is_out_of_memory
-from .checkpoint import TensorInfo, kind_of, load_strict, read_header, strip_prefix
+from .checkpoint import Layout, TensorInfo, check_fits, check_one_model, load_strict, read_header, strip_prefix, wrong_kind
 from .tiling import tiled
 
 log = logging.getLogger(__name__)
 
 SCALE = 8  # picture pixels per latent pixel
 PREFIXES = ("first_stage_model.", "vae.")
+DEFINING = ("decoder.head.0.gamma", "conv2.weight", "encoder.downsamples.0.residual.2.weight")  # that every file of it holds
 MIN_TILE = 256  # px
 MAX_OVERLAP = 256  # px
 
@@ -239,22 +240,34 @@ class AnimaVAE(nn.Module):
 def vae_config(path: str | Path, header: dict[str, TensorInfo]) -> VAEConfig:
     """Read the sizes from the header. Raises FileError when it is not this family's VAE."""
     shapes = {strip_prefix(name, PREFIXES): info.shape for name, info in header.items()}
-    gamma, z = shapes.get("decoder.head.0.gamma"), shapes.get("conv2.weight")
-    if gamma is None or z is None or "encoder.downsamples.0.residual.2.weight" not in shapes:
-        raise FileError(f"{path}: not a Qwen-Image VAE in ComfyUI's layout; {kind_of(header)}")
-    if z[0] != len(LATENT_MEAN):
+    missing = next((name for name in DEFINING if not shapes.get(name)), None)
+    if missing is not None:
+        raise wrong_kind(path, "a Qwen-Image VAE", missing, header)
+    (dim, *_), (channels, *_), *_ = (shapes[name] for name in DEFINING)
+    if channels != len(LATENT_MEAN):
         raise FileError(
-            f"{path}: a VAE with {z[0]} latent channels; Anima needs {len(LATENT_MEAN)}: qwen_image_vae.safetensors"
+            f"{path}: a VAE with {channels} latent channels; Anima needs {len(LATENT_MEAN)}: qwen_image_vae.safetensors"
         )
-    return VAEConfig(dim=gamma[0])
+    return VAEConfig(dim=dim)
+
+
+def check_vae(path: str | Path) -> None:
+    """Check by its header that a file is a whole Qwen-Image VAE. Raises FileError."""
+    check_fits(meta_vae(path), path, LAYOUT)
 
 
 def load_vae(path: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> AnimaVAE:
     """Load a VAE file (safetensors, Wan / Qwen-Image key names). Raises FileError that names the file and what is wrong."""
-    with torch.device("meta"):
-        model = AnimaVAE(vae_config(path, read_header(path)))
-    load_strict(model, path, what="VAE", rename=_rename, transform=_last_slice, dtype=dtype, device=device)
+    model = load_strict(meta_vae(path), path, LAYOUT, dtype=dtype, device=device)
     return model.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # torch's stub lacks it
+
+
+def meta_vae(path: str | Path) -> AnimaVAE:
+    """Build the VAE that a file holds on the meta device. Raises FileError when it is not one."""
+    header = read_header(path)
+    check_one_model(path, header)
+    with torch.device("meta"):
+        return AnimaVAE(vae_config(path, header))
 
 
 def _rename(name: str) -> str | None:
@@ -266,3 +279,6 @@ def _last_slice(name: str, tensor: Tensor) -> Tensor:
     if tensor.ndim == 5:
         return tensor[:, :, -1]
     return tensor.reshape(-1, 1, 1) if name.endswith("gamma") else tensor
+
+
+LAYOUT = Layout("VAE", _rename, _last_slice)

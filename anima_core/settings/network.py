@@ -67,14 +67,14 @@ class NetworkConfig:
         require(self.factor == -1 or self.factor >= 1, "network.factor", self.factor, "must be -1 or at least 1")
         for name in ("ranks", "learning_rates"):
             for item in getattr(self, name):
-                pattern, value = pattern_value(item)
+                pattern, value = pattern_value(item, f"network.{name}")
                 require(value >= 0, f"network.{name}", f"{pattern}={value:g}", "must be at least 0")
 
 
-def pattern_value(item: str) -> tuple[str, float]:
-    """Split "pattern=number" at its last `=`; the pattern itself may hold one. Raises SettingError."""
+def pattern_value(item: str, setting: str = "network.ranks") -> tuple[str, float]:
+    """Split "pattern=number" at its last `=`; the pattern itself may hold one. Raises SettingError that names the setting."""
     pattern, _, number = item.rpartition("=")
     try:
         return pattern, float(number)
     except ValueError:
-        raise SettingError(f"{item!r}: write it as pattern=number") from None
+        raise SettingError(f"`{setting}` {item!r}: write it as pattern=number, such as *mlp*=16") from None

@@ -38,10 +38,10 @@ def from_dict(cls: type, data: dict[str, Any], where: str = "config") -> Any:
     data = _renamed(data, hints)
     unknown = set(data) - hints.keys()
     if unknown:
-        raise SettingError(f"{where}: unknown setting {', '.join(sorted(map(str, unknown)))}")
+        raise SettingError(f"{where}: unknown setting {', '.join(sorted(map(str, unknown)))}; leave it out")
     missing = [f.name for f in fields(cls) if f.name not in data and f.default is MISSING and f.default_factory is MISSING]
     if missing:
-        raise SettingError(f"{where}: {', '.join(missing)} is missing")
+        raise SettingError(f"{where}: {', '.join(missing)} is missing; add it, or use a run's own config.toml")
     return cls(**{key: as_kind(hints[key], value, f"{where}.{key}") for key, value in data.items()})
 
 

@@ -12,7 +12,8 @@ import torch
 from .. import seeds
 from ..adapters.adapter_type import Layer
 from ..adapters.dropouts import Dropouts
-from ..adapters.network import linear
+from ..adapters.formats import left_out, load_into
+from ..adapters.network import AdapterNetwork, linear
 from ..adapters.targets import select_targets
 from ..adapters.types import ADAPTER_TYPES
 from ..data.cache_folder import CACHE, cache_beside
@@ -20,11 +21,10 @@ from ..data.check import check_datasets
 from ..data.folder import Picture
 from ..data.report import DataReport
 from ..errors import FileError, SettingError
-from ..models.checkpoint import check_not_quantised, read_header
-from ..models.qwen import qwen_config, qwen_tokenizer_dir
+from ..models.qwen import check_qwen, qwen_tokenizer_dir
 from ..models.tokenizers import load_t5_tokenizer
-from ..models.transformer import AnimaTransformer, TransformerConfig, transformer_config
-from ..models.vae import vae_config
+from ..models.transformer import AnimaTransformer, TransformerConfig, check_transformer
+from ..models.vae import check_vae
 from ..settings import TrainConfig
 from . import optimizers
 from .events import Events, Listener
@@ -66,6 +66,7 @@ def preflight(config: TrainConfig, ranks: Ranks | None = None, on_event: Listene
     """
     device = pick_device(config.device) if ranks is None else ranks.device(config.device)
     warnings = (*optimizers.preflight(config.optimizer), *config.samples.warnings())
+    warnings += tuple(left_out(config.network.weights)) if config.network.weights else ()
     sizes = check_models(config)
     check_network(config, sizes)
     run_dir = Path(config.output.dir) / f"{config.output.name}-run"
@@ -109,18 +110,14 @@ def check_data(config: TrainConfig, cache_dir: Path, on_event: Listener | None) 
 def check_models(config: TrainConfig) -> TransformerConfig:
     """Check that the four files are what their slots say, and fit one another. Raises FileError."""
     paths = config.model
-    header = read_header(paths.transformer)
-    check_not_quantised(paths.transformer, header)
-    sizes = transformer_config(paths.transformer, header)
-    vae_config(paths.vae, read_header(paths.vae))
-    hidden = qwen_config(paths.qwen).hidden_size
+    sizes = check_transformer(paths.transformer)
+    check_vae(paths.vae)
+    hidden = check_qwen(paths.qwen).hidden_size
     if hidden != sizes.llm_adapter.source_dim:
         wanted = sizes.llm_adapter.source_dim
         raise FileError(f"{paths.qwen}: hidden size {hidden}, the transformer was made for {wanted}; use Qwen3-0.6B")
     qwen_tokenizer_dir(paths.qwen, paths.qwen_tokenizer_dir)
     load_t5_tokenizer(paths.t5_tokenizer_dir)
-    if config.network.weights:
-        read_header(config.network.weights)
     return sizes
 
 
@@ -137,6 +134,8 @@ def check_network(config: TrainConfig, sizes: TransformerConfig) -> None:
     base, dropouts = linear(model, name), Dropouts.of(network, config.seed)
     layer = Layer(base.in_features, base.out_features, rank, 0, dropouts, seeds.generator(config.seed, "init", name))
     ADAPTER_TYPES[network.type].build(layer, network)
+    if network.weights:
+        load_into(AdapterNetwork.inject(model, network, config.seed), network.weights)  # on the meta device: only checked
 
 
 def check_writable(folder: Path) -> None:

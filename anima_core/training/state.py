@@ -29,6 +29,7 @@ from .optimizers import evaluating
 CHECKPOINT_VERSION = 2
 REPLACED = ".replaced"  # ends the hidden name of a checkpoint while the new one of its step takes its place
 FILES = ("state.safetensors", "state.json", "config.toml")
+FOREIGN_STATE = ("random_states_0.pkl", "optimizer.bin", "scheduler.bin", "train_state.json", "resume_snapshot.json")
 DIGESTS = "sha256.json"  # SHA-256 of every other file; verified before loading
 
 
@@ -72,7 +73,9 @@ class TrainState:
         except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             reason = getattr(error, "strerror", None) or error
-            raise FileError(f"{folder}: the checkpoint could not be written ({reason}); free some space") from None
+            raise FileError(
+                f"{folder}: the checkpoint could not be written ({reason}); free some space or choose another folder"
+            ) from None
 
     def _write_files(self, folder: Path, config_text: str) -> None:
         tensors, scalars = flatten_optimizer(self.optimizer.state_dict())
@@ -108,7 +111,8 @@ class TrainState:
         except Exception as error:
             raise FileError(f"{folder}: not a readable checkpoint ({error}); resume an earlier one") from None
         if plain["version"] != CHECKPOINT_VERSION:
-            raise FileError(f"{folder}: checkpoint version {plain['version']}, this program reads {CHECKPOINT_VERSION}")
+            found = f"checkpoint version {plain['version']}, this program reads {CHECKPOINT_VERSION}"
+            raise FileError(f"{folder}: {found}; start a new run, from its adapter file with `network.weights`")
         self.step, self.losses = plain["step"], plain["losses"]
         self.micro_batches, self.data_position = plain["batch"], plain["data"]
         self.network.load_state_dict(_part(tensors, "adapter."))
@@ -143,7 +147,9 @@ def read_content(checkpoint: Path) -> dict[str, str]:
     try:
         return dict(json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["content"])
     except (OSError, ValueError, KeyError, TypeError):
-        raise FileError(f"{checkpoint}: not a checkpoint of this version; start a new run") from None
+        raise FileError(
+            f"{checkpoint}: not a checkpoint of this version; start a new run, from its adapter file with `network.weights`"
+        ) from None
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -180,9 +186,11 @@ def unflatten_optimizer(tensors: dict[str, Tensor], scalars: dict[str, Any]) -> 
 def find_checkpoint(resume: str, run_dir: Path) -> tuple[Path, list[str]]:
     """Find the newest whole checkpoint that `--resume` means, and warnings about those that are passed over.
 
-    resume: a checkpoint folder, a run folder, or "latest" of this run. Raises FileError when there is none.
+    resume: a checkpoint folder, a run folder, or "latest" of this run. Raises FileError that says what is there instead.
     """
     folder = run_dir if resume == "latest" else Path(resume)
+    if resume != "latest" and not (folder / DIGESTS).is_file() and (what := no_run(folder)):
+        raise FileError(f"`output.resume`={resume}: {what}")
     single = (folder / DIGESTS).is_file()
     found = [folder] if single else checkpoints_in(folder)
     warnings: list[str] = []
@@ -193,7 +201,20 @@ def find_checkpoint(resume: str, run_dir: Path) -> tuple[Path, list[str]]:
         warnings.append(f"{checkpoint.name}: {damaged} is damaged or missing; this checkpoint is passed over")
     if warnings:
         raise FileError(f"`output.resume`={resume}: no whole checkpoint in {folder} ({warnings[0]}); start a new run")
-    raise FileError(f"`output.resume`={resume}: no checkpoint in {folder}; leave it off to start a new run")
+    there = "" if folder.is_dir() else " (there is no such folder)"
+    raise FileError(f"`output.resume`={resume}: no checkpoint in {folder}{there}; leave it off to start a new run")
+
+
+def no_run(path: Path) -> str:
+    """Say what a path is that no run of this program has written, with the way out; empty for one that may be a run's."""
+    start = "`network.weights` starts from an adapter file"
+    if path.suffix == ".safetensors" or path.is_file():
+        return f"is a file, an adapter perhaps, and not a run's folder; {start}"
+    if any((path / name).is_file() for name in FOREIGN_STATE):
+        return f"is a state of sd-scripts or accelerate, which only they continue; {start}: give the one saved beside it"
+    if path.is_dir() and not (path / "checkpoints").is_dir() and any(path.glob("*.safetensors")):
+        return f"holds files and no checkpoint; name a run's folder (…-run), or {start}"
+    return ""
 
 
 def checkpoints_in(run_dir: Path) -> list[Path]:

@@ -117,6 +117,10 @@ def error_of(entry: dict) -> str:
     return next((m[1].get("exception_message", "") for m in entry["status"]["messages"] if m[0] == "execution_error"), "")
 
 
+def failed_node(entry: dict) -> str:
+    return next((m[1]["node_id"] for m in entry["status"]["messages"] if m[0] == "execution_error"), "")
+
+
 def was_interrupted(entry: dict) -> bool:
     return any(m[0] == "execution_interrupted" for m in entry["status"]["messages"])
 

@@ -3,7 +3,8 @@
 Rules of factorisation, decomposition, initialisation and scale are LyCORIS', docs/model.md §7.3.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -118,6 +119,21 @@ def delta(tensors: Mapping[str, Tensor], base: Tensor) -> Tensor:
     return scale * torch.kron(factor_of(tensors, "lokr_w1"), factor_of(tensors, "lokr_w2"))
 
 
+def own_settings(layers: Sequence[Mapping[str, Tensor]]) -> dict[str, Any]:
+    """Return factor and decompose_both of a file's layers; no factor where none explains all of their shapes."""
+    splits = {split for tensors in layers for split in zip(factor_shape(tensors, "lokr_w1"), factor_shape(tensors, "lokr_w2"))}
+    candidates = [*sorted({small for small, _ in splits}, reverse=True), -1]
+    fitting = [f for f in candidates if all(factorization(small * large, f) == (small, large) for small, large in splits)]
+    found: dict[str, Any] = {"factor": fitting[0]} if fitting else {}
+    return found | ({"decompose_both": True} if any("lokr_w1_a" in tensors for tensors in layers) else {})
+
+
+def factor_shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, int]:
+    """Return the rows and columns of w1 or w2, whole or a product."""
+    rows, columns = factor_of({key: tensor.to("meta") for key, tensor in tensors.items()}, name).shape
+    return rows, columns
+
+
 TYPE = AdapterType(
     name="lokr",
     modules=("networks.lokr_anima", "networks.lokr"),
@@ -125,4 +141,5 @@ TYPE = AdapterType(
     build=build,
     size=size,
     delta=delta,
+    own_settings=own_settings,
 )

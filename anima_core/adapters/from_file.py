@@ -1,0 +1,72 @@
+"""The settings of a network as an adapter file has it: sd-scripts' dim_from_weights, with every layer's own rank."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ..settings.network import FULL_MATRIX_RANK
+from .adapter_type import Size
+from .formats import read_adapter
+from .recognise import NORM, type_name, type_of
+
+ATTENTION = [
+    f"{place}.{leaf}" for place in ("self_attn", "cross_attn") for leaf in ("q_proj", "k_proj", "v_proj", "output_proj")
+]
+DEFAULT_LAYERS = {f"blocks.*.{leaf}" for leaf in (*ATTENTION, "mlp.layer1", "mlp.layer2")}  # those of attn+mlp
+
+
+def network_of(path: str | Path) -> dict[str, Any]:
+    """Return settings of `network` as a file has them.
+
+    Rank and alpha; ranks where layers differ; targets and include where they are not the default; what only its type has. A
+    file of whole factors asks for a full matrix. Raises FileError, SettingError.
+    """
+    layers = read_adapter(path)
+    kinds = {name: kind for name, tensors in layers.items() if (kind := type_of(tensors))}
+    sizes = {name: kind.size(layers[name]) for name, kind in kinds.items()}
+    found = ranks_of({name: size for name, size in sizes.items() if size.rank is not None})
+    for kind in dict.fromkeys(kinds.values()):
+        found |= kind.own_settings([layers[name] for name in kinds if kinds[name] is kind])
+    included = patterns(sizes, sizes)
+    if set(included) != DEFAULT_LAYERS:
+        found |= {"targets": "", "include": included}
+    if any(type_name(tensors) == NORM for tensors in layers.values()):
+        found["train_norm"] = True
+    return found
+
+
+def ranks_of(sizes: dict[str, Size]) -> dict[str, Any]:
+    """Return the rank that most layers have, with its alpha, and the ranks of the others.
+
+    An alpha that is everywhere the layer's own rank is 0, which stands for it.
+    """
+    if not sizes:
+        return {"rank": FULL_MATRIX_RANK, "alpha": 0.0}
+    ranks = {name: size.rank or 0 for name, size in sizes.items()}
+    alphas = {name: float(ranks[name]) if size.alpha is None else size.alpha for name, size in sizes.items()}
+    rank = Counter(ranks.values()).most_common(1)[0][0]
+    alpha = next(alphas[name] for name in ranks if ranks[name] == rank)
+    if len(set(ranks.values())) == 1:
+        return {"rank": rank, "alpha": alpha}
+    others = {other: [name for name in ranks if ranks[name] == other] for other in sorted(set(ranks.values()) - {rank})}
+    own = tuple(f"{pattern}={other}" for other, names in others.items() for pattern in patterns(names, sizes))
+    return {"rank": rank, "alpha": 0.0 if alphas == ranks else alpha, "ranks": own}
+
+
+def patterns(names: Iterable[str], of: Iterable[str]) -> tuple[str, ...]:
+    """Return patterns that match these layers of a file: a glob for a layer of every block, else the name."""
+    blocks: dict[str, set[str]] = defaultdict(set)
+    for name in of:
+        blocks[glob_of(name)].add(name)
+    most, chosen, found = max(map(len, blocks.values()), default=0), set(names), dict[str, None]()
+    for name in names:
+        of_every_block = len(blocks[glob_of(name)]) == most and blocks[glob_of(name)] <= chosen
+        found[glob_of(name) if "*" in glob_of(name) and of_every_block else f"re:^{re.escape(name)}$"] = None
+    return tuple(found)
+
+
+def glob_of(name: str) -> str:
+    """Return the pattern of a layer in any block: blocks.*.mlp.layer1."""
+    return re.sub(r"^((?:llm_adapter\.)?blocks)\.\d+\.", r"\1.*.", name)

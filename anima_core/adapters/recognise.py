@@ -1,0 +1,46 @@
+"""Which type of adapter a layer of a file is, by the names of its tensors; also those types that are not trained here."""
+
+from collections.abc import Iterable
+
+from .adapter_type import AdapterType
+from .types import ADAPTER_TYPES
+
+NORM = "norm"
+
+# Type -> the names of a layer's tensors, all or some of them. The first that covers a layer's names is its type.
+OTHER_TYPES: tuple[tuple[str, frozenset[str]], ...] = (
+    ("loha", frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"})),
+    ("lora with a middle factor", frozenset({"lora_down.weight", "lora_mid.weight", "lora_up.weight"})),
+    (
+        "lokr with a core tensor",
+        frozenset({"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"}),
+    ),
+    ("oft", frozenset({"oft_blocks", "oft_diag", "rescale"})),
+    ("glora", frozenset({"a1.weight", "a2.weight", "b1.weight", "b2.weight"})),
+    ("ia3", frozenset({"weight", "on_input"})),
+    ("vera", frozenset({"vera_lambda_b", "vera_lambda_d"})),
+    (NORM, frozenset({"w_norm", "b_norm"})),
+    ("difference of weights", frozenset({"diff", "diff_b"})),
+    ("replaced weights", frozenset({"set_weight"})),
+)
+DORA = "dora_scale"  # makes a DoRA of any type
+SIDE_TENSORS = {"alpha", DORA, "reshape_weight"}  # beside a type's own
+RANKS = ("lora_down.weight", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")  # the first that a layer has is as high as its rank
+
+
+def type_of(tensors: Iterable[str]) -> AdapterType | None:
+    """Return the type of a layer by the names of its tensors; None for a norm, and for a type that is not ours."""
+    names = set(tensors) - {"alpha"}
+    return next((kind for kind in ADAPTER_TYPES if names and names <= kind.tensors), None)
+
+
+def type_name(tensors: Iterable[str]) -> str:
+    """Name the type of a layer, ours or another; empty for one that is not known."""
+    names = set(tensors)
+    own = type_of(names)
+    if own is not None:
+        return own.name
+    plain = names - SIDE_TENSORS
+    known = [(kind.name, kind.tensors) for kind in ADAPTER_TYPES]
+    name = next((name for name, own in (*known, *OTHER_TYPES) if plain and plain <= own and plain != {"weight"}), "")
+    return f"dora ({name})" if name and DORA in names else name

@@ -1,0 +1,72 @@
+"""What is wrong with a file or a folder is said by the node that names it, before the training node is reached."""
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from .graphs import Graph, install_tiny_models
+from .server import ComfyUI, error_of, failed_node, status
+
+LAYER = "lora_unet_blocks_0_self_attn_q_proj"
+
+
+@pytest.fixture(scope="module")
+def server(comfyui, tmp_path_factory):
+    base = tmp_path_factory.mktemp("base")
+    install_tiny_models(base)
+    for folder in ("empty", "bare"):
+        (base / "input" / folder).mkdir()
+    Image.new("RGB", (64, 64), "red").save(base / "input" / "bare" / "a.png")
+    transformer = load_file(base / "models" / "diffusion_models" / "tiny.safetensors")
+    vae = load_file(base / "models" / "vae" / "tiny.safetensors")
+    whole = {f"model.diffusion_model.{k}": v for k, v in transformer.items()} | {
+        f"first_stage_model.{k}": v for k, v in vae.items()
+    }
+    save_file(whole, base / "models" / "diffusion_models" / "whole.safetensors")
+    (base / "models" / "diffusion_models" / "none.safetensors").write_bytes(b"")
+    (base / "models" / "loras").mkdir()
+    loha = {f"{LAYER}.hada_w{n}_{side}": torch.zeros(4, 4) for n in (1, 2) for side in "ab"}
+    save_file(loha, base / "models" / "loras" / "loha.safetensors")
+    save_file(vae, base / "models" / "loras" / "vae.safetensors")
+    with ComfyUI(*comfyui, base) as running:
+        yield running
+
+
+def start_from(graph: Graph, adapter: str) -> None:
+    graph.add("start", "AnimaLoadAdapter", adapter=adapter)
+    graph.prompt["train_network"]["inputs"]["start_from"] = ["start", 0]
+
+
+@pytest.mark.parametrize(
+    "change, node, text",
+    [
+        (lambda g: g.prompt["data"]["inputs"].update(folder="empty"), "data", "empty: no pictures"),
+        (
+            lambda g: g.prompt["data"]["inputs"].update(folder="bare"),
+            "data",
+            "bare: no captions; put .txt files beside the pictures",
+        ),
+        (
+            lambda g: g.prompt["transformer"]["inputs"].update(transformer="whole.safetensors"),
+            "transformer",
+            "is an all-in-one checkpoint (transformer, VAE), which is not read",
+        ),
+        (
+            lambda g: g.prompt["transformer"]["inputs"].update(transformer="none.safetensors"),
+            "transformer",
+            "is empty (0 bytes); download it again",
+        ),
+        (
+            lambda g: start_from(g, "loha.safetensors"),
+            "train_network",
+            "start_from: the type of blocks.0.self_attn.q_proj is loha",
+        ),
+    ],
+)
+def test_the_node_that_names_it_says_what_is_wrong(server, change, node, text):
+    graph = Graph(server)
+    graph.training(output_name="refused")
+    change(graph)
+    entry = server.run(graph.prompt)
+    assert status(entry) == "error" and text in error_of(entry) and failed_node(entry) == node
