@@ -9,7 +9,7 @@ from .widgets import settings_from, widget
 
 Datasets = tuple[DatasetConfig, ...]
 
-REPEATS = widget("repeats", SubsetConfig, "num_repeats", max=1000)
+REPEATS = widget("repeats", SubsetConfig, "num_repeats", min=1, max=1000)
 SIZES = (
     widget("resolution", DatasetConfig, "resolutions", default="1024", why="the setting's own 1024x1024, as people write it"),
     widget("flip", SubsetConfig, "flip_aug"),

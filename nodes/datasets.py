@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..anima_core.compat.dataset_config import read_dataset_config
 from ..anima_core.errors import AnimaError, FileError, SettingError
+from ..anima_core.files import identity
 from . import types
 from .dataset_widgets import ALL, CAPTIONS, FILES, REPEATS, SIZES, Datasets, dataset_from
 from .inspection import contact_sheet, looked_at, report
@@ -34,9 +35,11 @@ def folder_state(folder: str) -> str:
 
 
 def datasets_state(datasets: Datasets) -> str:
-    """Return the settings, and the state of every folder of pictures and of masks."""
+    """Return the settings, and the state of every folder of pictures and of masks, and of every metadata file."""
     subsets = [subset for dataset in datasets for subset in dataset.subsets]
-    return repr(datasets) + "".join(folder_state(path) for s in subsets for path in (s.image_dir, s.mask_dir) if path)
+    metadata = [identity(subset.metadata_file) for subset in subsets if Path(subset.metadata_file).is_file()]
+    folders = [folder_state(path) for s in subsets for path in (s.image_dir, s.mask_dir) if path]
+    return repr(datasets) + "".join(metadata + folders)
 
 
 class AnimaDatasetFolder(AnimaNode):
@@ -49,7 +52,12 @@ class AnimaDatasetFolder(AnimaNode):
             node_id="AnimaDatasetFolder",
             display_name="Anima Dataset (folder)",
             category=types.CATEGORY,
-            description="A folder of pictures with a .txt caption beside each. Sub-folders named N_name count N times.",
+            description=(
+                "A folder of pictures with a .txt caption beside each. Where it has sub-folders named N_words, those are "
+                "trained "
+                "instead, N times each whatever repeats says: 0 switches one off, the words are the caption of its pictures "
+                "without one."
+            ),
             inputs=[
                 io.String.Input(
                     "folder",
@@ -105,7 +113,7 @@ class AnimaDatasetImages(AnimaNode):
         plain = {name: value[0] for name, value in given.items()}
         pictures = [picture for batch in images for picture in batch]
         texts = matched(captions, len(pictures), "captions")
-        shades = None if masks is None else matched([m for batch in masks for m in as_masks(batch)], len(pictures), "masks")
+        shades = None if masks is None else usable_masks([m for batch in masks for m in as_masks(batch)], len(pictures))
         folder, mask_folder = write_pictures(pictures, texts, shades)
         return io.NodeOutput(looked_at(dataset_from(plain, str(folder), str(mask_folder or "")), store_folder() / "cache"))
 
@@ -121,6 +129,17 @@ def matched(values: list[Any], count: int, name: str) -> list[Any]:
     if len(values) != count:
         raise SettingError(f"{name}: {len(values)} for {count} pictures; give one, or one for each")
     return values
+
+
+def usable_masks(masks: list[torch.Tensor], count: int) -> list[torch.Tensor]:
+    """Return one mask for each picture. Raises SettingError when all are black; some that are, the scan names."""
+    found = matched(masks, count, "masks")
+    if not any(to_bytes(mask).any() for mask in found):
+        raise SettingError(
+            f"masks: all {len(found)} are black everywhere, so nothing would be trained; Load Image gives such a mask for a "
+            f"picture without transparency: leave masks unconnected, or invert them"
+        )
+    return found
 
 
 def write_pictures(
@@ -158,6 +177,8 @@ def read_datasets(path: str) -> tuple[Datasets, list[str]]:
         allowed(subset.image_dir, "image_dir")
         if subset.mask_dir:
             allowed(subset.mask_dir, "conditioning_data_dir")
+        if subset.metadata_file:
+            allowed(subset.metadata_file, "metadata_file")
     return datasets, notes
 
 

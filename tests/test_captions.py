@@ -1,6 +1,8 @@
 """Captions: prose survives untouched, tags keep their multiset, one option's draws do not move another's."""
 
+import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -111,8 +113,48 @@ def test_the_keep_tokens_marker_is_never_text():
 
 def test_another_separator():
     result = draw("red hair; a, b; blue eyes", 2, caption_separator=";", shuffle_caption=True)
-    assert sorted(result.replace("a, b", "a b").split(", ")) == ["a b", "blue eyes", "red hair"]
+    assert sorted(result.split("; ")) == ["a, b", "blue eyes", "red hair"]
     assert draw("a, b", caption_separator="", shuffle_caption=True) == "a, b"
+
+
+def test_the_second_separator_becomes_the_first_in_the_end():
+    options = dict(caption_separator=",", secondary_separator=";;;")
+    assert draw("a;;;b, c", **options) == "a,b, c"
+    drawn = {draw("a;;;b, c, d", seed, shuffle_caption=True, **options) for seed in range(40)}
+    assert len(drawn) == 6 and all("a,b" in text for text in drawn)  # what it joins stays together
+
+
+RECORDED = json.loads(Path(__file__).with_name("sd_scripts_captions.json").read_text(encoding="utf-8"))["cases"]
+
+
+@pytest.mark.parametrize("case", RECORDED, ids=lambda case: case["caption"])
+def test_the_captions_that_sd_scripts_draws_are_drawn_and_no_others(case):
+    assert sorted({draw(case["caption"], seed, **case["options"]) for seed in range(300)}) == case["sd_scripts"]
+
+
+LINES = "\n 1girl, red \n\nA girl in red.\n"
+
+
+def test_wildcards_draw_one_line_with_prefix_and_suffix():
+    options = dict(enable_wildcard=True, caption_prefix="sks", caption_suffix="end")
+    assert {draw(LINES, seed, **options) for seed in range(20)} == {"sks 1girl, red end", "sks A girl in red. end"}
+    assert draw(LINES, 3, **options) == draw(LINES, 3, **options)
+    assert draw("", enable_wildcard=True) == draw("\n", enable_wildcard=True) == ""
+    assert "\n" in draw(LINES)  # without them all lines stay
+
+
+def test_wildcards_draw_one_of_the_choices_and_doubled_braces_are_braces():
+    options = dict(enable_wildcard=True)
+    assert {draw("a {b|c} d", seed, **options) for seed in range(20)} == {"a b d", "a c d"}
+    assert {draw("{a|b}{c|d}", seed, **options) for seed in range(60)} == {"ac", "ad", "bc", "bd"}
+    assert draw("{{a|b}} {solo} {}", **options) == "{a|b} solo {}"
+    assert draw("a {b|c}") == "a {b|c}"
+    assert SubsetConfig("x", enable_wildcard=True).varies and not SubsetConfig("x", enable_wildcard=True).varies_tags
+
+
+def test_wildcards_come_before_the_tags():
+    drawn = {draw("x\n{a, b|c}, d", seed, enable_wildcard=True, shuffle_caption=True) for seed in range(60)}
+    assert drawn == {"x", "a, b, d", "a, d, b", "b, a, d", "b, d, a", "d, a, b", "d, b, a", "c, d", "d, c"}
 
 
 @pytest.mark.parametrize("raw", ["1girl, 漢字\n".encode(), "1girl, 漢字".encode("utf-8-sig"), "\r\n 1girl, 漢字 \r\n".encode()])

@@ -219,7 +219,7 @@ def refused(capsys, argv, text, status=2):
         ),
         ({"optimizer_args": "beta=3"}, "optimizer_args 'beta=3': AdamW takes name=value with"),
         ({"device": "cuda:7"}, "device=cuda:7"),
-        ({"resolution": "100"}, "multiples of 16"),
+        ({"resolution": "60"}, "sides must be at least 64 px"),
         ({"save_state": None, "resume": "latest"}, "no checkpoint in"),
     ],
 )

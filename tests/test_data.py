@@ -17,7 +17,7 @@ from anima_core.data.cache import TensorCache, cache_key, entry_path
 from anima_core.data.folder import Picture, scan
 from anima_core.data.latents import LatentStore
 from anima_core.data.pictures import load_mask, load_picture
-from anima_core.errors import RunError
+from anima_core.errors import RunError, SettingError
 from anima_core.settings import DatasetConfig, SubsetConfig
 
 from .tiny import dataset, write
@@ -59,6 +59,38 @@ def test_portrait_and_landscape_are_treated_alike():
     config = DatasetConfig((SubsetConfig("x"),))
     for size in [(700, 1000), (512, 2000), (999, 1000)]:
         assert choose_bucket(size, config, (1024, 1024)) == choose_bucket(size[::-1], config, (1024, 1024))[::-1]
+
+
+@pytest.mark.parametrize(
+    "size, step, bucket",
+    [
+        ((1000, 700), 64, (960, 640)),  # smaller than the area: its own size cut down to multiples of the step
+        ((1000, 700), 16, (992, 688)),
+        ((1000, 60), 64, (960, 48)),  # 16 only where a side is below one step
+        ((3000, 30), 64, (2944, 16)),
+        ((2048, 2048), 64, (1024, 1024)),  # larger: the area
+        ((2000, 3000), 64, (832, 1216)),
+        ((1200, 1000), 64, (1088, 896)),
+    ],
+)
+def test_pictures_that_are_not_enlarged_have_sides_in_multiples_of_the_step(size, step, bucket):
+    config = DatasetConfig((SubsetConfig("x"),), bucket_no_upscale=True, bucket_reso_steps=step)
+    assert choose_bucket(size, config, (1024, 1024)) == bucket
+
+
+@pytest.mark.parametrize("resolution", [(1000, 1000), (1023, 1025), (90, 111)])
+def test_with_buckets_a_resolution_is_only_an_area(resolution):
+    config = DatasetConfig((SubsetConfig("x"),), resolutions=(resolution,), min_bucket_reso=64)
+    for size in [(500, 900), (1000, 1000), (64, 3000)]:
+        bucket = choose_bucket(size, config, resolution)
+        assert all(side % 64 == 0 for side in bucket) and bucket[0] * bucket[1] <= resolution[0] * resolution[1]
+    with pytest.raises(SettingError, match="sides must be multiples of 16, or turn dataset.enable_bucket on"):
+        DatasetConfig((SubsetConfig("x"),), resolutions=(resolution,), enable_bucket=False)
+
+
+def test_bucket_bounds_that_are_no_multiples_of_the_step_are_rounded_outwards():
+    sizes = bucket_sizes((512, 512), 250, 1000, 48)
+    assert {min(size) for size in sizes} >= {240} and max(max(size) for size in sizes) == 1008
 
 
 def test_bucket_table_tells_short_batches():

@@ -72,7 +72,7 @@ def test_a_dataset_file_starts_from_the_same_defaults_but_for_kohyas(tmp_path):
     path = tmp_path / "d.toml"
     path.write_text("[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'pics'\n", encoding="utf-8")
     (dataset,), _ = read_dataset_config(path, {})
-    assert dataset == DatasetConfig((SubsetConfig("pics"),), **dataset_config.OTHER_DEFAULTS)
+    assert dataset == DatasetConfig((SubsetConfig("pics", folder_numbers=False),), **dataset_config.OTHER_DEFAULTS)
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,6 @@ def test_an_unchanged_folder_is_recalled_whole_with_all_that_was_found(tmp_path,
     write(folder_, "same.png", colour=(0, 0, 0), caption=None)
     write(folder_, "grey.png").write_bytes(b"no picture")
     (folder_ / "orphan.txt").write_text("x", encoding="utf-8")
-    write(tmp_path / "p" / "3_sub", "b.png", colour="blue", caption="")
     age(folder_)
     fresh = scan(dataset(folder_))
     assert scan(dataset(folder_), FileIndex(index)) == fresh
@@ -85,7 +84,8 @@ def test_an_unchanged_folder_is_recalled_whole_with_all_that_was_found(tmp_path,
     assert fresh[1].warnings()  # there was something to recall
     tokens = dict(class_tokens="a cat")
     assert scan(dataset(folder_, **tokens), FileIndex(index)) == scan(dataset(folder_, **tokens))
-    masked = dict(mask_dir=str(folder_))
+    write(tmp_path / "m", "1.png", caption=None)
+    masked = dict(mask_dir=str(tmp_path / "m"))
     assert scan(dataset(folder_, **masked), FileIndex(index)) == scan(dataset(folder_, **masked))
     (folder_ / "0.txt").write_text("changed", encoding="utf-8")
     assert scan(dataset(folder_), FileIndex(index)) == scan(dataset(folder_))

@@ -128,17 +128,17 @@ def test_typed_names(roots, tmp_path):
 
 def test_every_path_of_a_config_is_looked_at(roots, tmp_path):
     inside = [str(tmp_path / "models" / name) for name in ("a", "b", "c", "d", "e", "w")]
-    subset = SubsetConfig(str(tmp_path / "input"), mask_dir=str(tmp_path / "input"))
+    subset = SubsetConfig(str(tmp_path / "input"), mask_dir=str(tmp_path / "input"), metadata_file=str(tmp_path / "input"))
     good = TrainConfig(ModelConfig(*inside[:5]), (DatasetConfig((subset,)),))
     good = dataclasses.replace(good, network=dataclasses.replace(good.network, weights=inside[5]))
     assert roots.check_config(good) is good
-    assert len([found for found in walk(good) if found.facts.path == "read"]) == 8
+    assert len([found for found in walk(good) if found.facts.path == "read"]) == 9
     for field in ("transformer", "vae", "qwen", "t5_tokenizer_dir", "qwen_tokenizer_dir"):
         with pytest.raises(Exception, match="outside"):
             roots.check_config(dataclasses.replace(good, model=dataclasses.replace(good.model, **{field: "/etc/x"})))
     with pytest.raises(Exception, match="network.weights='/etc/x'|weights='/etc/x': outside"):
         roots.check_config(dataclasses.replace(good, network=dataclasses.replace(good.network, weights="/etc/x")))
-    for change in (dict(image_dir="/etc"), dict(mask_dir="/etc")):
+    for change in (dict(image_dir="/etc"), dict(mask_dir="/etc"), dict(metadata_file="/etc/x")):
         other = (DatasetConfig((dataclasses.replace(subset, **change),)),)
         with pytest.raises(Exception, match="outside"):
             roots.check_config(dataclasses.replace(good, datasets=other))

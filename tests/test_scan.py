@@ -31,42 +31,29 @@ def lines_of(folder, **changes) -> str:
 # --- what is found
 
 
-def test_scan_finds_pictures_captions_repeats_and_counts_the_rest(tmp_path):
+def test_scan_finds_pictures_captions_and_counts_the_rest(tmp_path):
     write(tmp_path, "b.png", caption="one")
     write(tmp_path, "a.jpg", caption=None)
     (tmp_path / "a.txt").write_bytes("\ufeffwith BOM, 日本".encode())
-    write(tmp_path / "5_people", "c.webp", caption="")
-    write(tmp_path / "5_people", "d.png", caption=None)
+    write(tmp_path, "c.webp", caption="")
+    write(tmp_path, "d.png", caption=None)
     write(tmp_path / "unrelated", "x.png")
     (tmp_path / "orphan.txt").write_text("nothing beside me", encoding="utf-8")
     (tmp_path / "notes.md").write_text("", encoding="utf-8")
     (tmp_path / "same.png").write_bytes((tmp_path / "b.png").read_bytes())
     pictures, report = scan(dataset(tmp_path, num_repeats=2))
-    assert [p.name for p in pictures] == ["a.jpg", "b.png", "same.png", "c.webp", "d.png"]
-    assert [p.repeats for p in pictures] == [2, 2, 2, 5, 5]
+    assert [p.name for p in pictures] == ["a.jpg", "b.png", "c.webp", "d.png", "same.png"]
+    assert [p.repeats for p in pictures] == [2] * 5
     assert [p.caption for p in pictures] == ["with BOM, 日本", "one", "", "", ""]
     assert report.lines() == [
-        "5 pictures, 16 with repeats",
+        "5 pictures, 10 with repeats",
         "warning: captions without a picture: 1 (orphan.txt)",
         "warning: empty captions: 1 (c.txt)",
-        "warning: pictures that are in the data more than once: 2 (same.png = b.png, d.png = b.png)",
-        "warning: pictures without a caption file: 2 (same.png, d.png)",
-        "warning: sub-folders not read (name them N_name, N repeats): 1 (unrelated)",
+        "warning: pictures that are in the data more than once: 2 (d.png = b.png, same.png = b.png)",
+        "warning: pictures without a caption file: 2 (d.png, same.png)",
+        "warning: sub-folders not read (name them N_words for N draws): 1 (unrelated)",
         "files that are neither picture nor caption: 1 (notes.md)",
     ]
-
-
-def test_a_folder_named_with_repeats_has_them(tmp_path):
-    write(tmp_path / "7_style", "a.png")
-    assert scan(dataset(tmp_path / "7_style"))[0][0].repeats == 7
-
-
-@pytest.mark.parametrize("name", ["20240131_party", "99999999999999999999_x"])
-def test_a_date_is_no_number_of_repeats(tmp_path, name):
-    write(tmp_path / name, "a.png")
-    for folder in (tmp_path, tmp_path / name):
-        with pytest.raises(FileError, match="repeats of each picture; rename it if it is a date"):
-            scan(dataset(folder))
 
 
 def test_pictures_of_other_kinds_are_named(tmp_path):
@@ -80,15 +67,6 @@ def test_class_tokens_stand_in(tmp_path):
     write(tmp_path, "a.png", caption=None)
     (picture,), report = scan(dataset(tmp_path, class_tokens="a person"))
     assert picture.caption == "a person" and "class_tokens used" in report.lines()[1] and not report.warnings()
-
-
-def test_masks_are_found_by_stem(tmp_path):
-    write(tmp_path, "a.png")
-    write(tmp_path, "b.png", colour="blue")
-    write(tmp_path / "m", "a.jpg", caption=None)
-    (a, b), report = scan(dataset(tmp_path, mask_dir=str(tmp_path / "m")))
-    assert a.mask_path == tmp_path / "m" / "a.jpg" and b.mask_path is None
-    assert report.notes() == ["pictures without a mask (counted whole): 1 (b.png)"] and not report.warnings()
 
 
 @pytest.mark.parametrize("orientation, size", [(1, (64, 48)), (3, (64, 48)), (6, (48, 64)), (8, (48, 64))])

@@ -17,7 +17,7 @@ from anima_core.adapters.network import AdapterNetwork, merge
 from anima_core.demo.pictures import write_pictures
 from anima_core.errors import Interrupted, RunError
 from anima_core.models.transformer import load_transformer
-from anima_core.settings import FlowConfig, NetworkConfig, OptimizerConfig, OutputConfig, SampleConfig
+from anima_core.settings import FlowConfig, NetworkConfig, OptimizerConfig, OutputConfig, SampleConfig, SubsetConfig
 from anima_core.training import loop as loop_module
 from anima_core.training.flow import flow_loss, interpolate, velocity_target
 from anima_core.training.loop import opened
@@ -211,8 +211,8 @@ def test_stop_keeps_and_cancel_saves(model, pictures, tmp_path):
 
 def test_every_kind_of_picture_and_caption(model, tmp_path):
     """Mixed sizes, captions of 0, 1 and over 600 tokens, flips, masks, repeats, several resolutions, a batch of leftovers."""
-    folder, masks = tmp_path / "3_mixed", tmp_path / "masks"
-    folder.mkdir()
+    folder, masks = tmp_path / "p" / "3_mixed", tmp_path / "masks"
+    folder.mkdir(parents=True)
     masks.mkdir()
     texts = ["", "x", "red circle, " * 400, "a (natural) sentence\nof two lines"]
     for i, (size, text) in enumerate(zip([(64, 64), (96, 48), (40, 120), (200, 180)], texts)):
@@ -222,12 +222,12 @@ def test_every_kind_of_picture_and_caption(model, tmp_path):
     Image.new("L", (96, 48), 0).save(masks / "1.png")
     subset = dict(flip_aug=True, mask_dir=str(masks), caption_dropout_rate=0.3)
     dataset = dict(resolutions=((64, 64), (96, 96)), batch_size=3)
-    config = train_config(model, folder, tmp_path / "out", subset=subset, dataset=dataset, max_train_epochs=1)
+    config = train_config(model, tmp_path / "p", tmp_path / "out", subset=subset, dataset=dataset, max_train_epochs=1)
     result = train(config)
-    names = [e for e in log_of(result) if e["event"] == "note"]
+    said = [e["text"] for e in log_of(result) if e["event"] in ("note", "warning")]
     assert all(math.isfinite(loss) for loss in result.losses)
-    assert "4 pictures, 12 with repeats" in names[0]["text"]
-    assert "pictures without a mask (counted whole): 2 (2.png, 3.png)" in [n["text"] for n in names]
+    assert "4 pictures, 12 with repeats" in said[0]
+    assert "pictures without a mask (counted whole): 2 (2.png, 3.png)" in said
 
 
 def test_a_single_picture(model, tmp_path):
@@ -258,6 +258,22 @@ def test_shuffled_captions_from_cache_or_on_the_fly(model, pictures, tmp_path, v
     assert train(config).steps == 9
     written = len(list((tmp_path / "cache" / "text").rglob("*.safetensors")))
     assert written == 1 if variants == 0 else written > 6
+
+
+@pytest.mark.parametrize("variants", [0, 16])
+def test_numbered_sets_regularisation_and_wildcards_train(model, tmp_path, variants):
+    """Draws as in sd-scripts; with variants every caption that a step meets has been cached before."""
+    write(tmp_path / "p" / "3_cat", "a.png", caption="one {x|y}\ntwo")
+    write(tmp_path / "r" / "1_any", "b.png", colour="blue", caption="any")
+    config = train_config(model, tmp_path / "p", tmp_path / "out", caption_variants=variants, max_train_epochs=4)
+    subset = dataclasses.replace(config.datasets[0].subsets[0], enable_wildcard=True)
+    regularisation = SubsetConfig(str(tmp_path / "r"), is_reg=True, loss_weight=0.5)
+    dataset = dataclasses.replace(config.datasets[0], subsets=(subset, regularisation))
+    result = train(dataclasses.replace(config, datasets=(dataset,)))
+    said = [(e["event"], e["text"]) for e in log_of(result) if e["event"] in ("note", "warning")]
+    assert result.steps == 4 * 3 and ("note", "2 pictures, 6 with repeats") in said
+    assert "warning" not in dict(said)
+    assert len(list((tmp_path / "out" / "cache" / "text").rglob("*.safetensors"))) > (4 if variants else 0)
 
 
 def test_second_run_computes_nothing_again(model, pictures, tmp_path):

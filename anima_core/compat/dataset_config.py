@@ -22,6 +22,7 @@ SUBSET_KEYS = (
     "caption_extension",
     "class_tokens",
     "caption_dropout_rate",
+    "enable_wildcard",
     "caption_prefix",
     "caption_suffix",
     "caption_separator",
@@ -29,6 +30,7 @@ SUBSET_KEYS = (
     "keep_tokens_separator",
     "shuffle_caption",
     "caption_tag_dropout_rate",
+    "secondary_separator",
     "flip_aug",
     "alpha_mask",
 )
@@ -42,8 +44,6 @@ DATASET_KEYS = (
 )
 WITHOUT_EFFECT = {
     "caption_dropout_every_n_epochs": "use caption_dropout_rate",
-    "secondary_separator": "write the captions with the separator itself",
-    "enable_wildcard": "captions are read as they stand",
     "color_aug": "colours are trained as they are",
     "random_crop": "the centre is cropped",
     "face_crop_aug_range": "the centre is cropped",
@@ -61,8 +61,14 @@ WITHOUT_EFFECT = {
     "max_token_length": "captions are never cut",
     "debug_dataset": "`check` shows what is in a dataset",
 }
-OWN_SUBSET_KEYS = {"image_dir", "is_reg", "mask_dir", "conditioning_data_dir"}
-OWN_DATASET_KEYS = {"resolution", "prior_loss_weight", "subsets"}
+OWN_SUBSET_KEYS = {  # which stand in a subset only -> our setting
+    "image_dir": "subset.image_dir",
+    "is_reg": "subset.is_reg",
+    "metadata_file": "subset.metadata_file",
+    "conditioning_data_dir": "subset.mask_dir",
+    "mask_dir": "subset.mask_dir",
+}
+OWN_DATASET_KEYS = {"resolution": "dataset.resolutions", "prior_loss_weight": "subset.loss_weight", "subsets": ""}
 OTHER_DEFAULTS = {"enable_bucket": False}  # kohya's: without it a file's pictures are cropped to its resolution
 WORDS = {  # what a file calls our settings, where it has another word
     "subset.mask_dir": "conditioning_data_dir",
@@ -114,13 +120,21 @@ def _dataset(entry: dict[str, Any], outer: dict[str, Any], where: str, notes: li
 def _subset(entry: dict[str, Any], outer: dict[str, Any], where: str, notes: list[str]) -> SubsetConfig:
     note_keys(entry, where, "datasets.subsets", notes)
     values = outer | entry
-    if not values.get("image_dir"):
+    folder = entry.get("image_dir") or folder_of(entry.get("metadata_file"))
+    if not folder:
         raise SettingError(f"{where}: [[datasets.subsets]] without image_dir; name a folder of pictures")
-    settings = own_kinds(SubsetConfig, {k: values[k] for k in SUBSET_KEYS if values.get(k) is not None}, where)
+    keys = (*SUBSET_KEYS, "is_reg", "metadata_file")
+    settings = own_kinds(SubsetConfig, {k: values[k] for k in keys if values.get(k) is not None}, where)
     weight = as_kind(float, values.get("prior_loss_weight", 1.0), f"{where}: prior_loss_weight")
     settings["loss_weight"] = weight if entry.get("is_reg") else 1.0
+    settings["num_repeats"] = max(0, settings.get("num_repeats", 1))  # kohya leaves out a folder of less than one repeat
     masks = entry.get("conditioning_data_dir", entry.get("mask_dir", ""))
-    return checked(SubsetConfig, where, image_dir=str(entry["image_dir"]), mask_dir=str(masks), **settings)
+    return checked(SubsetConfig, where, image_dir=str(folder), mask_dir=str(masks), folder_numbers=False, **settings)
+
+
+def folder_of(metadata_file: Any) -> str:
+    """Return the folder that a metadata file lies in, which is the pictures' where nothing else is said."""
+    return str(Path(metadata_file).parent) if isinstance(metadata_file, str) and metadata_file else ""
 
 
 def own_kinds(cls: type, values: dict[str, Any], where: str) -> dict[str, Any]:

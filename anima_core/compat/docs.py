@@ -35,6 +35,13 @@ tables is an error that names the nearest one.
 | `--resume` restores no adapter weights | everything, exactly | |
 | `network_alpha` 100000 is stored | alpha = rank | fp16 cannot hold it |
 | `max_bucket_reso` 1024 | 4096 | 1024 would cap both sides of a 1024 px run |
+| `enable_bucket` off | on, but for a dataset_config file | pictures keep their shape |
+| the nearest bucket by width / height | by its logarithm | portrait and landscape are treated alike |
+| `bucket_no_upscale`: pictures are cropped to their bucket | reduced to cover it, then cropped | less is lost |
+| `caption_extension` .caption | .txt, and .caption where there is none | captions are .txt nearly everywhere |
+| tags are joined by ", " whatever `caption_separator` is | by the separator | a tag that holds a comma stays one |
+| of several lines of a caption the first is read | all; `enable_wildcard` draws one | the others are prose |
+| `enable_wildcard`: the prefix stands before the first line only | before each line | a trigger word is meant for all |
 | gradient checkpointing forced | on by default, `--no-gradient_checkpointing` | |
 | `mixed_precision` no | auto: bf16 where the card has it | the base model is stored in bf16 anyway |
 | ScheduleFree checks for RAdam only | for all three | the same schedules are wrong for all |
@@ -143,7 +150,8 @@ def dataset_tables() -> list[str]:
     parts = ["\n## dataset_config\n\n| key | setting |\n|---|---|"]
     parts += [f"| `{key}` | `subset.{key}` |" for key in dataset_config.SUBSET_KEYS]
     parts += [f"| `{key}` | `dataset.{key}` |" for key in dataset_config.DATASET_KEYS]
-    parts += [f"| `{key}` | |" for key in sorted(dataset_config.OWN_SUBSET_KEYS | dataset_config.OWN_DATASET_KEYS)]
+    own = dataset_config.OWN_SUBSET_KEYS | dataset_config.OWN_DATASET_KEYS
+    parts += [f"| `{key}` | {f'`{setting}`' if setting else ''} |" for key, setting in own.items()]
     parts.append("\nWithout effect:\n\n| key | reason |\n|---|---|")
     parts += [f"| `{key}` | {why} |" for key, why in dataset_config.WITHOUT_EFFECT.items()]
     return parts

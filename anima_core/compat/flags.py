@@ -127,8 +127,13 @@ MAPPED = {
     ],
     "data": [
         Flag("dataset_config", "path", "", "kohya's dataset TOML: folders, repeats, resolutions, captions."),
-        Flag("train_data_dir", "path", "", "A folder of captioned pictures, instead of --dataset_config."),
-        Flag("reg_data_dir", "path", "", "A folder of regularisation pictures beside --train_data_dir."),
+        Flag(
+            "train_data_dir",
+            "path",
+            "",
+            "A folder of captioned pictures, or of sub-folders named N_words (N draws of each), instead of --dataset_config.",
+        ),
+        Flag("reg_data_dir", "path", "", "The same for regularisation pictures: as many draws as --train_data_dir has."),
         Flag("prior_loss_weight", "float", 1.0, "Loss weight of regularisation pictures."),
         Flag(
             "resolution",
@@ -143,6 +148,8 @@ MAPPED = {
         sets(SubsetConfig, "caption_extension", "", "caption_extention"),
         *same_name(SubsetConfig, "caption_prefix caption_suffix caption_separator class_tokens shuffle_caption keep_tokens"),
         *same_name(SubsetConfig, "keep_tokens_separator caption_dropout_rate caption_tag_dropout_rate flip_aug alpha_mask"),
+        *same_name(SubsetConfig, "enable_wildcard secondary_separator"),
+        sets(SubsetConfig, "metadata_file", "", "in_json"),
         sets(SubsetConfig, "mask_dir", "conditioning_data_dir", "mask_dir"),
         sets(TrainConfig, "cache_latents", "", "cache_latents_to_disk"),
         sets(TrainConfig, "cache_text", "cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk"),

@@ -3,6 +3,8 @@
 import ast
 import dataclasses
 import math
+import os
+import random
 from typing import Any
 
 from ..errors import SettingError
@@ -44,6 +46,8 @@ def train_config(values: Values, explicit: set[str]) -> tuple[TrainConfig, list[
     """Return the run, and notes. explicit: what was given, typed or in a file; the rest are defaults."""
     notes: list[str] = []
     check_required(values)
+    seed, seed_notes = chosen_seed(values["seed"])
+    values, notes = values | {"seed": seed}, notes + seed_notes
     optimizer = optimizer_config(values, notes)  # before any file is looked at: its refusals are documented to come first
     datasets, more = dataset_configs(values, explicit)
     notes += more
@@ -58,6 +62,16 @@ def train_config(values: Values, explicit: set[str]) -> tuple[TrainConfig, list[
         **settings_for(TrainConfig, values),
     )
     return config, notes
+
+
+def chosen_seed(seed: int) -> tuple[int, list[str]]:
+    """Draw a seed for -1, as front ends mean it, and say so. Several processes would each draw another: refused."""
+    if seed != -1:
+        return seed, []
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise SettingError("seed=-1: each of several processes would draw its own; name a seed")
+    drawn = random.SystemRandom().randrange(2**31)
+    return drawn, [f"seed=-1: {drawn} was drawn; the run's config.toml has it"]
 
 
 def settings_for(cls: type, values: Values) -> Values:
@@ -277,6 +291,7 @@ def dataset_configs(values: Values, explicit: set[str]) -> tuple[tuple[DatasetCo
     """Read a dataset_config file, the [dataset] of a sectioned TOML, or a folder. Flags that were given fill the gaps."""
     given = {key: values[key] for key in (*SUBSET_KEYS, *DATASET_KEYS, "resolution") if key in explicit and key in values}
     given |= {"batch_size": values["train_batch_size"]} if "train_batch_size" in explicit else {}
+    given |= {"num_repeats": values["dataset_repeats"]} if "dataset_repeats" in explicit else {}
     given |= {"prior_loss_weight": values["prior_loss_weight"]}
     if values["dataset_config"]:
         return read_dataset_config(values["dataset_config"], given)
@@ -285,16 +300,19 @@ def dataset_configs(values: Values, explicit: set[str]) -> tuple[tuple[DatasetCo
         return datasets_from(values["inline_datasets"], without_batch, "[dataset]")
     if not values["train_data_dir"]:
         raise SettingError("No pictures: set --dataset_config, or --train_data_dir with a folder of captioned pictures.")
-    return (folder_dataset(values),), []
+    return (folder_dataset(values, explicit),), []
 
 
-def folder_dataset(values: Values) -> DatasetConfig:
-    """Read a folder of pictures, and one of regularisation pictures beside it."""
-    own = settings_for(SubsetConfig, values)
+def folder_dataset(values: Values, explicit: set[str]) -> DatasetConfig:
+    """Read a folder of pictures, and one of regularisation pictures beside it, which has no masks and no metadata file.
+
+    sd-scripts takes repeats and captions from the names of sub-folders; a number that was given is the only one.
+    """
+    own = settings_for(SubsetConfig, values) | {"folder_numbers": "dataset_repeats" not in explicit}
     subsets = [SubsetConfig(image_dir=values["train_data_dir"], **own)]
     if values["reg_data_dir"]:
-        weight = {"loss_weight": values["prior_loss_weight"]}
-        subsets.append(SubsetConfig(image_dir=values["reg_data_dir"], **(own | weight)))
+        other = {"loss_weight": values["prior_loss_weight"], "is_reg": True, "mask_dir": "", "metadata_file": ""}
+        subsets.append(SubsetConfig(image_dir=values["reg_data_dir"], **(own | other)))
     sizes = {"resolutions": (resolution(values["resolution"], "resolution"),)}
     return DatasetConfig(subsets=tuple(subsets), **(settings_for(DatasetConfig, values) | sizes))
 

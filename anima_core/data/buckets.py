@@ -15,14 +15,15 @@ LATENT_STEP = 16  # VAE 8 x patch 2
 def bucket_sizes(resolution: Size, low: int, high: int, step: int) -> tuple[Size, ...]:
     """Return every size with sides in multiples of `step` within [low, high] and an area of at most the resolution's.
 
-    As in kohya's trainers: for each width the tallest height that fits, mirrored, and the square.
+    As in kohya's trainers: for each width the tallest height that fits, mirrored, and the square; where the bounds are no
+    multiples of the step, the lower one is rounded down, the upper one up.
     """
-    area = resolution[0] * resolution[1]
+    area, low, high = resolution[0] * resolution[1], max(step, low // step * step), math.ceil(high / step) * step
     side = int(math.sqrt(area)) // step * step
     sizes = {(side, side)} if low <= side <= high else set()
-    for width in range(math.ceil(low / step) * step, high + 1, step):
+    for width in range(low, high + 1, step):
         height = min(high, area // width // step * step)
-        if height >= low and height > 0:
+        if height >= low:
             sizes |= {(width, height), (height, width)}
     return tuple(sorted(sizes))
 
@@ -34,7 +35,7 @@ def choose_bucket(size: Size, dataset: DatasetConfig, resolution: Size) -> Size:
     if dataset.bucket_no_upscale:
         return own_bucket(size, resolution, dataset.bucket_reso_steps)
     sizes = bucket_sizes(resolution, dataset.min_bucket_reso, dataset.max_bucket_reso, dataset.bucket_reso_steps)
-    return closest(size, sizes) if sizes else resolution
+    return closest(size, sizes) if sizes else own_bucket(resolution, resolution, LATENT_STEP)
 
 
 def closest(size: Size, sizes: tuple[Size, ...]) -> Size:
@@ -44,14 +45,34 @@ def closest(size: Size, sizes: tuple[Size, ...]) -> Size:
 
 
 def own_bucket(size: Size, resolution: Size, step: int) -> Size:
-    """Return the picture's own size, for bucket_no_upscale, reduced to the area, sides rounded down to `step`."""
-    scale = min(1.0, math.sqrt(resolution[0] * resolution[1] / (size[0] * size[1])))
-    width, height = (max(round_down(side * scale, step), round_down(side * scale, LATENT_STEP, LATENT_STEP)) for side in size)
-    return width, height
+    """Return the size of a picture that is not to be enlarged: its own, or the area's, with sides cut down to `step`.
+
+    As sd-scripts' `BucketManager.select_bucket` with no_upscale: a picture that is larger than the area is reduced so that
+    the side which changes the shape less is a multiple of `step`. A side below one step is a multiple of 16 here.
+    """
+    width, height = size if size[0] * size[1] <= resolution[0] * resolution[1] else reduced(size, resolution, step)
+    return cut_down(width, step), cut_down(height, step)
 
 
-def round_down(value: float, step: int, least: int = 0) -> int:
-    return max(least, int(value + 1e-6) // step * step)
+def reduced(size: Size, resolution: Size, step: int) -> Size:
+    """Return a picture's size within an area, the width or the height a multiple of `step`, whichever keeps its shape."""
+    ratio = size[0] / size[1]
+    width = math.sqrt(resolution[0] * resolution[1] * ratio)
+    by_width, by_height = nearest_down(width, step), nearest_down(width / ratio, step)
+    error_by_width = abs(by_width / nearest_down(by_width / ratio, step) - ratio)
+    error_by_height = abs(nearest_down(by_height * ratio, step) / by_height - ratio)
+    if error_by_width < error_by_height:
+        return by_width, int(by_width / ratio + 0.5)
+    return int(by_height * ratio + 0.5), by_height
+
+
+def nearest_down(value: float, step: int) -> int:
+    """Round to a whole pixel, then down to a multiple of `step`; of 16 for less than one step."""
+    return cut_down(int(value + 0.5), step)
+
+
+def cut_down(side: int, step: int) -> int:
+    return side // step * step or max(LATENT_STEP, side // LATENT_STEP * LATENT_STEP)
 
 
 def cover(size: Size, bucket: Size) -> tuple[Size, tuple[int, int, int, int]]:

@@ -1,7 +1,8 @@
-"""Caption files, and their encodings. UTF-8 is the rule; old editors on Windows leave GBK, Shift-JIS, UTF-16 or Latin-1.
+"""Caption files: which endings they have, and their encodings.
 
-Bytes that are not UTF-8 are read in each candidate, and the one that gives the most ordinary text wins: common hanzi, kana
-and common kanji, single accented letters. Text that is ordinary in none of them, or in two, is not guessed at.
+UTF-8 is the rule; old editors on Windows leave GBK, Shift-JIS, UTF-16 or Latin-1. Bytes that are not UTF-8 are read in each
+candidate, and the one that gives the most ordinary text wins: common hanzi, kana and common kanji, single accented letters.
+Text that is ordinary in none of them, or in two, is not guessed at.
 """
 
 import codecs
@@ -19,6 +20,17 @@ BOMS = (
 )
 MIN_ORDINARY = 0.5  # share of the non-ASCII characters that must be ordinary
 MIN_LEAD = 0.2  # by which the best reading must exceed the second
+OTHER_ENDINGS = {"txt", "caption", "cap", "tags", "prompt"}  # captions of other tools, named when they are not read
+JSON = ".json"
+
+
+def caption_endings(extension: str) -> tuple[str, ...]:
+    """Return the endings that a picture's caption may have, the first found wins. None for JSON, which is not read yet.
+
+    The default, .txt, also finds .caption, which sd-scripts reads when nothing is said. As there, the dot may be left out.
+    """
+    ending = extension if extension.startswith(".") or not extension else f".{extension}"
+    return () if ending == JSON else (".txt", ".caption") if ending == ".txt" else (ending,)
 
 
 def read_caption(path: str | Path) -> tuple[str, str]:

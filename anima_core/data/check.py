@@ -1,11 +1,13 @@
 """Checking a dataset before hours of training: sizes against buckets, captions, an epoch's length."""
 
 import math
+import os
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 
+from ..errors import FileError
 from ..models.tokenizers import T5Tokenizer
 from ..settings import DatasetConfig
 from .buckets import Size, bucket_table, choose_bucket
@@ -36,7 +38,21 @@ def check_datasets(
             check_sizes(dataset, pictures, report)
             check_captions(pictures, report, t5)
             found.append((pictures, report))
+    if not any(pictures for pictures, _ in found):
+        folder = datasets[0].subsets[0].image_dir
+        raise FileError(f"{folder}: only regularisation pictures; name a folder of other pictures in the same dataset")
+    count_shared(found)
     return found
+
+
+def count_shared(found: Checked) -> None:
+    """Report the folders that several datasets have, as is done to train at several resolutions."""
+    earlier: set[str] = set()
+    for pictures, report in found:
+        folders = {os.path.realpath(folder) for folder in {picture.folder for picture in pictures}}
+        for folder in sorted(folders & earlier):
+            report.note("folders that an earlier dataset has too: trained in each", Path(folder).name)
+        earlier |= folders
 
 
 def check_sizes(dataset: DatasetConfig, pictures: Sequence[Picture], report: DataReport) -> None:

@@ -4,32 +4,25 @@ import gc
 import hashlib
 import json
 import marshal
-import os
-import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
-
 from ..errors import FileError
 from ..settings import DatasetConfig, SubsetConfig
+from . import metadata_file, sets
 from .buckets import Size
-from .caption_files import read_caption
+from .caption_files import caption_endings, read_caption
 from .index import FileIndex, Progress, Stamp, is_settled, scan_files
-from .picture_files import scan_picture, whole_files_only
+from .listing import EXTENSIONS, KINDS, list_files, picture_stem
+from .masks import Masks
+from .picture_files import SEPARATOR, Facts, scan_picture, whole_files_only
 from .report import DataReport, Finding
-
-Image.init()
-EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl"} & ({*Image.EXTENSION} | {".png"})
-KINDS = {extension.removeprefix(".") for extension in EXTENSIONS}
-NOT_READ = {"gif", "tif", "tiff", "heic", "heif", "psd", "tga", "jp2", "svg", "mp4", "webm", "zip"}
-MOST_REPEATS = 10_000  # a larger number in front of a folder's name is a date
-REPEATS = re.compile(r"^(\d+)_")  # kohya's folder names: <repeats>_<name>
+from .unused import count_unused
 
 LEFT_OUT = {  # a picture's problem -> how the report says it
     "truncated": "truncated pictures, left out",
@@ -41,14 +34,13 @@ WARNED_TRAITS = {
     "animated": "animated pictures, only the first frame is used",
     "CMYK": "CMYK pictures, turned into RGB without their colour profile",
 }
+INVISIBLE = "pictures that are transparent everywhere: with alpha_mask they train nothing"
 NOTED_TRAITS = {
     "16-bit": "16-bit pictures, reduced to 8 bits",
     "palette": "palette pictures, turned into RGB",
     "grey": "grey pictures, turned into RGB",
     "transparent": "transparent pictures, put on white",
 }
-
-SEPARATOR = "\0"  # between the fields of a scan result: decoded captions never hold one
 
 Stage = Callable[[str], Progress]  # the name of a piece of work -> where its progress goes
 
@@ -82,10 +74,12 @@ def without_collector() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Scan:
-    """What the scanning of one subset shares."""
+    """What the scanning of one set shares."""
 
-    subset: SubsetConfig
-    masks: dict[str, Path] | None  # stem -> file; None: no masks
+    subset: SubsetConfig  # the set's own
+    place: str  # of its folder below the subset's
+    masks: Masks | None
+    entries: metadata_file.Entries | None  # of the metadata file, instead of caption files
     report: DataReport
     index: FileIndex
     stage: Stage
@@ -102,17 +96,53 @@ def scan(dataset: DatasetConfig, index: FileIndex | None = None, stage: Stage = 
     """
     report, index = DataReport(), index or FileIndex()
     pictures: list[Picture] = []
+    seen: set[tuple[str, str]] = set()
     with whole_files_only():
         for subset in dataset.subsets:
-            pictures += scan_subset(Scan(subset, mask_files(subset), report, index, stage))
-    if not any(p.caption or p.subset.class_tokens for p in pictures):
-        subset = dataset.subsets[0]
-        way_out = f"put {subset.caption_extension} files beside the pictures, or set `subset.class_tokens`"
-        raise FileError(f"{subset.image_dir}: no captions; {way_out}")
+            pictures += scan_subset(subset, seen, report, index, stage)
+    check_usable(dataset, pictures, report)
+    pictures = balanced(pictures, report)
     report.pictures = len(pictures)
     report.draws = sum(p.repeats for p in pictures)
     count_doubles(pictures, report)
     return pictures, report
+
+
+def check_usable(dataset: DatasetConfig, pictures: list[Picture], report: DataReport) -> None:
+    subset = dataset.subsets[0]
+    if not pictures:
+        raise FileError(f"{subset.image_dir}: every folder is switched off by 0 repeats; check `subset.num_repeats`")
+    if not any(p.caption or p.subset.class_tokens for p in pictures):
+        way_out = f"put {subset.caption_extension} files beside the pictures, or set `subset.class_tokens`"
+        found = "; ".join(line for line in report.warnings() if line.startswith("captions "))
+        raise FileError(f"{subset.image_dir}: no captions; {way_out}{f' ({found})' if found else ''}")
+    invisible = report.findings.get(INVISIBLE)
+    if invisible is not None and len(invisible.names) == len(pictures):
+        way_out = "nothing would be trained; leave `subset.alpha_mask` off"
+        raise FileError(f"{subset.image_dir}: all {len(pictures)} pictures are transparent everywhere: {way_out}")
+
+
+def balanced(pictures: list[Picture], report: DataReport) -> list[Picture]:
+    """Give the regularisation pictures of a dataset as many draws as its other pictures have.
+
+    sd-scripts: they are taken in order until there are enough draws, or all get one more in turn. Those left are not used.
+    """
+    regularisation = [p for p in pictures if p.subset.is_reg]
+    if not regularisation:
+        return pictures
+    wanted = sum(p.repeats for p in pictures if not p.subset.is_reg)
+    used: list[Picture] = []
+    draws = 0
+    for picture in regularisation:
+        if draws < wanted:
+            used.append(picture)
+            draws += picture.repeats
+        else:
+            why = "more than the draws of the other pictures" if wanted else "their dataset has no other pictures"
+            report.warn(f"regularisation pictures left out ({why})", picture.name)
+    turns, rest = divmod(max(0, wanted - draws), len(used)) if used else (0, 0)
+    repeats = {p: p.repeats + turns + (number < rest) for number, p in enumerate(used)}
+    return [p._replace(repeats=repeats.get(p, p.repeats)) for p in pictures if not p.subset.is_reg or p in repeats]
 
 
 def count_doubles(pictures: list[Picture], report: DataReport) -> None:
@@ -124,87 +154,77 @@ def count_doubles(pictures: list[Picture], report: DataReport) -> None:
             report.warn("pictures that are in the data more than once", f"{picture.name} = {other.name}")
 
 
-def scan_subset(state: Scan) -> list[Picture]:
-    root = Path(state.subset.image_dir)
+def scan_subset(
+    subset: SubsetConfig, seen: set[tuple[str, str]], report: DataReport, index: FileIndex, stage: Stage
+) -> list[Picture]:
+    root = Path(subset.image_dir)
+    if subset.num_repeats == 0:  # before its folder is looked for, as in sd-scripts
+        report.note(sets.SWITCHED_OFF, root.name)
+        return []
     if not root.is_dir():
         raise FileError(f"{root}: no such folder of pictures; check `subset.image_dir`")
+    entries = metadata_file.read_metadata(subset, report) if subset.metadata_file else None
+    chosen = list(sets.drawn(sets_of(subset, entries, report), seen, report))
+    masks = Masks(subset, index, stage("scanning masks")) if subset.mask_dir and chosen else None
     pictures = []
-    for folder, repeats in picture_folders(root, state.subset, state.report):
-        pictures += scan_folder(folder, repeats, state)
-    if not pictures:
-        left_out, kinds = "; ".join(state.report.warnings()), ", ".join(sorted(EXTENSIONS))
+    for own, place in chosen:
+        found = scan_folder(Path(own.image_dir), Scan(own, place, masks, entries, report, index, stage))
+        if not found and place:
+            report.warn("folders without a usable picture", place)
+        pictures += found
+    if chosen and not pictures:
+        left_out, kinds = "; ".join(report.warnings()), ", ".join(sorted(EXTENSIONS))
         problem = f"no usable pictures ({left_out})" if left_out else f"no pictures ({kinds})"
         raise FileError(f"{root}: {problem}; check `subset.image_dir`")
+    if masks is not None:
+        masks.judge(report)
+    if entries is not None:
+        count_missing(entries, pictures, root, report)
     return pictures
 
 
-def picture_folders(root: Path, subset: SubsetConfig, report: DataReport) -> list[tuple[Path, int]]:
-    """Return the folder itself and its `N_name` sub-folders, with their repeats."""
-    folders = [(root, repeats_of(root.name) or subset.num_repeats)]
-    for child in sorted(entry.name for entry in os.scandir(root) if entry.is_dir()):
-        repeats = repeats_of(child)
-        if repeats is not None:
-            folders.append((root / child, repeats))
-        elif not child.startswith(".") and str(root / child) != subset.mask_dir:
-            report.warn("sub-folders not read (name them N_name, N repeats)", child)
-    return folders
+def sets_of(subset: SubsetConfig, entries: metadata_file.Entries | None, report: DataReport) -> list[sets.PictureSet]:
+    """Return the folders of a subset: those that its metadata file names, those with numbers, or its own."""
+    root = Path(subset.image_dir)
+    if entries is not None:
+        places = sorted({place.rpartition("/")[0] for place in entries})
+        folders = [sets.PictureSet(replace(subset, image_dir=str(root / place)), place) for place in places]
+        return [found for found in folders if (root / found.place).is_dir()]
+    numbered = sets.numbered_sets(subset, report)
+    if numbered is None:
+        sets.note_unread(subset, set(), report)
+        return [sets.PictureSet(subset, "")]
+    return numbered
 
 
-def repeats_of(name: str) -> int | None:
-    """Read the repeats from kohya's folder name. Raises FileError for a number that can only be a mistake."""
-    found = REPEATS.match(name)
-    if found is None:
-        return None
-    if len(found[1]) > 9 or int(found[1]) > MOST_REPEATS:
-        raise FileError(f"{name}: as a folder's name this means {found[1]} repeats of each picture; rename it if it is a date")
-    return max(1, int(found[1]))
+def count_missing(entries: metadata_file.Entries, pictures: list[Picture], root: Path, report: DataReport) -> None:
+    """Report the entries of a metadata file that no picture was found for."""
+    found = {picture.path.relative_to(root).as_posix() for picture in pictures}
+    found |= {name.rpartition(".")[0] for name in found}
+    for place in sorted(entries.keys() - found):
+        report.warn("entries of the metadata file without a usable picture", place)
 
 
-def list_files(folder: Path, report: DataReport) -> dict[str, Stamp]:
-    """Return names and stamps of the files of a folder, hidden ones left out. Raises FileError."""
-    files = {}
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                name = entry.name
-                if name[0] == "." or not entry.is_file():
-                    continue
-                if not (name.isascii() or is_unicode(name)):
-                    report.warn("files whose names are not Unicode, left out", ascii(name))
-                    continue
-                stat = entry.stat()
-                files[name] = (stat.st_size, stat.st_mtime_ns)
-    except OSError as error:
-        raise FileError(f"{folder}: cannot be read ({error.strerror}); check `subset.image_dir`") from None
-    return files
-
-
-def is_unicode(name: str) -> bool:
-    """Tell whether a name can be encoded: foreign bytes come as lone surrogates, which no log or database takes."""
-    try:
-        return bool(name.encode())
-    except UnicodeEncodeError:
-        return False
-
-
-def scan_folder(folder: Path, repeats: int, state: Scan) -> list[Picture]:
+def scan_folder(folder: Path, state: Scan) -> list[Picture]:
     """Return the usable pictures of one folder, by name. An unchanged folder is recalled as a whole."""
-    files = list_files(folder, state.report)
+    listed = DataReport()
+    files = list_files(folder, listed)
     key = folder_key(files, state)
-    found = recall(folder, repeats, key, state)
+    found = recall(folder, key, state)
     if found is None:
         report = DataReport()
-        found = read_folder(folder, files, repeats, replace(state, report=report)), report
+        found = read_folder(folder, files, replace(state, report=report)), report
         if key and all(is_settled(changed, time.time_ns()) for _, changed in files.values()):
             state.index.remember_folder(folder, key, to_text(*found))
     pictures, report = found
-    state.report.add(report)
+    for part in (listed, report):
+        state.report.add(part, state.place)
     return pictures
 
 
 def folder_key(files: dict[str, Stamp], state: Scan) -> str:
-    """Hash everything that `read_folder` depends on; empty with masks, which are files of another folder."""
-    if state.masks is not None:
+    """Hash everything that `read_folder` depends on; empty with masks or a metadata file, which lie elsewhere."""
+    if state.masks is not None or state.entries is not None:
         return ""
     subset = state.subset
     reading = (subset.caption_extension, subset.class_tokens, subset.alpha_mask, sorted(KINDS))
@@ -217,55 +237,58 @@ def to_text(pictures: list[Picture], report: DataReport) -> str:
     return json.dumps([columns, [[what, f.warns, f.names] for what, f in report.findings.items()]], ensure_ascii=False)
 
 
-def recall(folder: Path, repeats: int, key: str, state: Scan) -> tuple[list[Picture], DataReport] | None:
+def recall(folder: Path, key: str, state: Scan) -> tuple[list[Picture], DataReport] | None:
     """Read back what `to_text` wrote of an unchanged folder."""
     text = state.index.known_folder(folder, key) if key else None
     if text is None:
         return None
     (names, sizes, digests, captions), findings = json.loads(text)
-    pictures = list(
-        map(Picture, repeat(folder), names, repeat(state.subset), repeat(repeats), map(tuple, sizes), digests, captions)
-    )
+    own, repeats = repeat(state.subset), repeat(state.subset.num_repeats)
+    pictures = list(map(Picture, repeat(folder), names, own, repeats, map(tuple, sizes), digests, captions))
     return pictures, DataReport(findings={what: Finding(warns, names) for what, warns, names in findings})
 
 
-def read_folder(folder: Path, files: dict[str, Stamp], repeats: int, state: Scan) -> list[Picture]:
+def read_folder(folder: Path, files: dict[str, Stamp], state: Scan) -> list[Picture]:
     """Scan every file of a folder that is new or changed, and put pictures, captions and masks together."""
-    extension = state.subset.caption_extension
-    stems = {name: stem for name in files if (stem := picture_stem(name))}
-    wanted = {stem + extension for stem in stems.values()}
-    captions = [name for name in wanted if name in files]
-    if len(stems) + len(captions) < len(files):
-        count_others(files.keys() - stems.keys() - wanted, state)
+    stems = {name: stem for name in sorted(files) if (stem := picture_stem(name)) and is_wanted(name, stem, state)}
+    captions = None if state.entries is not None else caption_names(stems.values(), files, state.subset)
+    count_unused(files.keys() - stems.keys(), set(stems.values()), captions, state.subset, state.report)
+    captions = captions or {}
     progress = state.stage(f"scanning {folder.name}")
-    found = scan_files(
-        folder, files, [*stems, *captions], lambda path: scan_file(path, path.name in stems), state.index, progress
-    )
-    pictures = (read_picture(folder, name, stem, repeats, found, state) for name, stem in sorted(stems.items()))
+    wanted = [*stems, *dict.fromkeys(captions.values())]
+    found = scan_files(folder, files, wanted, lambda path: scan_file(path, path.name in stems), state.index, progress)
+    pictures = (read_picture(folder, name, stem, found, captions, state) for name, stem in stems.items())
     return [picture for picture in pictures if picture is not None]
 
 
-def count_others(names: set[str], state: Scan) -> None:
-    for name in sorted(names):
-        if name.endswith(state.subset.caption_extension):
-            state.report.warn("captions without a picture", name)
-        elif name.rpartition(".")[2].lower() in NOT_READ:
-            state.report.warn(f"pictures of kinds that are not read (those that are: {' '.join(sorted(KINDS))})", name)
-        else:
-            state.report.note("files that are neither picture nor caption", name)
+def is_wanted(name: str, stem: str, state: Scan) -> bool:
+    """Tell whether a picture is one to train on: no mask of another, and named where a metadata file says which are."""
+    if state.masks is not None and state.masks.is_mask(state.place, name):
+        return False
+    if state.entries is None or entry_of(name, stem, state) is not None:
+        return True
+    state.report.warn("pictures that the metadata file does not name, left out", name)
+    return False
 
 
-def picture_stem(name: str) -> str:
-    """Return "a.b" for "a.b.PNG"; empty for a name that no picture has."""
-    stem, _, extension = name.rpartition(".")
-    return stem if extension.lower() in KINDS else ""
+def entry_of(name: str, stem: str, state: Scan) -> str | None:
+    """Return the caption that the metadata file has for a picture, under its name or its stem."""
+    before, entries = f"{state.place}/" if state.place else "", state.entries or {}
+    return entries.get(before + name, entries.get(before + stem))
+
+
+def caption_names(stems: Iterable[str], files: dict[str, Stamp], subset: SubsetConfig) -> dict[str, str]:
+    """Return the caption file of each picture that has one, by stem."""
+    found: dict[str, str] = {}
+    for ending in reversed(caption_endings(subset.caption_extension)):
+        found |= {stem: name for stem in stems if (name := stem + ending) in files}
+    return found
 
 
 def scan_file(path: Path, is_picture: bool) -> str:
     """Serialise one file's scan result as NUL-separated fields: `Facts`, or a caption's encoding, problem and text."""
     if is_picture:
-        facts = scan_picture(path)
-        return SEPARATOR.join([facts.digest, *map(str, facts.size), facts.problem, ",".join(facts.traits)])
+        return scan_picture(path).text()
     try:
         text, encoding = read_caption(path)
         return SEPARATOR.join([encoding, "", text])
@@ -273,63 +296,53 @@ def scan_file(path: Path, is_picture: bool) -> str:
         return SEPARATOR.join(["", str(error).removeprefix(f"{path}: "), ""])
 
 
-def read_picture(folder: Path, name: str, stem: str, repeats: int, found: dict[str, str], state: Scan) -> Picture | None:
+def read_picture(
+    folder: Path, name: str, stem: str, found: dict[str, str], captions: dict[str, str], state: Scan
+) -> Picture | None:
     """Return a picture with its caption and mask, or None for one that cannot be trained on."""
-    digest, width, height, problem, traits = found[name].split(SEPARATOR)
-    if problem:
-        state.report.warn(LEFT_OUT.get(problem, f"{problem}, left out"), name)
+    facts, subset, report = Facts.of(found[name]), state.subset, state.report
+    if facts.problem:
+        report.warn(LEFT_OUT.get(facts.problem, f"{facts.problem}, left out"), name)
         return None
-    caption = caption_of(stem + state.subset.caption_extension, name, found, state)
+    caption = entry_of(name, stem, state) if state.entries is not None else caption_of(captions.get(stem), name, found, state)
     if caption is None:
         return None
-    for trait in traits.split(",") if traits else ():
+    note_traits(facts.traits, name, state)
+    mask = state.masks.find(state.place, stem, name, facts.size, report) if state.masks is not None else None
+    return Picture(folder, name, subset, subset.num_repeats, facts.size, facts.digest, caption, mask)
+
+
+def note_traits(traits: tuple[str, ...], name: str, state: Scan) -> None:
+    alpha = state.subset.alpha_mask
+    for trait in traits:
         if trait in WARNED_TRAITS:
             state.report.warn(WARNED_TRAITS[trait], name)
-        elif trait != "transparent" or not state.subset.alpha_mask:
+        elif trait == "invisible" and alpha:
+            state.report.warn(INVISIBLE, name)
+        elif trait in NOTED_TRAITS and not (trait == "transparent" and alpha):
             state.report.note(NOTED_TRAITS[trait], name)
-    mask = mask_of(name, stem, state)
-    return Picture(folder, name, state.subset, repeats, (int(width), int(height)), digest, caption, mask)
 
 
-def caption_of(name: str, picture: str, found: dict[str, str], state: Scan) -> str | None:
+def caption_of(file: str | None, picture: str, found: dict[str, str], state: Scan) -> str | None:
     """Return the caption of a picture, or None when there is one that cannot be read."""
     subset, report = state.subset, state.report
-    if name not in found:  # there is no such file
+    if file is None:
         if subset.class_tokens:
             report.note("pictures without a caption file (class_tokens used)", picture)
         else:
             report.warn("pictures without a caption file", picture)
         return subset.class_tokens
-    encoding, problem, caption = found[name].split(SEPARATOR, 2)
+    encoding, problem, caption = found[file].split(SEPARATOR, 2)
     if problem:
-        report.warn("pictures left out, their captions cannot be read", f"{name}: {problem}")
+        report.warn("pictures left out, their captions cannot be read", f"{file}: {problem}")
         return None
     if encoding != "UTF-8":
-        report.warn(f"captions read as {encoding} (save them as UTF-8)", f"{name}: {excerpt(caption)}")
+        report.warn(f"captions read as {encoding} (save them as UTF-8)", f"{file}: {excerpt(caption)}")
     if not caption:
-        report.warn("empty captions", name)
+        report.warn("empty captions", file)
     return caption
 
 
 def excerpt(text: str, length: int = 24) -> str:
     line = " ".join(text.split())
     return repr(line if len(line) <= length else line[:length] + "…")
-
-
-def mask_files(subset: SubsetConfig) -> dict[str, Path] | None:
-    """Return the masks by stem, or None when there is no folder of masks. Raises FileError."""
-    if not subset.mask_dir:
-        return None
-    folder = Path(subset.mask_dir)
-    if not folder.is_dir():
-        raise FileError(f"{folder}: no such folder of masks; check `subset.mask_dir`")
-    names = sorted((entry.name for entry in os.scandir(folder) if entry.is_file()), reverse=True)
-    return {stem: folder / name for name in names if (stem := picture_stem(name))}
-
-
-def mask_of(name: str, stem: str, state: Scan) -> Path | None:
-    if state.masks is None:
-        return None
-    if stem not in state.masks:
-        state.report.note("pictures without a mask (counted whole)", name)
-    return state.masks.get(stem)

@@ -21,6 +21,7 @@ SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 HUGE = 178_956_970  # pixels: where Pillow refuses, whatever another program in this process has set its limit to
 SMALLEST = 16  # px: one token of the transformer
 ROTATION = 0x0112  # EXIF orientation; 5 to 8 lie on their side
+SEPARATOR = "\0"  # between the fields of what was found in a file: decoded captions never hold one
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,17 @@ class Facts:
     digest: str  # SHA-256 of the file
     size: Size
     problem: str = ""  # why it cannot be trained on
-    traits: tuple[str, ...] = ()  # kinds of conversion that its owner may not expect
+    traits: tuple[str, ...] = ()  # what its owner may not expect: kinds of conversion, nothing but black, nothing to see
+
+    def text(self) -> str:
+        """Write as one line for the index of files."""
+        return SEPARATOR.join([self.digest, *map(str, self.size), self.problem, ",".join(self.traits)])
+
+    @classmethod
+    def of(cls, text: str) -> "Facts":
+        """Read back what `text` wrote."""
+        digest, width, height, problem, traits = text.split(SEPARATOR)
+        return cls(digest, (int(width), int(height)), problem, tuple(traits.split(",")) if traits else ())
 
 
 def scan_picture(path: Path) -> Facts:
@@ -78,10 +89,23 @@ def traits_of(image: Image.Image) -> Iterator[str]:
         yield "palette"
     elif image.mode in ("L", "LA", "1"):
         yield "grey"
+    if is_black(image):
+        yield "black"
     if has_alpha(image):
-        lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
+        alpha = image.convert("RGBA").getchannel("A")
+        lowest, _ = alpha.getextrema()
         if isinstance(lowest, int | float) and lowest < 255:
             yield "transparent"
+        if alpha.getextrema() == (0, 0):
+            yield "invisible"
+
+
+def is_black(image: Image.Image) -> bool:
+    """Tell whether a picture, read as a mask is, has nothing but zeros."""
+    try:
+        return image.convert("L").getextrema() == (0, 0)
+    except ValueError:  # a mode without a grey of its own, which no mask has
+        return False
 
 
 @contextmanager

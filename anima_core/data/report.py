@@ -29,10 +29,11 @@ class DataReport:
     def note(self, what: str, name: str) -> None:
         self.findings.setdefault(what, Finding(warns=False)).names.append(name)
 
-    def add(self, other: "DataReport") -> None:
-        """Take over another part's findings."""
+    def add(self, other: "DataReport", place: str = "") -> None:
+        """Take over another part's findings. place: the sub-folder that they are in."""
         for what, finding in other.findings.items():
-            self.findings.setdefault(what, Finding(finding.warns)).names.extend(finding.names)
+            names = [f"{place}/{name}" for name in finding.names] if place else finding.names
+            self.findings.setdefault(what, Finding(finding.warns)).names.extend(names)
 
     def head(self) -> str:
         return f"{self.pictures} pictures, {self.draws} with repeats"

@@ -10,24 +10,54 @@ class SubsetConfig:
     """One folder of captioned pictures. Caption options apply in the order in which they stand here."""
 
     image_dir: str = setting(help="A folder of captioned pictures.", path="read")
-    num_repeats: int = setting(1, "How often each picture comes in an epoch.", low=1)
-    caption_extension: str = setting(".txt", "Ending of the caption files.")
+    num_repeats: int = setting(
+        1, "How often each picture comes in an epoch; sub-folders named N_words have their own number.", low=0
+    )
+    folder_numbers: bool = setting(  # what it leads to, draws and captions, is compared as the data, and so for is_reg
+        True,
+        "Whether sub-folders named N_words are what is trained: N draws of each picture, 0 switches one off, the words are the "
+        "caption of its pictures that have none.",
+        resume="free",
+        shapes=False,
+    )
+    is_reg: bool = setting(
+        False,
+        "Regularisation pictures: as many draws in an epoch as their dataset's other pictures have, repeated or cut.",
+        resume="free",
+        shapes=False,
+    )
+    caption_extension: str = setting(".txt", "Ending of the caption files. With .txt also .caption files are found.")
+    metadata_file: str = setting(
+        "",
+        "kohya's JSON file of captions (meta_cap.json), instead of caption files; it also says which pictures count.",
+        path="read",
+    )
     class_tokens: str = setting("", "Caption of pictures that have no caption file.")
     caption_dropout_rate: float = setting(
         0.0, "Chance that a picture trains without its caption. 0.05 to 0.1 helps guidance.", low=0, high=1
     )
+    enable_wildcard: bool = setting(
+        False, "Draw one line of a caption file each time, and one of a, b and c for {a|b|c} in a caption."
+    )
     caption_prefix: str = setting("", "Text before every caption, such as a trigger word.")
     caption_suffix: str = setting("", "Text after every caption.")
-    caption_separator: str = setting(",", "Separator of the tags of a caption.")
+    caption_separator: str = setting(",", "Separator of the tags of a caption, also where they are joined again.")
     keep_tokens: int = setting(0, "How many leading tags keep their place (1 for a trigger word).", low=0)
     keep_tokens_separator: str = setting("", "Mark within captions: the tags before it keep their place, however many.")
     shuffle_caption: bool = setting(False, "Shuffle the tags of each caption in every epoch. For tag lists, not sentences.")
     caption_tag_dropout_rate: float = setting(
         0.0, "Chance that a tag is left out; a tag that keeps its place never is.", low=0, below=1
     )
+    secondary_separator: str = setting(
+        "", "Text that becomes `subset.caption_separator` in the end: tags that it joins stay together until then."
+    )
     flip_aug: bool = setting(False, "Mirror half of the draws. Not for lettering or anything asymmetric.")
     alpha_mask: bool = setting(False, "Weigh the loss by the transparency of the pictures.")
-    mask_dir: str = setting("", "A folder of grey pictures of the same names that weigh the loss.", path="read")
+    mask_dir: str = setting(
+        "",
+        "A folder of grey pictures that weigh the loss, named as the pictures, or with _mask or -masklabel behind.",
+        path="read",
+    )
     loss_weight: float = setting(1.0, "Weight of this folder's loss: below 1 for regularisation pictures.", low=0)
 
     def __post_init__(self) -> None:
@@ -37,6 +67,10 @@ class SubsetConfig:
     @property
     def varies(self) -> bool:
         """Tell whether the same picture meets different captions, beyond dropping the caption as a whole."""
+        return self.varies_tags or self.enable_wildcard
+
+    @property
+    def varies_tags(self) -> bool:
         return self.shuffle_caption or self.caption_tag_dropout_rate > 0
 
 
@@ -56,8 +90,10 @@ class DatasetConfig:
     )
     min_bucket_reso: int = setting(256, "Shortest side of a bucket, px.", low=16)
     max_bucket_reso: int = setting(4096, "Longest side of a bucket, px.")  # kohya's 1024 would cap both sides of a 1024 run
-    bucket_reso_steps: int = setting(64, "Sides of buckets are multiples of this, px: 16, 32, 48 or 64.")
-    bucket_no_upscale: bool = setting(False, "Train small pictures at their own size instead of enlarging them.")
+    bucket_reso_steps: int = setting(64, "Sides of buckets are multiples of this, px: 64, or another multiple of 16.", low=16)
+    bucket_no_upscale: bool = setting(
+        False, "Train small pictures at their own size, cut down to multiples of `dataset.bucket_reso_steps`, not enlarged."
+    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -66,9 +102,10 @@ class DatasetConfig:
         for width, height in self.resolutions:
             size = f"{width}x{height}"
             require(min(width, height) >= 64, "dataset.resolutions", size, "sides must be at least 64 px")
-            require(width % 16 == 0 and height % 16 == 0, "dataset.resolutions", size, "sides must be multiples of 16")
-        steps_ok = self.bucket_reso_steps in (16, 32, 48, 64)
-        require(steps_ok, "dataset.bucket_reso_steps", self.bucket_reso_steps, "must be 16, 32, 48 or 64")
+            fits = self.enable_bucket or (width % 16 == 0 and height % 16 == 0)  # with buckets only the area counts
+            require(fits, "dataset.resolutions", size, "sides must be multiples of 16, or turn `dataset.enable_bucket` on")
+        steps_ok = self.bucket_reso_steps % 16 == 0
+        require(steps_ok, "dataset.bucket_reso_steps", self.bucket_reso_steps, "must be a multiple of 16")
         in_order = self.min_bucket_reso <= self.max_bucket_reso
         rule = f"must not be below `dataset.min_bucket_reso`={self.min_bucket_reso}"
         require(in_order, "dataset.max_bucket_reso", self.max_bucket_reso, rule)

@@ -272,7 +272,7 @@ class Run:
         for text in self.data.take_notes():
             self.events.emit("warning", text=text)
         if step == DEAD_AFTER_STEPS:
-            self.watchdog.check_moving()
+            self.watchdog.check_moving(self.data.masked)
         if step % KEEP_GOOD_EVERY == 0:
             self.watchdog.keep(step)
         if self.previews.due(step, self.reporter.total, self.epoch_steps):

@@ -10,7 +10,7 @@ from ..data.batches import Batches, Draw, Item, build_items
 from ..data.cache import TensorCache, encoded_at_once
 from ..data.captions import process_caption
 from ..data.embeddings import CachedEmbeddings, LiveEmbeddings, TextEmbeddings, taken
-from ..data.latents import LatentStore
+from ..data.latents import LatentStore, has_mask
 from ..data.text import TextStore
 from ..models.qwen import AnimaQwen, load_qwen
 from ..models.tokenizers import load_t5_tokenizer, t5_tokenizer_dir
@@ -53,6 +53,11 @@ class TrainingData:
             if chance < subset.caption_dropout_rate:
                 return ""
         return caption_variant(draw.item, draw.epoch, self.config)
+
+    @property
+    def masked(self) -> bool:
+        """Tell whether masks weigh the loss of any picture."""
+        return any(has_mask(item.picture) for item in self.items)
 
     def metadata(self) -> dict[str, str]:
         pictures = {item.picture.path for item in self.items}

@@ -58,11 +58,15 @@ class Watchdog:
         self.network.load_state_dict(self.last_good)
         return self.good_step
 
-    def check_moving(self) -> None:
-        """Raise RunError when every zero-initialised factor is still zero: then nothing is being trained."""
+    def check_moving(self, masked: bool = False) -> None:
+        """Raise RunError when every zero-initialised factor is still zero: then nothing is being trained.
+
+        masked: whether masks weigh the loss, which may be black where they should not.
+        """
         factors = list(self.network.zero_init_parameters())
         if factors and not any(bool(parameter.any()) for _, parameter in factors):
+            masks = "the masks (`subset.mask_dir`, `subset.alpha_mask`: black is not trained), " if masked else ""
             raise RunError(
-                f"after {DEAD_AFTER_STEPS} steps all {len(factors)} zero-initialised factors are still zero: the adapter "
-                f"gets no gradient; check `optimizer.learning_rate`, `network.learning_rates` and gradient overflow"
+                f"after {DEAD_AFTER_STEPS} steps all {len(factors)} zero-initialised factors are still zero: the adapter gets "
+                f"no gradient; check {masks}`optimizer.learning_rate`, `network.learning_rates` and gradient overflow"
             )

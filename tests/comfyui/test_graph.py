@@ -221,6 +221,31 @@ def test_pictures_from_the_graph_with_masks(server, base):
     assert "2 pictures, 2 with repeats" in text and "4 pictures, 4 with repeats" in text and "a green picture" in text
 
 
+def test_the_black_masks_of_load_image_are_refused(server, base):
+    """It gives one of 64 x 64 px for every picture without transparency."""
+    Image.new("RGB", (80, 64), "green").save(base / "input" / "opaque.png")
+    graph = Graph(server)
+    graph.add("a", "LoadImage", image="opaque.png")
+    graph.add("images", "AnimaDatasetImages", images=["a", 0], masks=["a", 1], captions="green", resolution="64", min_side=64)
+    graph.add("look", "AnimaDatasetInspect", dataset=["images", 0])
+    assert "masks: all 1 are black everywhere, so nothing would be trained" in error_of(server.run(graph.prompt))
+
+
+def test_numbered_sub_folders_are_the_sets_of_a_folder(server, base):
+    """As on the command line; the number of the node counts only where there are none."""
+    folder = base / "input" / "numbered"
+    for place in ("3_a cat", "0_off", ""):
+        (folder / place).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 64), "green" if place else "red").save(folder / place / "a.png")
+    graph = Graph(server)
+    graph.add("data", "AnimaDatasetFolder", folder="numbered", repeats=2, resolution="64", min_side=64)
+    graph.add("look", "AnimaDatasetInspect", dataset=["data", 0])
+    text = server.run(graph.prompt)["outputs"]["look"]["text"][0]
+    assert text.startswith("1 pictures, 3 with repeats") and "a.png: a cat" in text
+    assert "pictures beside the folders N_words, left out: 1 (a.png)" in text
+    assert "repeats without effect: the numbers of sub-folders count: 1 (numbered: 2)" in text
+
+
 def test_lists_of_pictures_and_captions(server, base):
     """Stock nodes that make lists: pictures of different sizes, a caption for each."""
     graph = Graph(server)
