@@ -4,6 +4,7 @@ Exit status: 0 success, 1 a failure in the run, 2 a refused setting or file, 130
 """
 
 import argparse
+import os
 import signal
 import sys
 import threading
@@ -21,6 +22,7 @@ from .settings.train import KEY_FORMATS
 from .version import __version__
 
 EVERY_NAME = 10**9  # beside a count in a report
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # torch 2.9 and newer, all others
 MOST_SHOWN = 1000  # characters of one metadata entry
 
 
@@ -81,6 +83,7 @@ def run_train(args: argparse.Namespace) -> None:
         write_config(request.config, path)
         print(f"settings written: {path}")
         return
+    let_segments_grow()
     from .training.loop import train  # after the settings are known to be good: importing torch takes seconds
 
     with ProgressBar(setting_words()) as bar, tensorboard(request.tensorboard, request.tensorboard_required) as board:
@@ -91,6 +94,15 @@ def run_train(args: argparse.Namespace) -> None:
 
         result = train(request.config, listen)
     print(f"{result.stop_reason} after {result.steps} steps: {result.adapter_path}")
+
+
+def let_segments_grow() -> None:
+    """Let torch's memory on the card grow in place, before it takes any: less of it becomes gaps. The user's own setting wins.
+
+    Only on Linux does it know how; in ComfyUI the memory is ComfyUI's to set up.
+    """
+    if sys.platform == "linux" and not any(name in os.environ for name in ALLOCATOR):
+        os.environ.update(dict.fromkeys(ALLOCATOR, "expandable_segments:True"))
 
 
 def run_check(args: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ Whoever shows it puts the word that its user knows in that place: a flag on the 
 """
 
 import re
+import traceback
 from collections.abc import Mapping
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -72,7 +73,18 @@ class Interrupted(AnimaError):
     exit_status = 130
 
 
+# What torch, cuBLAS, HIP, XPU (out of device memory, out of resources) and MPS say, in lower case.
+OUT_OF_MEMORY = ("out of memory", "alloc_failed", "erroroutofmemory", "error_out_of_")
+
+
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Recognise torch's own error, and what drivers, cuBLAS and MPS say in a plain RuntimeError when they fail first."""
+    """Recognise torch's own error, and what drivers and libraries say in a plain RuntimeError when they fail first."""
     text = str(error).lower()
-    return type(error).__name__ == "OutOfMemoryError" or "out of memory" in text or "alloc_failed" in text
+    return type(error).__name__ == "OutOfMemoryError" or any(words in text for words in OUT_OF_MEMORY)
+
+
+def let_go(error: BaseException | None) -> None:
+    """Clear the local variables of the calls that an error ended: it would keep alive what they held, a model say."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

@@ -5,6 +5,9 @@ import itertools
 import os
 import re
 import secrets
+import shutil
+import sys
+import time
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +18,8 @@ from .errors import FileError, SettingError
 FORBIDDEN = re.compile(r'[/\\:*?"<>|\x00-\x1f\ud800-\udfff]')  # lone surrogates stand for bytes that are no text
 MAX_NAME_BYTES = 180  # file systems take 255; names of checkpoints and temporary files are longer than the run's
 RESERVED = re.compile(r"^(con|prn|aux|nul|com\d|lpt\d)$", re.IGNORECASE)  # device names on Windows
+REFUSED_FOR_A_MOMENT = (5, 32)  # Windows' errors while a virus scanner, an indexer or a backup looks at a fresh file
+PATIENCE, PAUSE = 3.0, 0.1  # seconds
 TEMPORARY = r"\.[0-9a-f]{8}\.tmp"  # how every half-written file ends
 
 
@@ -52,10 +57,50 @@ def write_whole(path: Path, content: bytes | str | Callable[[Path], Any], durabl
             temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         if durable:
             flush_to_disk(temporary)
-        os.replace(temporary, path)
+        replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def replace(source: Path, target: Path) -> None:
+    """Move a file or folder to where the target is; a move that Windows refuses for a moment is tried for seconds.
+
+    Raises OSError.
+    """
+    for left in range(round(PATIENCE / PAUSE), -1, -1):
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError as error:
+            if left == 0 or getattr(error, "winerror", None) not in REFUSED_FOR_A_MOMENT:
+                raise
+        time.sleep(PAUSE)
+
+
+def delete(path: Path) -> bool:
+    """Delete a file or a folder, if it is there; tell whether it is gone. One that something has open on Windows stays."""
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True
+
+
+def longest_path() -> int:
+    """Return how long a path may be: 259 characters on Windows, unless its user has allowed long ones (LongPathsEnabled)."""
+    if sys.platform != "win32":
+        return 4095
+    import winreg
+
+    try:
+        with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, r"SYSTEM\CurrentControlSet\Control\FileSystem") as key:
+            return 32767 if winreg.QueryValueEx(key, "LongPathsEnabled")[0] else 259
+    except OSError:
+        return 259
 
 
 def flush_to_disk(path: Path) -> None:

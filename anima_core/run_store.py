@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -125,7 +124,8 @@ class RunStore:
         """
         record = self.folder / "unfinished" / f"{key}.json"
         if record.exists() and not (resume and self._version_of(record) == RESULT_VERSION):
-            os.replace(record, files.unused(record.with_name(f"{key}{CHANGED_SUFFIX}"), taken=_is_record).with_suffix(".json"))
+            changed = files.unused(record.with_name(f"{key}{CHANGED_SUFFIX}"), taken=_is_record)
+            files.replace(record, changed.with_suffix(".json"))
         name = self._name_of(record)
         if name is None or not checkpoints_in(self.run_folder(name)):
             name = self._unused_name(config)
@@ -145,7 +145,7 @@ class RunStore:
         """File a run that continues with other data under a new key, so that the graph of the data before does not claim it."""
         record = self.folder / "unfinished" / f"{run.key}.json"
         apart = record.with_name(f"{run.key.removesuffix(CHANGED_SUFFIX)}{CHANGED_SUFFIX}.json")
-        os.replace(record, apart)
+        files.replace(record, apart)
         return apart.stem
 
     def _unused_name(self, config: TrainConfig) -> str:
@@ -183,7 +183,7 @@ class RunStore:
         """Drop the records of a name that is given again, or whose run is finished."""
         for record in self._records():
             if self._name_of(record) == name:
-                record.unlink(missing_ok=True)
+                files.delete(record)
 
     def _name_of(self, record: Path) -> str | None:
         """Return the run's name in a record; None where there is no plain one."""

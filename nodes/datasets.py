@@ -205,6 +205,7 @@ class AnimaDatasetTOML(AnimaNode):
     @classmethod
     def run(cls, path: str) -> io.NodeOutput:
         datasets, notes = read_datasets(path)
+        looked_at(datasets, store_folder() / "cache")
         for note in notes:
             print(f"[Anima Trainer] {note}")
         return io.NodeOutput(datasets)

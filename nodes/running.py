@@ -12,10 +12,10 @@ import torch
 from comfy_api.latest import io
 from comfy_execution.graph import ExecutionBlocker
 from PIL import Image
-from safetensors.torch import load_file
 
 from ..anima_core.errors import Interrupted
 from ..anima_core.files import safe_name
+from ..anima_core.models.checkpoint import load_tensors
 from ..anima_core.run_store import FinishedRun, describe, run_key
 from ..anima_core.settings import TrainConfig
 from ..anima_core.training.loop import train
@@ -77,7 +77,7 @@ def run_in_graph(config: TrainConfig, model: Any, node: str, unfinished: str = U
 
 
 def results(done: FinishedRun, model: Any) -> io.NodeOutput:
-    lora = load_file(done.adapter)
+    lora = load_tensors(done.adapter)
     return io.NodeOutput(
         lora,
         ExecutionBlocker(None) if model is None else apply_adapter(model, lora, 1.0),

@@ -241,7 +241,7 @@ def test_latents_of_flipped_draws_are_mirrored(tmp_path):
     batches = Batches(items, (config,), seed=0)
     seen = {}
     for _ in range(20):
-        (draw,) = next(batches)
+        ((draw,),) = batches.take()
         seen[draw.flip] = store.latents(draw)
     assert torch.equal(seen[True], seen[False].flip(-1)) and not torch.equal(seen[True], seen[False])
 
@@ -252,7 +252,7 @@ def test_a_vanished_cache_file_is_an_error_that_says_so(tmp_path):
     for file in (tmp_path / "c").rglob("*.safetensors"):
         file.unlink()
     with pytest.raises(RunError, match="have vanished or are damaged; start again"):
-        store.latents(next(Batches(items, (config,), 0))[0])
+        store.latents(Batches(items, (config,), 0).take()[0][0])
 
 
 def test_latents_that_are_not_finite_are_refused(tmp_path):
@@ -293,7 +293,7 @@ def test_each_epoch_holds_every_item_once(count, repeats, batch_size, seed):
     for epoch in range(2):
         drawn = []
         for _ in range(batches.len_epoch()):
-            batch = next(batches)
+            (batch,) = batches.take()
             assert 1 <= len(batch) <= batch_size and len({d.item.bucket for d in batch}) == 1
             assert all(d.epoch == epoch for d in batch)
             drawn += [d.item.number for d in batch]
@@ -307,15 +307,15 @@ def test_order_follows_from_the_position_alone():
     config = DatasetConfig((SubsetConfig("x"),), batch_size=2)
     items = build_items((config,), (fake_pictures(11),))
     whole = Batches(items, (config,), 3)
-    expected = [next(whole) for _ in range(25)]
+    expected = [whole.take()[0] for _ in range(25)]
     for stop in (0, 1, 7, 13):
         first = Batches(items, (config,), 3)
         for _ in range(stop):
-            next(first)
+            first.take()
         resumed = Batches(items, (config,), 3)
         resumed.load_state_dict(first.state_dict())
-        assert [next(resumed) for _ in range(25 - stop)] == expected[stop:]
-    assert [next(Batches(items, (config,), 4)) for _ in range(1)] != expected[:1] or len(items) == 1
+        assert [resumed.take()[0] for _ in range(25 - stop)] == expected[stop:]
+    assert Batches(items, (config,), 4).take() != expected[:1] or len(items) == 1
     epochs = [[d.item.number for b in expected[i : i + whole.len_epoch()] for d in b] for i in (0, whole.len_epoch())]
     assert epochs[0] != epochs[1]
 
@@ -325,11 +325,11 @@ def test_datasets_keep_their_own_batch_size():
     b = dataclasses.replace(a, batch_size=1)
     items = build_items((a, b), (fake_pictures(8), fake_pictures(3)))
     batches = Batches(items, (a, b), 0)
-    sizes = Counter((batch[0].item.dataset, len(batch)) for batch in (next(batches) for _ in range(batches.len_epoch())))
+    sizes = Counter((batch[0].item.dataset, len(batch)) for batch in batches.take(batches.len_epoch()))
     assert sizes == {(0, 4): 2, (1, 1): 3}
 
 
 def test_a_hundred_thousand_pictures_make_a_plan():
     config = DatasetConfig((SubsetConfig("x"),), batch_size=4)
     batches = Batches(build_items((config,), (fake_pictures(4) * 25_000,)), (config,), 0)
-    assert len(next(batches)) == 4 and batches.len_epoch() == 25_000
+    assert len(batches.take()[0]) == 4 and batches.len_epoch() == 25_000

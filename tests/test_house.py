@@ -14,7 +14,7 @@ from anima_core.version import __version__
 ROOT = Path(__file__).parents[1]
 ROOMS = [  # each may import from those above it only, and from itself
     {"errors", "version"},
-    {"files", "seeds", "progress_bar"},
+    {"files", "seeds", "progress_bar", "tensors"},
     {"settings", "models"},
     {"adapters", "data", "sampling"},
     {"training"},

@@ -145,5 +145,5 @@ def test_an_adapter_that_does_not_move_points_at_the_masks_where_there_are_any(w
             return [("a", torch.zeros(2))]
 
     with pytest.raises(RunError, match="still zero: the adapter gets no gradient; check ") as refused:
-        Watchdog(Still()).check_moving(with_masks)
+        Watchdog(Still(), with_masks).check_moving()
     assert ("the masks (subset.mask_dir, subset.alpha_mask: black is not trained)" in str(refused.value)) == with_masks

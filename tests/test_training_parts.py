@@ -11,7 +11,6 @@ from anima_core.errors import RunError
 from anima_core.training.events import Events
 from anima_core.training.gradient import FlatGradient
 from anima_core.training.reporting import LossReader, StepRecord
-from anima_core.training.rundir import intermediate_saves, prune
 from anima_core.training.state import flatten_optimizer, unflatten_optimizer
 from anima_core.training.watchdog import Watchdog
 
@@ -62,7 +61,7 @@ def test_fp16_scale_halves_on_overflow_and_cancels_out():
 def test_losses_come_in_order():
     reader = LossReader()
     for step in (1, 2):
-        reader.push(StepRecord(step, 1e-4, ["a.png"]), torch.tensor(float(step)), torch.tensor(0.5))
+        reader.push(StepRecord(step, 1e-4, ["a.png"]), torch.tensor([float(step), 0.0, 0.5, 1.0]))
     records = reader.ready()
     assert [(r.step, r.loss, r.grad_norm) for r in records] == [(1, 1.0, 0.5), (2, 2.0, 0.5)]
     assert reader.ready() == []
@@ -80,12 +79,55 @@ class FakeNetwork(nn.Module):
 def test_a_non_finite_loss_names_its_pictures_and_stops_after_three():
     dog = Watchdog(FakeNetwork(1.0))
     names = ["broken.png"]
-    assert "broken.png" in dog.check_loss(1, math.nan, names)
-    assert dog.check_loss(2, 0.5, names) is None
-    dog.check_loss(3, math.inf, names)
-    dog.check_loss(4, math.nan, names)
-    with pytest.raises(RunError, match=r"step 5: .*3 times in a row.*broken\.png"):
-        dog.check_loss(5, math.nan, names)
+    assert "broken.png" in dog.check(1, math.nan, math.nan, names)
+    assert dog.check(2, 0.5, 1.0, names) is None
+    dog.check(3, math.inf, math.nan, names)
+    dog.check(4, math.nan, math.nan, names)
+    with pytest.raises(RunError, match=r"step 5: the loss was not finite 3 times in a row.*broken\.png.*learning_rate"):
+        dog.check(5, math.nan, math.nan, names)
+
+
+def test_a_non_finite_gradient_counts_like_a_non_finite_loss():
+    dog = Watchdog(FakeNetwork(1.0))
+    assert dog.check(1, 0.5, math.inf, ["a.png"]) == "step 1: the gradient is inf; the step was left out (pictures: a.png)"
+    dog.check(2, math.nan, math.nan, ["a.png"])
+    with pytest.raises(RunError, match=r"step 3: the gradient was not finite 3 times in a row \(pictures: b\.png.*model file"):
+        dog.check(3, 0.5, math.nan, ["b.png"])
+
+
+def test_the_search_for_the_fp16_scale_may_take_many_steps_but_has_an_end():
+    """Each overflow halves the scale on the device; at its least an overflow counts as anywhere."""
+    model, dog = small_model(), Watchdog(FakeNetwork(1.0))
+    gradient = FlatGradient(list(model.parameters()), fp16=True)
+    scales = []
+    with pytest.raises(RunError, match="the gradient was not finite 3 times in a row"):
+        for step in range(1, 40):
+            gradient.zero()
+            gradient.backward(model(torch.ones(1, 5)).sum() * math.inf)
+            norm = gradient.finish(0)
+            scales.append(gradient.used_scale.item())
+            dog.check(step, 0.5, norm.item(), ["a.png"], scales[-1])
+    assert scales == [2.0**n for n in range(14, -1, -1)] + [1.0, 1.0]
+
+
+def test_a_run_without_any_good_step_is_an_error():
+    dog = Watchdog(FakeNetwork(0.0))
+    dog.check_trained()  # a run that was continued at its end has no steps to take
+    dog.check(1, math.nan, math.nan, [])
+    with pytest.raises(RunError, match="none of 1 steps had a finite loss and gradient"):
+        dog.check_trained()
+    dog.check(2, 0.5, 1.0, [])
+    dog.check_trained()
+
+
+def test_steps_that_were_left_out_do_not_count_against_an_adapter_that_has_not_moved():
+    dog = Watchdog(FakeNetwork(0.0))
+    for step in range(1, 9):
+        dog.check(step, 0.5, math.inf, [], scale=2.0)
+    for step in range(9, 13):
+        dog.check(step, 0.5, 1.0, [])
+    with pytest.raises(RunError, match="still zero"):
+        dog.check(13, 0.5, 1.0, [])
 
 
 def test_the_last_good_adapter_comes_back():
@@ -147,15 +189,3 @@ def test_events_reach_the_log_and_the_listener(tmp_path):
     events.close()
     lines = (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 2 and "日本語" in lines[0] and seen == ["note", "step"]
-
-
-@pytest.mark.parametrize("name", ["x", "style [v2]", "a.b", "x-step"])
-def test_pruning_finds_a_runs_own_files_only(tmp_path, name):
-    own = [tmp_path / f"{name}-step{step:08d}.safetensors" for step in (20, 40, 100)]
-    others = [tmp_path / f"{name}{end}.safetensors" for end in ("", "-step2", "-step00000020-2", "-stepping")]
-    others += [tmp_path / f"other-{name}-step00000020.safetensors", tmp_path / f"{name}-step00000020.safetensors.bak"]
-    for path in own + others:
-        path.write_bytes(b"")
-    assert intermediate_saves(tmp_path, name) == own
-    prune(intermediate_saves(tmp_path, name), keep=1)
-    assert {*tmp_path.iterdir()} == {own[-1], *others}

@@ -10,6 +10,7 @@ from anima_core.demo.pictures import write_pictures
 from anima_core.settings import FlowConfig, OptimizerConfig, SampleConfig
 from anima_core.training.feed import Batch, Feed
 from anima_core.training.loop import train
+from anima_core.training.preflight import preflight
 from anima_core.training.ranks import Ranks
 
 from .tiny import prepared, train_changed, train_config
@@ -24,7 +25,7 @@ def pictures(tmp_path_factory):
 
 def batches(config, count: int = 3) -> list[Batch]:
     data, _, _ = prepared(config)
-    with Feed(data, config, torch.device("cpu"), 0, Ranks()) as feed:
+    with Feed(data, preflight(config), 0, Ranks()) as feed:
         return [next(feed) for _ in range(count)]
 
 

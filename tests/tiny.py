@@ -27,6 +27,7 @@ from anima_core.training.events import Events, Listener
 from anima_core.training.loop import Run, TrainResult, opened
 from anima_core.training.preflight import preflight
 from anima_core.training.prepare import TrainingData, cache_data, with_embeddings
+from anima_core.training.ranks import Ranks
 
 CORPUS = [caption_of(c, s, g) for c in COLOURS for s in SHAPES for g in GROUNDS]
 
@@ -76,13 +77,13 @@ def dataset(folder: Path, **changes) -> DatasetConfig:
 
 def prepared(config: TrainConfig, adapter: Path | None = None) -> tuple[TrainingData, AnimaTransformer, AdapterNetwork]:
     """What a run trains on, its model, and its network, which starts from an adapter file when there is one."""
-    plan, events = preflight(config), Events(None)
-    cached = cache_data(plan, events)
+    plan, events, ranks = preflight(config), Events(None), Ranks()
+    cached = cache_data(plan, events, ranks)
     model = load_transformer(config.model.transformer)
     network = AdapterNetwork.inject(model, config.network, 0)
     if adapter is not None:
         load_into(network, adapter)
-    data = with_embeddings(plan, cached, model, events)
+    data = with_embeddings(plan, cached, model, events, ranks)
     events.close()
     return data, model, network
 

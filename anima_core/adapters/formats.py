@@ -44,7 +44,8 @@ def save_adapter(path: str | Path, state: Mapping[str, Tensor], metadata: dict[s
         write_whole(path, lambda temporary: save_file(tensors, temporary, metadata=metadata or None))
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
-        way_out = "free some space or choose another folder"
+        locked = isinstance(error, PermissionError)  # on Windows also a file that another program has mapped
+        way_out = ("close what has it open" if locked else "free some space") + " or choose another folder"
         raise FileError(f"{path}: cannot be written ({reason}); {way_out}") from None
 
 

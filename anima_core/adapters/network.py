@@ -53,11 +53,15 @@ class AdapterNetwork(nn.Module):
             replace_module(model, name, module)
         return cls(model, config, adapted, dropouts)
 
+    @property
+    def model(self) -> nn.Module:
+        return self._model[0]
+
     def eject(self) -> nn.Module:
         """Put the untouched base layers back; return the model."""
         for name, module in self.adapted.items():
-            replace_module(self._model[0], name, module.base)
-        return self._model[0]
+            replace_module(self.model, name, module.base)
+        return self.model
 
     @property
     def multiplier(self) -> float:

@@ -249,16 +249,8 @@ MAPPED = {
         sets(OutputConfig, "save_dtype", "save_precision", words=FILE_PRECISIONS),
         sets(OutputConfig, "key_format", "save_keys"),
         *same_name(OutputConfig, "save_every_n_steps save_every_n_epochs"),
-        sets(
-            OutputConfig,
-            "save_last_n",
-            "save_last_n_steps",
-            "save_last_n_epochs",
-            "save_last_n",
-            "save_last_n_steps_state",
-            "save_last_n_epochs_state",
-        ),
-        sets(OutputConfig, "save_state", "", "save_state_on_train_end"),
+        *same_name(OutputConfig, "save_last_n save_last_n_steps save_last_n_epochs"),
+        *same_name(OutputConfig, "save_last_n_steps_state save_last_n_epochs_state save_state"),
         *same_name(OutputConfig, "checkpoint_every_n_steps checkpoint_every_n_minutes keep_checkpoints"),
         *same_name(OutputConfig, "resume resume_with_changes"),
         Flag(

@@ -7,11 +7,14 @@ from typing import Any
 _FAMILY = "belongs to other model families"
 HARDWARE = "this trainer chooses by itself"
 _HUB = "nothing is uploaded"
-_UNUSED = "has no effect in sd-scripts' Anima trainer either"
+_UNUSED = "sd-scripts' Anima trainer does not read it either"
 _CHECKPOINT = "the run folder's checkpoints know it"
 _TEXT = "the text encoder is never trained"
 _LOG = "log.jsonl in the run folder has every number"
 _COMPILE = "compiled blocks are not available yet"
+_CROP = "the centre is cropped"
+_CONSOLE = "the console has one form; redirect it to keep it"
+_BOARD = "no server is started; --log_with tensorboard writes the files, tensorboard --logdir shows them"
 _MEMORY = "gradient checkpointing bounds memory; blocks are not swapped"
 
 IGNORED = {  # name -> (number of values, reason)
@@ -25,11 +28,12 @@ IGNORED = {  # name -> (number of values, reason)
     **dict.fromkeys(("show_timesteps", "show_timesteps_resolution"), (1, "no chart is drawn; the run trains")),
     **dict.fromkeys(("skip_image_resolution",), (1, "small pictures are trained as well")),
     **dict.fromkeys(("blocks_to_swap",), (1, _MEMORY)),
-    **dict.fromkeys(("cpu_offload_checkpointing", "unsloth_offload_checkpointing"), (0, _MEMORY)),
+    **dict.fromkeys(("cpu_offload_checkpointing", "unsloth_offload_checkpointing"), (0, "blocks are recomputed on the device; what they keep is not moved to the CPU")),
     **dict.fromkeys(("max_data_loader_n_workers",), (1, "one thread reads ahead; no workers are needed")),
     **dict.fromkeys(("persistent_data_loader_workers",), (0, "one thread reads ahead; no workers are needed")),
     **dict.fromkeys(("anima_seq_len", "qwen3_max_token_length", "t5_max_token_length", "max_token_length"), (1, "captions are never cut, and padded to 512 as in ComfyUI")),
-    **dict.fromkeys(("v2", "v_parameterization", "zero_terminal_snr", "debiased_estimation_loss", "weighted_captions", "scale_v_pred_loss_like_noise_pred", "fused_backward_pass"), (0, _FAMILY)),
+    **dict.fromkeys(("v2", "v_parameterization", "zero_terminal_snr", "debiased_estimation_loss", "weighted_captions", "scale_v_pred_loss_like_noise_pred"), (0, _FAMILY)),
+    **dict.fromkeys(("fused_backward_pass",), (0, "belongs to full fine-tuning; an adapter's gradients are small")),
     **dict.fromkeys(("clip_skip", "min_snr_gamma", "v_pred_like_loss", "guidance_scale", "model_prediction_type"), (1, _FAMILY)),
     **dict.fromkeys(("min_timestep", "max_timestep", "adaptive_noise_scale", "multires_noise_iterations", "multires_noise_discount"), (1, _UNUSED)),
     **dict.fromkeys(("noise_offset_random_strength", "perlin_noise"), (0, _UNUSED)),
@@ -41,16 +45,33 @@ IGNORED = {  # name -> (number of values, reason)
     **dict.fromkeys(("full_fp16", "full_bf16", "fp16_master_weights_and_gradients"), (0, "the adapter is always fp32: in bf16 most updates of a LoKr round away")),
     **dict.fromkeys(("initial_epoch", "initial_step"), (1, _CHECKPOINT)),
     **dict.fromkeys(("skip_until_initial_step", "anima_resume_snapshot_strict", "resume_ignore_optimizer_mismatch"), (0, _CHECKPOINT)),
+    **dict.fromkeys(("save_state_on_train_end",), (0, "the last step's state is always written")),
     **dict.fromkeys(("save_model_as",), (1, "adapters are safetensors")),
     **dict.fromkeys(("save_n_epoch_ratio",), (1, "use save_every_n_epochs")),
-    **dict.fromkeys(("use_safetensors", "no_metadata", "skip_cache_check", "debug_dataset", "random_crop", "color_aug", "cache_info"), (0, "not done here")),
-    **dict.fromkeys(("face_crop_aug_range", "token_warmup_min", "token_warmup_step", "caption_dropout_every_n_epochs", "resize_interpolation", "dataset_class", "tokenizer_cache_dir"), (1, "not done here")),
+    **dict.fromkeys(("use_safetensors",), (0, "adapters are always safetensors")),
+    **dict.fromkeys(("no_metadata",), (0, "metadata is always written; it names no folder and no user")),
+    **dict.fromkeys(("skip_cache_check",), (0, "caches are found by content, which needs no check")),
+    **dict.fromkeys(("debug_dataset",), (0, "python -m anima_core check shows the data")),
+    **dict.fromkeys(("random_crop",), (0, _CROP)),
+    **dict.fromkeys(("face_crop_aug_range",), (1, _CROP)),
+    **dict.fromkeys(("color_aug",), (0, "colours are trained as they are")),
+    **dict.fromkeys(("token_warmup_min", "token_warmup_step"), (1, "all tags train from the start")),
+    **dict.fromkeys(("caption_dropout_every_n_epochs",), (1, "use caption_dropout_rate")),
+    **dict.fromkeys(("resize_interpolation",), (1, "Lanczos is used")),
+    **dict.fromkeys(("cache_info",), (0, "the index of the cache folder does this")),
+    **dict.fromkeys(("dataset_class",), (1, "datasets of your own code are not loaded")),
+    **dict.fromkeys(("tokenizer_cache_dir",), (1, "nothing is downloaded; tokenizers are folders of their own")),
     **dict.fromkeys(("validation_split", "validation_seed", "validate_every_n_steps", "validate_every_n_epochs", "max_validation_steps"), (1, "validation runs are not available yet")),
     **dict.fromkeys(("sample_sampler",), (1, "previews use euler")),
     **dict.fromkeys(("huggingface_repo_id", "huggingface_repo_type", "huggingface_path_in_repo", "huggingface_token", "huggingface_repo_visibility"), (1, _HUB)),
     **dict.fromkeys(("async_upload", "save_state_to_huggingface"), (0, _HUB)),
-    **dict.fromkeys(("log_prefix", "log_tracker_name", "log_tracker_config", "wandb_api_key", "wandb_run_name", "console_log_level", "console_log_file", "tensorboard_host", "tensorboard_port", "tensorboard_logdir"), (1, _LOG)),
-    **dict.fromkeys(("log_config", "console_log_simple", "auto_start_tensorboard"), (0, _LOG)),
+    **dict.fromkeys(("log_prefix", "log_tracker_name", "log_tracker_config"), (1, _LOG)),
+    **dict.fromkeys(("wandb_api_key", "wandb_run_name"), (1, f"wandb is not written; {_LOG}")),
+    **dict.fromkeys(("log_config",), (0, "config.toml in the run folder has every setting")),
+    **dict.fromkeys(("console_log_level", "console_log_file"), (1, _CONSOLE)),
+    **dict.fromkeys(("console_log_simple",), (0, _CONSOLE)),
+    **dict.fromkeys(("tensorboard_host", "tensorboard_port", "tensorboard_logdir"), (1, _BOARD)),
+    **dict.fromkeys(("auto_start_tensorboard",), (0, _BOARD)),
     **dict.fromkeys(("anima_monitor_memory",), (0, "memory stands in every step's event")),
     **dict.fromkeys(("anima_monitor_alert_policy", "anima_monitor_memory_warn_ratio", "anima_monitor_loss_spike_ratio"), (1, "non-finite losses are reported and stop the run; flow losses vary too much with t for a spike rule")),
     **dict.fromkeys(("auto_download_t5_tokenizer", "t5_tokenizer_modelscope_fallback", "t5_tokenizer_validate_strict"), (0, "nothing is downloaded; the tokenizer is always checked")),

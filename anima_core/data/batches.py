@@ -1,5 +1,6 @@
 """Which pictures meet in which batch, in an order that (seed, epoch, position) alone decides."""
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,6 +59,10 @@ class Batches:
     def len_epoch(self) -> int:
         return len(self._plan)  # the same in every epoch: groups do not change
 
+    def most_pixels(self) -> int:
+        """Return the pixels of the run's largest batch, those of all its pictures together."""
+        return max(len(batch) * math.prod(self.items[batch[0]].bucket) for batch in self._plan)
+
     def state_dict(self) -> dict[str, int]:
         """Return the position of the next batch."""
         return {"epoch": self.epoch, "index": self.index}
@@ -66,12 +71,13 @@ class Batches:
         self.epoch, self.index = state["epoch"], state["index"]
         self._plan = self._plan_epoch(self.epoch)
 
-    def __next__(self) -> list[Draw]:
+    def take(self, count: int = 1) -> list[list[Draw]]:
+        """Return the next `count` batches, or those that are left of the epoch: no step crosses its end."""
         if self.index >= len(self._plan):
             self.load_state_dict({"epoch": self.epoch + 1, "index": 0})
-        batch = [self._draw(number) for number in self._plan[self.index]]
-        self.index += 1
-        return batch
+        taken = self._plan[self.index : self.index + count]
+        self.index += len(taken)
+        return [[self._draw(number) for number in batch] for batch in taken]
 
     @without_collector()
     def _plan_epoch(self, epoch: int) -> list[list[int]]:

@@ -106,7 +106,15 @@ def report_lines(reports: Sequence[DataReport], per_step: int, names: int = NAME
     return [*lines, epoch_line(reports, per_step)]
 
 
+def steps_per_epoch(batches: int, per_step: int) -> int:
+    """Return the optimizer steps of an epoch: the last one averages what is left. As sd-scripts counts them.
+
+    per_step: micro-batches of a whole step, over all processes.
+    """
+    return max(1, math.ceil(batches / per_step))
+
+
 def epoch_line(reports: Sequence[DataReport], per_step: int) -> str:
     """Say how long one epoch is. per_step: micro-batches in an optimizer step, over all processes."""
     batches = sum(report.batches for report in reports)
-    return f"one epoch: {batches} batches, {math.ceil(batches / per_step)} steps"
+    return f"one epoch: {batches} batches, {steps_per_epoch(batches, per_step)} steps"

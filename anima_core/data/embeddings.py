@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ..models.checkpoint import tensor_bytes
 from ..models.llm_adapter import MIN_TEXT_ROWS
 from ..models.transformer import AnimaTransformer
-from .cache import cache_key
+from ..tensors import to_device
+from .cache import cache_key, everything
 from .text import Entry, TextStore
 
 Progress = Callable[[int, int], None]
@@ -23,11 +24,11 @@ Progress = Callable[[int, int], None]
 class TextEmbeddings(Protocol):
     """Captions -> text embeddings. Each caption owns max(512, its T5 tokens) rows, whatever the rest of its batch owns."""
 
-    def fetch(self, captions: list[str]) -> list[Entry]:
-        """Return what `place` needs of each caption, on the CPU; safe to call ahead of time from another thread."""
+    def fetch(self, captions: list[str]) -> Entry:
+        """Return what `place` needs of a batch, stacked, on the CPU; safe to call ahead of time from another thread."""
         ...
 
-    def place(self, entries: list[Entry]) -> tuple[Tensor, Tensor | None]:
+    def place(self, batch: Entry) -> tuple[Tensor, Tensor | None]:
         """Return [B, L, 1024] on the model's device, and int [B] row counts where they differ, else None."""
         ...
 
@@ -42,15 +43,15 @@ class LiveEmbeddings:
     def __init__(self, texts: TextStore, model: AnimaTransformer) -> None:
         self.texts, self.model = texts, model
 
-    def fetch(self, captions: list[str]) -> list[Entry]:
-        return [self.texts.entry(caption) for caption in captions]
+    def fetch(self, captions: list[str]) -> Entry:
+        entries = [self.texts.entry(caption) for caption in captions]
+        return padded("hidden", entries) | padded("ids", entries) | row_counts([len(e["ids"]) for e in entries])
 
-    def place(self, entries: list[Entry]) -> tuple[Tensor, Tensor | None]:
-        device = self.model.device
-        hidden, hidden_mask = pad([e["hidden"] for e in entries], device)
-        ids, ids_mask = pad([e["ids"] for e in entries], device)
-        embeds = self.model.preprocess_text_embeds(hidden, ids.long(), hidden_mask, ids_mask)
-        return embeds, row_counts([len(e["ids"]) for e in entries], device)
+    def place(self, batch: Entry) -> tuple[Tensor, Tensor | None]:
+        batch = placed(batch, self.model.device)
+        hidden, ids = batch["hidden"], batch["ids"].long()
+        embeds = self.model.preprocess_text_embeds(hidden, ids, batch.get("hidden mask"), batch.get("ids mask"))
+        return embeds, batch.get("rows")
 
     def take_notes(self) -> list[str]:
         return taken(self.texts.notes)
@@ -64,18 +65,25 @@ class CachedEmbeddings:
         self.identity = module_identity(model.llm_adapter)
         self.notes: list[str] = []
 
-    def fill(self, captions: Iterable[str], progress: Progress) -> None:
-        """Run the LLM adapter over the captions that the cache lacks."""
-        todo = [c for c in dict.fromkeys(captions) if not self.texts.cache.has(self._key(c))]
+    def fill(self, captions: Iterable[str], progress: Progress, mine: Callable[[str], bool] = everything) -> None:
+        """Run the LLM adapter over the captions that the cache lacks. mine: which keys are this process' share."""
+        keys = {c: self._key(c) for c in captions}
+        todo = [c for c, key in keys.items() if mine(key) and not self.texts.cache.has(key)]
         for done, caption in enumerate(todo, start=1):
             self._embed(caption)
             progress(done, len(todo))
 
-    def fetch(self, captions: list[str]) -> list[Entry]:
-        return [self._entry(caption) for caption in captions]
+    def fetch(self, captions: list[str]) -> Entry:
+        rows = [self._entry(caption)["embeds"] for caption in captions]
+        return {"embeds": stack_rows(rows)} | row_counts([len(r) for r in rows])
 
-    def place(self, entries: list[Entry]) -> tuple[Tensor, Tensor | None]:
-        return stack_rows([e["embeds"] for e in entries], self.model.device)
+    def place(self, batch: Entry) -> tuple[Tensor, Tensor | None]:
+        batch = placed(batch, self.model.device)
+        return batch["embeds"], batch.get("rows")
+
+    def release(self) -> None:
+        """Take the LLM adapter off the device: every caption is cached. One that is lost is embedded where it then is."""
+        self.model.llm_adapter.to("cpu")
 
     def take_notes(self) -> list[str]:
         return taken(self.texts.notes) + taken(self.notes)
@@ -90,7 +98,7 @@ class CachedEmbeddings:
 
     @torch.no_grad()
     def _embed(self, caption: str) -> Entry:
-        text, device = self.texts.entry(caption), self.model.device
+        text, device = self.texts.entry(caption), next(self.model.llm_adapter.parameters()).device
         hidden, ids = text["hidden"][None].to(device), text["ids"][None].long().to(device)
         rows = self.model.preprocess_text_embeds(hidden, ids)[0, : ids.shape[1]].to("cpu", self.texts.dtype)
         self.texts.cache.put(self._key(caption), {"embeds": rows})
@@ -105,28 +113,33 @@ def taken(notes: list[str]) -> list[str]:
     return [notes.pop(0) for _ in range(len(notes))]
 
 
-def pad(rows: list[Tensor], device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Pad tensors of different lengths with zeros into one; return it with the bool mask of real rows, None when all are."""
+def placed(batch: Entry, device: torch.device) -> Entry:
+    return {name: to_device(tensor, device) for name, tensor in batch.items()}
+
+
+def padded(name: str, entries: list[Entry]) -> Entry:
+    """Pad one tensor of all entries with zeros to a common length; add the bool mask of real rows where lengths differ."""
+    rows = [entry[name] for entry in entries]
     lengths = torch.tensor([len(r) for r in rows])
-    padded = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device, non_blocking=True)
-    if len(set(lengths.tolist())) == 1:
-        return padded, None
-    return padded, (torch.arange(padded.shape[1]) < lengths[:, None]).to(device, non_blocking=True)
+    found = {name: nn.utils.rnn.pad_sequence(rows, batch_first=True)}
+    if len(set(lengths.tolist())) > 1:
+        found[f"{name} mask"] = torch.arange(found[name].shape[1]) < lengths[:, None]
+    return found
 
 
-def stack_rows(rows: list[Tensor], device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Stack LLM adapter outputs [T_i, 1024] as [B, max(512, max T), 1024], zero rows appended; return it with `row_counts`."""
+def stack_rows(rows: list[Tensor]) -> Tensor:
+    """Stack LLM adapter outputs [T_i, 1024] as [B, max(512, max T), 1024], zero rows appended."""
     longest = max(MIN_TEXT_ROWS, *(len(r) for r in rows))
     batch = rows[0].new_zeros(len(rows), longest, rows[0].shape[1])
     for i, row in enumerate(rows):
         batch[i, : len(row)] = row
-    return batch.to(device, non_blocking=True), row_counts([len(r) for r in rows], device)
+    return batch
 
 
-def row_counts(lengths: list[int], device: torch.device) -> Tensor | None:
-    """Return the rows each caption owns, or None when all own the same number."""
+def row_counts(lengths: list[int]) -> Entry:
+    """Return the rows each caption owns as {"rows": int [B]}, or nothing when all own the same number."""
     counts = [max(MIN_TEXT_ROWS, n) for n in lengths]
-    return None if len(set(counts)) == 1 else torch.tensor(counts).to(device, non_blocking=True)
+    return {} if len(set(counts)) == 1 else {"rows": torch.tensor(counts)}
 
 
 def module_identity(module: nn.Module) -> str:

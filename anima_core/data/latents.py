@@ -14,7 +14,7 @@ from ..errors import FileError, RunError
 from ..models.vae import AnimaVAE
 from .batches import Draw, Item
 from .buckets import Size
-from .cache import TensorCache, cache_key
+from .cache import TensorCache, cache_key, everything
 from .folder import Picture
 from .pictures import load_mask, load_picture
 
@@ -44,19 +44,26 @@ class LatentStore:
         tile = {"tile": self.tile} if 0 < self.tile < max(bucket) else {}
         return cache_key(kind="latents", picture=picture.digest, bucket=bucket, flip=flip, vae=self.vae_identity, **tile)
 
-    def missing(self, items: list[Item]) -> list[Want]:
-        """List what is not cached yet, each once."""
+    def missing(self, items: list[Item], mine: Callable[[str], bool] = everything) -> list[Want]:
+        """List what is not cached yet, each once. mine: which keys are this process' share."""
         found: dict[str, Want] = {}
         for item in items:
             for flip in flips(item.picture):
                 key = self.key(item.picture, item.bucket, flip)
-                if key not in found and not self.cache.has(key):
+                if key not in found and mine(key) and not self.cache.has(key):
                     found[key] = (item.picture, item.bucket, flip)
         return list(found.values())
 
-    def fill(self, items: list[Item], vae: Callable[[], AnimaVAE], batch_size: int, progress: Progress) -> int:
+    def fill(
+        self,
+        items: list[Item],
+        vae: Callable[[], AnimaVAE],
+        batch_size: int,
+        progress: Progress,
+        mine: Callable[[str], bool] = everything,
+    ) -> int:
         """Encode what is missing; the VAE is only loaded when there is something. Return how many. Raises RunError."""
-        wants = self.missing(items)
+        wants = self.missing(items, mine)
         if not wants:
             return 0
         model, done = vae(), 0
@@ -71,13 +78,13 @@ class LatentStore:
                 progress(done, len(wants))
         return len(wants)
 
-    def fill_masks(self, items: list[Item], progress: Progress) -> None:
+    def fill_masks(self, items: list[Item], progress: Progress, mine: Callable[[str], bool] = everything) -> None:
         """Cache the masks that are missing; no VAE is needed."""
         masked = [item for item in items if has_mask(item.picture)]
         for done, item in enumerate(masked, start=1):
             for flip in flips(item.picture):
                 key = self.mask_key(item.picture, item.bucket, flip)
-                if not self.cache.has(key):
+                if mine(key) and not self.cache.has(key):
                     self.cache.put(key, {"mask": read_mask(item.picture, item.bucket, flip)})
             if done % 64 == 0 or done == len(masked):
                 progress(done, len(masked))

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..errors import RunError, is_out_of_memory
 from ..models.qwen import AnimaQwen
 from ..models.tokenizers import T5Tokenizer
-from .cache import TensorCache, cache_key, encoded_at_once
+from .cache import TensorCache, cache_key, encoded_at_once, everything
 
 Progress = Callable[[int, int], None]
 Entry = dict[str, Tensor]
@@ -44,10 +44,18 @@ class TextStore:
         self._reload = None if reload is None else functools.cache(reload)
 
     def fill(
-        self, captions: Iterable[str], qwen: Callable[[], AnimaQwen], progress: Progress = lambda done, total: None
+        self,
+        captions: Iterable[str],
+        qwen: Callable[[], AnimaQwen],
+        progress: Progress = lambda done, total: None,
+        mine: Callable[[str], bool] = everything,
     ) -> int:
-        """Encode the captions that the cache lacks; Qwen is loaded only if there are any. Return how many. Raises RunError."""
-        todo = [c for c in dict.fromkeys(captions) if not self.cache.has(self._key(c))]
+        """Encode the captions that the cache lacks; Qwen is loaded only if there are any. Return how many. Raises RunError.
+
+        mine: which keys are this process' share.
+        """
+        keys = {c: self._key(c) for c in captions}
+        todo = [c for c, key in keys.items() if mine(key) and not self.cache.has(key)]
         if todo:
             model = self.resident or qwen()
             todo.sort(key=len)  # equal lengths together: little padding

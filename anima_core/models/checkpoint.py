@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from ..errors import FileError
@@ -68,10 +68,13 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
 
 
 def load_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Read all tensors of a small file, an adapter say. Raises FileError."""
+    """Read all tensors of a small file, an adapter say. Raises FileError.
+
+    `load_file` would keep the file mapped while any of them lives, and Windows does not replace a mapped file.
+    """
     read_header(path)
     with readable(path):
-        return load_file(path)
+        return load(Path(path).read_bytes())
 
 
 @contextmanager

@@ -6,6 +6,7 @@ that ids equal ComfyUI's for the prompt that asks for the caption.
 
 import os
 import sys
+import threading
 from pathlib import Path
 
 from ..errors import FileError, SettingError
@@ -25,7 +26,7 @@ def plain_parentheses(caption: str) -> str:
 
 
 class T5Tokenizer:
-    """encode(captions) -> ids of each, EOS (1) last; an empty caption is [1]."""
+    """encode(captions) -> ids of each, EOS (1) last; an empty caption is [1]. Any thread may ask."""
 
     def __init__(self, directory: Path) -> None:
         from tokenizers import Tokenizer
@@ -35,6 +36,7 @@ class T5Tokenizer:
         except Exception as error:
             text = f"{directory}: {_one_line(error)}; download it again"
             raise FileError(f"T5 tokenizer strict validation failed: {text}") from None
+        self._lock = threading.Lock()
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         if problem := self._problem():
@@ -52,11 +54,15 @@ class T5Tokenizer:
         return ""
 
     def encode(self, captions: list[str]) -> list[list[int]]:
-        return [e.ids for e in self._tokenizer.encode_batch([plain_parentheses(c) for c in captions])]
+        with self._lock:
+            return [e.ids for e in self._tokenizer.encode_batch([plain_parentheses(c) for c in captions])]
 
 
 class QwenTokenizer:
-    """encode(captions) -> ids of each, no special tokens; an empty caption is one pad token (<|endoftext|>)."""
+    """encode(captions) -> ids of each, no special tokens; an empty caption is one pad token (<|endoftext|>).
+
+    Any thread may ask: the library's own raises "Already borrowed" when two do at once.
+    """
 
     def __init__(self, directory: Path) -> None:
         from transformers import Qwen2TokenizerFast  # in transformers 4 the plain name is a slow one that accepts damaged files
@@ -65,13 +71,15 @@ class QwenTokenizer:
             self._tokenizer = Qwen2TokenizerFast.from_pretrained(str(directory), local_files_only=True)
         except Exception as error:
             raise FileError(f"{directory}: its Qwen tokenizer cannot be read ({_one_line(error)}); download it again") from None
+        self._lock = threading.Lock()
         self.pad_id = self._tokenizer.convert_tokens_to_ids("<|endoftext|>")
         if self.pad_id is None:
             raise FileError(f"{directory}: the Qwen tokenizer has no <|endoftext|>; use Qwen3-0.6B's")
 
     def encode(self, captions: list[str]) -> list[list[int]]:
         texts = [plain_parentheses(c) for c in captions]
-        return [self._tokenizer(t, truncation=False)["input_ids"] if t else [self.pad_id] for t in texts]
+        with self._lock:
+            return [self._tokenizer(t, truncation=False)["input_ids"] if t else [self.pad_id] for t in texts]
 
 
 def load_t5_tokenizer(directory: str | Path) -> T5Tokenizer:

@@ -107,6 +107,26 @@ class OutputConfig:
         0, "Epochs between intermediate saves of the adapter; 0: none.", low=0, resume="free", shapes=False
     )
     save_last_n: int = setting(0, "Keep only the newest N intermediate saves; 0 keeps all.", low=0, resume="free", shapes=False)
+    save_last_n_steps: int = setting(
+        0, "Keep only intermediate saves of the last N steps; 0 keeps all.", low=0, resume="free", shapes=False
+    )
+    save_last_n_epochs: int = setting(
+        0, "Keep only the newest N saves by epochs; 0 keeps all.", low=0, resume="free", shapes=False
+    )
+    save_last_n_steps_state: int = setting(
+        0,
+        "Keep only checkpoints of the last N steps, of those that were written with intermediate saves; 0: as the adapters.",
+        low=0,
+        resume="free",
+        shapes=False,
+    )
+    save_last_n_epochs_state: int = setting(
+        0,
+        "Keep only the newest N checkpoints that were written with saves by epochs; 0: as the adapters.",
+        low=0,
+        resume="free",
+        shapes=False,
+    )
     save_state: bool = setting(False, "Write a resumable checkpoint with every intermediate save.", resume="free", shapes=False)
     checkpoint_every_n_steps: int = setting(
         0,
@@ -161,7 +181,7 @@ class TrainConfig:
     gradient_accumulation_steps: int = setting(1, "Batches per step: like a larger batch, without its memory.", low=1)
     memory: str = setting(
         "auto",
-        "Whether activations are recomputed in the backward pass: auto does so unless the card has plenty of room.",
+        "Whether activations are recomputed in the backward pass: auto does so when they do not fit into the free memory.",
         choices=MEMORY,
         resume="free",
         shapes=False,

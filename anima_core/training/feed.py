@@ -3,9 +3,10 @@
 Every random number depends only on (seed, micro-batch number), so prefetching, previews and resuming change nothing.
 """
 
+import math
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -13,9 +14,13 @@ import torch
 from torch import Tensor
 
 from .. import seeds
+from ..data.batches import Draw
+from ..errors import RunError, is_out_of_memory
 from ..models.transformer import PATCH
-from ..settings import TrainConfig
+from ..tensors import to_device
 from . import flow
+from .device import current
+from .preflight import Plan
 from .prepare import TrainingData
 from .ranks import Ranks
 
@@ -24,7 +29,7 @@ BATCHES_AHEAD = 2  # ready while one trains
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch of pictures of one size. All tensors fp32."""
+    """One micro-batch of pictures of one size. All tensors fp32, but the text."""
 
     number: int  # among all micro-batches of the run
     latents: Tensor  # [B, 16, h, w], normalised
@@ -33,24 +38,35 @@ class Batch:
     t: Tensor  # [B]
     mask: Tensor | None  # [B, 1, h, w], weighs the loss
     weight: Tensor  # [B]
-    text: list[dict[str, Tensor]]
+    text: dict[str, Tensor]  # see `TextEmbeddings.fetch`
     names: list[str]
-    next_position: dict[str, int]  # of the data, after this round of all processes
+    divisor: float  # of its loss: how many micro-batches of its step each process has, on average; infinite: it counts not
+    step_batches: int  # micro-batches of its step, of all processes together
+    ends_step: bool  # the last one of its step in this process
+    next_position: dict[str, int]  # of the data, after the step
 
     def to(self, device: torch.device) -> "Batch":
-        moved = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
-        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in moved.items()})
+        return self._each(lambda tensor: to_device(tensor, device))
+
+    def pinned(self) -> "Batch":
+        """Return it in page-locked memory, so that the copy to the device does not wait."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        changed: dict[str, Any] = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **changed, text={name: change(tensor) for name, tensor in self.text.items()})
 
 
 class Feed:
     """Iterate for endless batches, starting with micro-batch `first`. A context manager: leaving it ends the thread.
 
-    device: where the batches will go. A failure in the thread is raised by the iteration.
+    A failure in the thread is raised by the iteration.
     """
 
-    def __init__(self, data: TrainingData, config: TrainConfig, device: torch.device, first: int, ranks: Ranks) -> None:
-        self._data, self._config, self._device, self._ranks = data, config, device, ranks
-        self._number = first  # of the next round: each process takes one of its micro-batches
+    def __init__(self, data: TrainingData, plan: Plan, first: int, ranks: Ranks) -> None:
+        self._data, self._plan, self._ranks = data, plan, ranks
+        self._number = first  # of the first micro-batch of the next step
         self._queue: queue.Queue[Any] = queue.Queue(BATCHES_AHEAD)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._work, name="anima-feed", daemon=True)
@@ -68,14 +84,20 @@ class Feed:
 
     def __next__(self) -> Batch:
         batch = self._queue.get()
+        if isinstance(batch, RuntimeError) and is_out_of_memory(batch):  # the thread has ended: no second try
+            way_out = "set `train.caption_variants` above 0, so that Qwen leaves the device"
+            said = str(batch).partition("\n")[0][:120]
+            raise RunError(f"out of memory while a batch was made ({said}); {way_out}")
         if isinstance(batch, BaseException):
             raise batch
         return batch
 
     def _work(self) -> None:
         try:
-            while not self._closed.is_set():
-                self._put(self._make())
+            with current(self._plan.device):
+                while not self._closed.is_set():
+                    for batch in self._make_step():
+                        self._put(batch)
         except BaseException as error:  # handed to the loop, which raises it
             self._put(error)
 
@@ -86,20 +108,37 @@ class Feed:
             except queue.Full:
                 continue
 
-    def _make(self) -> Batch:
-        data, flow_config = self._data, self._config.flow
-        draws = [next(data.batches) for _ in range(self._ranks.world)][self._ranks.rank]
-        number = self._number + self._ranks.rank
+    def _make_step(self) -> Iterator[Batch]:
+        """Make this process' micro-batches of the next step: in turn with the other processes.
+
+        At the end of an epoch a step may be short. Where a process has none left it repeats the last with no weight, because
+        all take part in the mean of the gradients.
+        """
+        drawn = self._data.batches.take(self._plan.batches_per_step)
+        position, world = self._data.batches.state_dict(), self._ranks.world
+        for first in range(0, len(drawn), world):
+            index = min(first + self._ranks.rank, len(drawn) - 1)
+            alone = first + self._ranks.rank == index
+            place = {
+                "number": self._number + index,
+                "divisor": len(drawn) / world if alone else math.inf,
+                "step_batches": len(drawn),
+                "ends_step": first + world >= len(drawn),
+                "next_position": position,
+            }
+            yield self._make(drawn[index], place)
+        self._number += len(drawn)
+
+    def _make(self, draws: list[Draw], place: dict[str, Any]) -> Batch:
+        data, config = self._data, self._plan.config
         latents = torch.stack([data.latents.latents(draw) for draw in draws])
         masks = [data.latents.mask(draw) for draw in draws]
-        generator = seeds.generator(self._config.seed, "noise", number)
+        generator = seeds.generator(config.seed, "noise", place["number"])
         tokens = latents.shape[2] * latents.shape[3] // PATCH**2
-        t = flow.sample_timesteps(len(draws), flow_config, generator, tokens=tokens)
-        noise = flow.noise_like(latents, generator, flow_config.noise_offset)
-        gamma, own = flow_config.ip_noise_gamma, seeds.generator(self._config.seed, "input noise", number)
-        self._number += self._ranks.world
+        t = flow.sample_timesteps(len(draws), config.flow, generator, tokens=tokens)
+        noise = flow.noise_like(latents, generator, config.flow.noise_offset)
+        gamma, own = config.flow.ip_noise_gamma, seeds.generator(config.seed, "input noise", place["number"])
         batch = Batch(
-            number=number,
             latents=latents,
             noise=noise,
             input_noise=flow.input_noise(noise, own, gamma) if gamma else None,
@@ -108,9 +147,9 @@ class Feed:
             weight=torch.tensor([draw.item.picture.subset.loss_weight for draw in draws]),
             text=data.embeddings.fetch([data.caption(draw) for draw in draws]),
             names=[draw.item.picture.name for draw in draws],
-            next_position=data.batches.state_dict(),
+            **place,
         )
-        return pin(batch) if self._device.type == "cuda" else batch
+        return batch.pinned() if self._plan.device.type == "cuda" else batch
 
 
 def stack_masks(masks: list[Tensor | None], latents: Tensor) -> Tensor | None:
@@ -119,9 +158,3 @@ def stack_masks(masks: list[Tensor | None], latents: Tensor) -> Tensor | None:
         return None
     ones = torch.ones(1, *latents.shape[2:])
     return torch.stack([ones if mask is None else mask for mask in masks])
-
-
-def pin(batch: Batch) -> Batch:
-    """Move a batch to page-locked memory, so that the copy to the device does not wait."""
-    pinned = {f.name: getattr(batch, f.name) for f in fields(batch) if isinstance(getattr(batch, f.name), Tensor)}
-    return replace(batch, **{name: tensor.pin_memory() for name, tensor in pinned.items()})

@@ -5,13 +5,14 @@ from torch import Tensor, nn
 
 FP16_SCALE = 2.0**14  # start of the loss scale: a velocity loss of 1024 px has gradients near 1e-6, below fp16's normal range
 FP16_GROWTH_STEPS = 1000
+LEAST_SCALE = 1.0  # a gradient that overflows without a scale is no matter of the scale
 
 
 class FlatGradient:
     """Every parameter's `.grad` is a view of one fp32 buffer.
 
     With an fp16 base the loss is scaled so that activation gradients do not vanish; a step whose gradient overflows is
-    zeroed and the scale halved, on the device.
+    zeroed and the scale halved, on the device. used_scale: of the gradient that was finished last.
     """
 
     def __init__(self, parameters: list[nn.Parameter], fp16: bool) -> None:
@@ -21,6 +22,7 @@ class FlatGradient:
         for parameter, piece in zip(parameters, pieces):
             parameter.grad = piece.view_as(parameter)
         self.scale = torch.full((), FP16_SCALE if fp16 else 1.0, device=device)
+        self.used_scale = self.scale
         self.good_steps = torch.zeros((), device=device)
         self.fp16 = fp16
 
@@ -29,9 +31,10 @@ class FlatGradient:
 
     @torch.no_grad()
     def finish(self, max_norm: float) -> Tensor:
-        """Unscale, clip to `max_norm` (0: do not), zero a non-finite gradient. Returns the norm before clipping."""
+        """Unscale, clip to `max_norm` (0: do not), zero a non-finite gradient. Returns the norm before clipping, fp32."""
         if self.fp16:
             self.buffer.div_(self.scale)
+        self.used_scale = self.scale
         norm = torch.linalg.vector_norm(self.buffer)
         if max_norm > 0:
             self.buffer.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
@@ -44,7 +47,7 @@ class FlatGradient:
     def _adjust_scale(self, finite: Tensor) -> None:
         self.good_steps = torch.where(finite, self.good_steps + 1, 0)
         grow = self.good_steps >= FP16_GROWTH_STEPS
-        self.scale = torch.where(finite, torch.where(grow, self.scale * 2, self.scale), self.scale / 2)
+        self.scale = torch.where(finite, torch.where(grow, self.scale * 2, self.scale), (self.scale / 2).clamp(min=LEAST_SCALE))
         self.good_steps = torch.where(grow, 0, self.good_steps)
 
     def zero(self) -> None:

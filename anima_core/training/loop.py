@@ -3,10 +3,10 @@
 `train` is the entry; `Run.take_steps` is the loop.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -15,15 +15,16 @@ from torch import Tensor
 from ..adapters.formats import load_into
 from ..adapters.network import AdapterNetwork
 from ..data.check import epoch_line
-from ..errors import FileError, Interrupted, RunError, is_out_of_memory
+from ..errors import FileError, Interrupted, RunError, is_out_of_memory, let_go
 from ..models.transformer import AnimaTransformer, load_transformer
 from ..settings import TrainConfig
 from . import flow, optimizers, schedules
+from .device import at_work
 from .ema import EMA
 from .events import Events, Listener
 from .feed import Batch, Feed
 from .gradient import FlatGradient
-from .memory import free_memory, out_of_memory_advice
+from .memory import free_memory, out_of_memory_advice, recomputes, reset_peak, vae_tile
 from .preflight import Plan, preflight
 from .prepare import TrainingData, cache_data, with_embeddings
 from .previews import Previews
@@ -34,7 +35,7 @@ from .rundir import freeze_config, locked, open_run_dir
 from .saving import Saver
 from .signals import signals_cancel
 from .state import TrainState
-from .watchdog import DEAD_AFTER_STEPS, Watchdog
+from .watchdog import Watchdog
 
 KEEP_GOOD_EVERY = 100  # steps between copies of the adapter that a broken run falls back to
 
@@ -67,15 +68,26 @@ def opened(config: TrainConfig, on_event: Listener | None = None) -> Iterator["R
     ranks = Ranks()
     with ranks.first_first():
         plan = preflight(config, ranks, on_event if ranks.first else None)
+    run: Run | None = None
     with locked(plan) if ranks.first else nullcontext():
         kept = open_run_dir(plan) if ranks.first else []
         events = Events(plan.run_dir / "log.jsonl", on_event) if ranks.first else Events(None)
         try:
             # ComfyUI runs nodes in inference mode and other packs switch gradients off: state what training needs.
-            with torch.inference_mode(False), torch.enable_grad(), signals_cancel(events):
+            with at_work(plan.device), torch.inference_mode(False), torch.enable_grad(), signals_cancel(events):
                 report_start(plan, ranks, events, kept)
-                yield build_run(plan, ranks, events)
+                run = build_run(plan, ranks, events)
+                yield run
+        except BaseException as error:
+            let_go(error)
+            if isinstance(error, RuntimeError) and is_out_of_memory(error):  # while loading, or in the optimizer
+                said = str(error).partition("\n")[0][:120]
+                way_out = f"free memory on {plan.device}, or use a smaller `network.rank`"
+                raise RunError(f"out of memory ({said}); {way_out}") from None
+            raise
         finally:
+            if run is not None:
+                vars(run).clear()  # whoever still holds it, a traceback say, shall not hold the model
             events.close()
             free_memory()
 
@@ -91,8 +103,7 @@ def report_start(plan: Plan, ranks: Ranks, events: Events, notes: list[str]) -> 
             events.emit("note", text=line)
         for line in report.warnings():
             events.emit("warning", text=line)
-    per_step = plan.config.gradient_accumulation_steps * ranks.world
-    events.emit("note", text=epoch_line(plan.reports, per_step))
+    events.emit("note", text=epoch_line(plan.reports, plan.batches_per_step))
     device, dtype = str(plan.device), str(plan.dtype).removeprefix("torch.")
     events.emit("start", device=device, dtype=dtype, name=plan.config.output.name)
 
@@ -101,29 +112,27 @@ def build_run(plan: Plan, ranks: Ranks, events: Events) -> "Run":
     """Cache the data, load the model, inject the adapter, restore a checkpoint."""
     config = plan.config
     config_text = freeze_config(plan) if ranks.first else ""
-    with ranks.first_first():
-        cached = cache_data(plan, events)
+    cached = cache_data(plan, events, ranks)
     model = load_transformer(config.model.transformer, dtype=plan.dtype, device=plan.device)
-    model.gradient_checkpointing = plan.recompute
     network = AdapterNetwork.inject(model, config.network, config.seed)
-    with ranks.first_first():
-        data = with_embeddings(plan, cached, model, events)
+    data = with_embeddings(plan, cached, model, events, ranks)
     state = build_state(plan, network, contents(config, plan.pictures) if ranks.first else {})
+    model.gradient_checkpointing, reason = recomputes(config, model, len(state.gradient.buffer), data.batches.most_pixels())
+    if reason:
+        events.emit("note", text=reason)
     if plan.resume_from:
         data.batches.load_state_dict(state.data_position)
         events.emit("note", text=f"resumed at step {state.step} from {plan.resume_from.name}")
     events.emit("note", text=network.describe())
-    batches_per_step = config.gradient_accumulation_steps * ranks.world
-    total = total_steps(config, data.batches_per_epoch, batches_per_step)
-    for text in schedules.warnings(config.optimizer, total):
+    for text in schedules.warnings(config.optimizer, data.steps):
         events.emit("warning", text=text)
-    watchdog = Watchdog(network)
-    reporter = StepReporter(events, watchdog, state.losses, total, plan.device)
+    watchdog = Watchdog(network, data.masked)
+    reporter = StepReporter(events, watchdog, state.losses, data.steps, plan.device, together=ranks.world > 1)
     saver = Saver(plan, events, state, reporter, watchdog, data.metadata(), config_text) if ranks.first else None
     samples = plan.run_dir / "samples"
-    previews = Previews(config.samples, config.model.vae, config.vae_tile, samples, data.embeddings)
-    epoch_steps = max(1, data.batches_per_epoch // batches_per_step)
-    return Run(plan, ranks, events, data, model, state, watchdog, reporter, saver, previews, epoch_steps)
+    tile = vae_tile(plan.device, config.vae_tile)
+    previews = Previews(config.samples, config.model.vae, tile, samples, data.embeddings)
+    return Run(plan, ranks, events, data, model, state, watchdog, reporter, saver, previews)
 
 
 def build_state(plan: Plan, network: AdapterNetwork, content: dict[str, str]) -> TrainState:
@@ -145,13 +154,6 @@ def build_state(plan: Plan, network: AdapterNetwork, content: dict[str, str]) ->
     return state
 
 
-def total_steps(config: TrainConfig, batches_per_epoch: int, batches_per_step: int) -> int:
-    """Return the optimizer steps of the run: of `max_train_epochs` when set, else `max_train_steps`."""
-    if config.max_train_epochs == 0:
-        return config.max_train_steps
-    return math.ceil(config.max_train_epochs * batches_per_epoch / batches_per_step)
-
-
 @dataclass
 class Run:
     """A run that is ready for its next step."""
@@ -166,7 +168,6 @@ class Run:
     reporter: StepReporter
     saver: Saver | None  # in the process that writes
     previews: Previews
-    epoch_steps: int
 
     def go(self) -> TrainResult:
         """Take the steps that are left, and save. On a failure the state is rescued first."""
@@ -190,70 +191,95 @@ class Run:
         """Train until the run's last step or a command. Return why it ended."""
         config, state, total = self.plan.config, self.state, self.reporter.total
         state.network.train()
-        if state.step == 0 and self.previews.due(0, total, self.epoch_steps):
+        reset_peak(self.model.device)
+        if state.step == 0 and self.previews.due(0, total, self.data.epoch_steps):
             self.preview()
         self.reporter.restart_clock()
         command = None
-        with Feed(self.data, config, self.model.device, state.micro_batches, self.ranks) as feed:
+        with Feed(self.data, self.plan, state.micro_batches, self.ranks) as feed:
             while state.step < total and (command := self.command()) is None:
                 factor = schedules.lr_factor(config.optimizer, state.step, total)
                 schedules.apply_lr(state.optimizer, factor)
-                batches = [next(feed) for _ in range(config.gradient_accumulation_steps)]
-                loss = self.accumulate(batches)
+                batches, loss = self.take_gradient(feed)
                 self.ranks.mean_(state.gradient.buffer)
-                self.ranks.mean_(loss)
+                told = self.ranks.tell(loss, self.events.command)
                 grad_norm = state.gradient.finish(config.optimizer.max_grad_norm)
                 state.within_step = True
-                state.optimizer.step()
+                optimizers.step_if_finite(state.optimizer, state.ema, grad_norm)
                 state.gradient.zero()
-                if state.ema is not None:
-                    state.ema.update()
-                state.micro_batches += len(batches) * self.ranks.world
+                state.micro_batches += batches[-1].step_batches
                 state.data_position = batches[-1].next_position
                 state.step += 1
                 state.within_step = False
 
                 names = [name for batch in batches for name in batch.names]
                 record = StepRecord(state.step, config.optimizer.learning_rate * factor, names)
-                self.reporter.push(record, loss, grad_norm)
+                self.reporter.push(record, torch.stack([*told, grad_norm, state.gradient.used_scale]))
                 self.between_steps()
             self.reporter.report(wait=True)
         self.leave_if_cancelled(command)
         return "stopped" if command == "stop" else "finished"
 
     def command(self) -> str | None:
-        """Return what the listener or a signal asked for; all processes go by the first one's."""
-        return self.ranks.agree(self.events.command, self.model.device)
+        """Return what the listener or a signal asked for; several processes hear it together, two steps late."""
+        return self.events.command if self.ranks.world == 1 else self.reporter.command(self.state.step)
 
     def leave_if_cancelled(self, command: str | None) -> None:
         if command == "cancel":
             raise Interrupted(f"cancelled at step {self.state.step} of {self.reporter.total}")
 
-    def accumulate(self, batches: list[Batch], last_try: bool = False) -> Tensor:
-        """Add the gradients of all micro-batches to the buffer; return their mean loss.
+    def take_gradient(self, feed: Feed) -> tuple[list[Batch], Tensor]:
+        """Add the gradients of a step's micro-batches to the buffer; return these and their mean loss.
 
-        Out of memory is tried once more, with all freed. Raises RunError, naming the setting that would fit.
+        Out of memory, the same is tried once more with blocks recomputed, which stays so. Raises RunError, naming the
+        setting that would fit.
         """
-        loss = torch.zeros((), device=self.model.device)
+        batches: list[Batch] = []
+        found = self.attempt(feed, batches)
+        if isinstance(found, str):
+            self.make_room()
+            found = self.attempt(feed, batches)
+        if isinstance(found, str):
+            raise RunError(out_of_memory_advice(self.plan.config, [batch.latents.shape for batch in batches], found))
+        return batches, found
+
+    def attempt(self, feed: Feed, batches: list[Batch]) -> Tensor | str:
+        """Return what `accumulate` does, or what it said when memory ran out; nothing of that try is alive any more."""
         try:
-            for batch in batches:
-                if self.ranks.world == 1:  # of several processes none may leave within a step
-                    self.leave_if_cancelled(self.command())
-                self.state.network.begin_micro_batch(batch.number)
-                micro_loss = self.forward(batch) / len(batches)
-                self.state.gradient.backward(micro_loss)
-                loss += micro_loss.detach()
-            return loss
+            return self.accumulate(feed, batches)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            if last_try:
-                shapes = [batch.latents.shape for batch in batches]
-                raise RunError(out_of_memory_advice(self.plan.config, self.plan.recompute, shapes, error)) from None
+            return str(error)
+
+    def make_room(self) -> None:
+        """Give back what a step has taken that ran out of memory, and let the next try, and all after it, take less."""
         self.state.gradient.zero()
         free_memory()
-        self.events.emit("warning", text=f"step {self.state.step + 1}: out of memory; trying once more after freeing")
-        return self.accumulate(batches, last_try=True)
+        text = f"step {self.state.step + 1}: out of memory; trying once more after freeing"
+        if not self.model.gradient_checkpointing:
+            text += ", and from here on with blocks recomputed, which is slower"
+        self.model.gradient_checkpointing = True
+        self.events.emit("warning", text=text)
+
+    def accumulate(self, feed: Feed, batches: list[Batch]) -> Tensor:
+        """Add the gradients of a step's micro-batches to the buffer; return their mean loss.
+
+        batches: those that were fetched already; the others are added when their turn comes.
+        """
+        loss = torch.zeros((), device=self.model.device)
+        for index in count():
+            if self.ranks.world == 1:  # of several processes none may leave within a step
+                self.leave_if_cancelled(self.command())
+            if index == len(batches):
+                batches.append(next(feed))
+            self.state.network.begin_micro_batch(batches[index].number)
+            micro_loss = self.forward(batches[index]) / batches[index].divisor
+            self.state.gradient.backward(micro_loss)
+            loss += micro_loss.detach()
+            if batches[index].ends_step:
+                break
+        return loss
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the mean loss of one micro-batch, fp32, on the device."""
@@ -271,15 +297,13 @@ class Run:
         step = self.state.step
         for text in self.data.take_notes():
             self.events.emit("warning", text=text)
-        if step == DEAD_AFTER_STEPS:
-            self.watchdog.check_moving(self.data.masked)
         if step % KEEP_GOOD_EVERY == 0:
             self.watchdog.keep(step)
-        if self.previews.due(step, self.reporter.total, self.epoch_steps):
+        if self.previews.due(step, self.reporter.total, self.data.epoch_steps):
             self.preview()
             self.reporter.restart_clock()
         if self.saver:
-            self.saver.save_if_due(self.epoch_steps)
+            self.saver.save_if_due(self.data.epoch_steps)
 
     def preview(self) -> None:
         """Draw the previews, in the process that writes. Without room for them they are left out."""
@@ -294,10 +318,11 @@ class Run:
             self.events.emit("warning", text=f"step {self.state.step}: the preview was left out ({error})")
 
     def finish(self, reason: str) -> None:
-        """Save a run that took its last step. Raises RunError when its adapter is not finite."""
+        """Save a run that took its last step. Raises RunError when its adapter is not finite, or was never moved."""
         good_step = self.watchdog.restore_if_broken()
         if good_step is not None:
             was, way_out = f"it was at step {good_step}", "lower `optimizer.learning_rate`"
             raise RunError(f"the adapter is not finite any more ({was}); {way_out}")
+        self.watchdog.check_trained()
         if self.saver:
             self.saver.finish(reason)

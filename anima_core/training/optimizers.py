@@ -8,10 +8,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..errors import SettingError
 from ..settings import OptimizerConfig
 from ..settings.optimizer import OPTIMIZERS, OptimizerType
+from .ema import EMA
+
+DEFAULT_TENSORS = 560  # two factors in each of 280 layers
 
 
 def optimizer_class(kind: OptimizerType) -> type[torch.optim.Optimizer]:
@@ -23,13 +27,22 @@ def optimizer_class(kind: OptimizerType) -> type[torch.optim.Optimizer]:
         raise SettingError(f"`optimizer.type`={kind.name} needs the package {kind.package}: {way_out}") from None
 
 
-def preflight(config: OptimizerConfig) -> list[str]:
-    """Check package and arguments, on one number, before anything is loaded. Return warnings. Raises SettingError."""
+def preflight(config: OptimizerConfig, device: torch.device | None = None) -> list[str]:
+    """Check package and arguments, on one number, before anything is loaded. Return warnings. Raises SettingError.
+
+    device: that the run will use.
+    """
     build_optimizer([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": config.learning_rate}], config)
+    warnings = []
+    waits = OPTIMIZERS[config.type].waits
+    if waits and device is not None and device.type != "cpu":
+        times = "once" if waits == 1 else "twice"
+        slow = f"waits for the device {times} for each trained tensor in every step, {waits * DEFAULT_TENSORS} times by default"
+        warnings.append(f"`optimizer.type`={config.type} {slow}; AdamW and the ScheduleFree ones do not")
     if config.type == "Prodigy" and config.learning_rate <= 0.1:
         rate = f"`optimizer.learning_rate`={config.learning_rate} scales it, 1.0 is usual"
-        return [f"`optimizer.type`=Prodigy finds its own step size: {rate}"]
-    return []
+        warnings.append(f"`optimizer.type`=Prodigy finds its own step size: {rate}")
+    return warnings
 
 
 def optimizer_arguments(config: OptimizerConfig, kind: OptimizerType, cls: type) -> dict[str, Any]:
@@ -85,6 +98,21 @@ def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> to
     if kind.schedule_free:
         optimizer.train()  # type: ignore[attr-defined]
     return optimizer
+
+
+def step_if_finite(optimizer: torch.optim.Optimizer, ema: EMA | None, grad_norm: Tensor) -> None:
+    """Take a step, the average's too, unless the gradient is not finite: then neither weight, moment nor counter moves.
+
+    Fused AdamW decides that on the device. Others, and the average, count in Python: there the host waits for the norm.
+    """
+    finite = grad_norm.isfinite()
+    if ema is None and getattr(optimizer, "_step_supports_amp_scaling", False):  # what torch's own GradScaler asks
+        optimizer.grad_scale, optimizer.found_inf = None, (~finite).float()  # type: ignore[attr-defined]
+        optimizer.step()
+    elif finite:
+        optimizer.step()
+        if ema is not None:
+            ema.update()
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from ..data.check import check_datasets
 from ..data.folder import Picture
 from ..data.report import DataReport
 from ..errors import FileError, SettingError
+from ..files import longest_path
 from ..models.qwen import check_qwen, qwen_tokenizer_dir
 from ..models.tokenizers import load_t5_tokenizer
 from ..models.transformer import AnimaTransformer, TransformerConfig, check_transformer
@@ -28,7 +29,7 @@ from ..models.vae import check_vae
 from ..settings import TrainConfig
 from . import optimizers
 from .events import Events, Listener
-from .memory import pick_device, pick_dtype, recomputes
+from .memory import pick_device, pick_dtype
 from .ranks import Ranks
 from .resume import compare_with, contents
 from .state import find_checkpoint
@@ -43,7 +44,6 @@ class Plan:
     config: TrainConfig
     device: torch.device
     dtype: torch.dtype
-    recompute: bool  # blocks are recomputed in the backward pass
     transformer: TransformerConfig
     pictures: Pictures
     reports: tuple[DataReport, ...]
@@ -52,6 +52,11 @@ class Plan:
     resume_from: Path | None
     warnings: tuple[str, ...]
     world: int = 1  # processes that train together
+
+    @property
+    def batches_per_step(self) -> int:
+        """Micro-batches of a step, over all processes."""
+        return self.config.gradient_accumulation_steps * self.world
 
     @property
     def adapter_path(self) -> Path:
@@ -65,15 +70,15 @@ def preflight(config: TrainConfig, ranks: Ranks | None = None, on_event: Listene
     on_event: hears how far the scan of the pictures is, and may answer "cancel": Interrupted.
     """
     device = pick_device(config.device) if ranks is None else ranks.device(config.device)
-    warnings = (*optimizers.preflight(config.optimizer), *config.samples.warnings())
-    warnings += tuple(left_out(config.network.weights)) if config.network.weights else ()
+    warnings = (*optimizers.preflight(config.optimizer, device), *config.samples.warnings())
     sizes = check_models(config)
-    check_network(config, sizes)
+    warnings += tuple(check_network(config, sizes))
     run_dir = Path(config.output.dir) / f"{config.output.name}-run"
     resume_from, passed_over = find_checkpoint(config.output.resume, run_dir) if config.output.resume else (None, [])
     cache_dir = cache_folder(config)
     for folder in (config.output.dir, config.output.adapter_dir or config.output.dir, cache_dir):
         check_writable(Path(folder))
+    check_path_lengths(config, run_dir, cache_dir)
     pictures, reports = check_data(config, cache_dir, on_event)
     if resume_from is not None:
         warnings += (*passed_over, *compare_with(resume_from, config, contents(config, pictures)))
@@ -81,7 +86,6 @@ def preflight(config: TrainConfig, ranks: Ranks | None = None, on_event: Listene
         config=config,
         device=device,
         dtype=pick_dtype(config.model.dtype, device),
-        recompute=recomputes(config.memory, device),
         transformer=sizes,
         pictures=pictures,
         reports=reports,
@@ -121,8 +125,11 @@ def check_models(config: TrainConfig) -> TransformerConfig:
     return sizes
 
 
-def check_network(config: TrainConfig, sizes: TransformerConfig) -> None:
-    """Check that every pattern matches something, and that the adapter's type takes its settings. Raises SettingError."""
+def check_network(config: TrainConfig, sizes: TransformerConfig) -> list[str]:
+    """Check that every pattern matches something, that the adapter's type takes its settings, and a file to start from fits.
+
+    Return what of that file is left out. Raises SettingError, FileError.
+    """
     network = config.network
     with torch.device("meta"):
         model = AnimaTransformer(sizes)
@@ -134,8 +141,10 @@ def check_network(config: TrainConfig, sizes: TransformerConfig) -> None:
     base, dropouts = linear(model, name), Dropouts.of(network, config.seed)
     layer = Layer(base.in_features, base.out_features, rank, 0, dropouts, seeds.generator(config.seed, "init", name))
     ADAPTER_TYPES[network.type].build(layer, network)
-    if network.weights:
-        load_into(AdapterNetwork.inject(model, network, config.seed), network.weights)  # on the meta device: only checked
+    if not network.weights:
+        return []
+    load_into(AdapterNetwork.inject(model, network, config.seed), network.weights)  # on the meta device: only checked
+    return left_out(network.weights)
 
 
 def check_writable(folder: Path) -> None:
@@ -145,6 +154,21 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise FileError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from None
+
+
+def check_path_lengths(config: TrainConfig, run_dir: Path, cache_dir: Path) -> None:
+    """Check the longest paths that the run will write against what the system takes. Raises SettingError."""
+    limit = longest_path()
+    folders = {
+        "output.dir": (config.output.dir, run_dir / "checkpoints" / ".step-00000000.replaced" / "state.safetensors"),
+        "train.cache_dir": (cache_dir, cache_dir / "latents" / "00" / f".{'0' * 32}.00000000.tmp"),
+    }
+    for setting, (folder, longest) in folders.items():
+        length = len(str(longest.absolute()))
+        if length > limit:
+            problem = f"paths in it have {length} characters, the system takes {limit}"
+            way_out = "use a shorter folder or `output.name`, or allow Windows long paths (LongPathsEnabled)"
+            raise SettingError(f"`{setting}`={folder}: {problem}; {way_out}")
 
 
 def cache_folder(config: TrainConfig) -> Path:

@@ -1,14 +1,16 @@
 """What a run trains on: VAE latents and text are cached first, each model only in memory while it is needed."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 
 from .. import files, seeds
 from ..data.batches import Batches, Draw, Item, build_items
-from ..data.cache import TensorCache, encoded_at_once
+from ..data.cache import TensorCache, encoded_at_once, everything
 from ..data.captions import process_caption
+from ..data.check import steps_per_epoch
 from ..data.embeddings import CachedEmbeddings, LiveEmbeddings, TextEmbeddings, taken
 from ..data.latents import LatentStore, has_mask
 from ..data.text import TextStore
@@ -18,9 +20,10 @@ from ..models.transformer import AnimaTransformer
 from ..models.vae import AnimaVAE, load_vae
 from ..settings import TrainConfig
 from .events import Events
-from .memory import free_memory
+from .memory import free_memory, vae_tile
 from .preflight import Plan
 from .previews import preview_texts
+from .ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class TrainingData:
         self.latents = cached.latents
         self.embeddings = embeddings
         self.batches_per_epoch = cached.batches.len_epoch()
+        self.epoch_steps = steps_per_epoch(self.batches_per_epoch, plan.batches_per_step)
+        self.steps = total_steps(plan.config, self.epoch_steps)
         self.epochs = epochs(plan, cached.batches)
 
     def caption(self, draw: Draw) -> str:
@@ -73,35 +78,55 @@ class TrainingData:
         return taken(self.latents.notes) + self.embeddings.take_notes()
 
 
-def cache_data(plan: Plan, events: Events) -> CachedData:
+def cache_data(plan: Plan, events: Events, ranks: Ranks) -> CachedData:
     """Cache latents and text of everything that the run will meet."""
     items = build_items(plan.config.datasets, plan.pictures)
     batches = Batches(items, plan.config.datasets, plan.config.seed)
-    return CachedData(items, batches, cache_latents(plan, items, events), cache_text(plan, items, batches, events))
+    latents = cache_latents(plan, items, events, ranks)
+    return CachedData(items, batches, latents, cache_text(plan, items, batches, events, ranks))
 
 
-def with_embeddings(plan: Plan, cached: CachedData, model: AnimaTransformer, events: Events) -> TrainingData:
+def with_embeddings(plan: Plan, cached: CachedData, model: AnimaTransformer, events: Events, ranks: Ranks) -> TrainingData:
     """Add the LLM adapter, whose outputs are cached too, unless it is trained or captions are new in every epoch."""
     trained = any(p.requires_grad for p in model.llm_adapter.parameters())
     if trained or cached.texts.resident is not None:
         return TrainingData(plan, cached, LiveEmbeddings(cached.texts, model))
     embeddings = CachedEmbeddings(cached.texts, model)
     captions = [*preview_texts(plan.config.samples), *all_captions(cached.items, plan.config, epochs(plan, cached.batches))]
-    embeddings.fill(captions, events.progress("text embeddings"))
+    progress = events.progress("text embeddings")
+    in_shares(ranks, cached.texts.cache, lambda mine: embeddings.fill(captions, progress, mine))
+    embeddings.release()
+    free_memory()
     return TrainingData(plan, cached, embeddings)
+
+
+def in_shares(ranks: Ranks, cache: TensorCache, fill: Callable[[Callable[[str], bool]], object]) -> None:
+    """Let each process make its share of what is missing on disk, then whatever is missing still.
+
+    A cache in memory is each process' own.
+    """
+    if ranks.world > 1 and cache.folder is not None:
+        fill(ranks.share)
+        ranks.wait()
+    fill(everything)
 
 
 def epochs(plan: Plan, batches: Batches) -> int:
     """Count the epochs that the run will touch."""
-    config = plan.config
-    if config.max_train_epochs:
-        return config.max_train_epochs
-    wanted = config.max_train_steps * config.gradient_accumulation_steps * plan.world
-    return wanted // max(1, batches.len_epoch()) + 1
+    epoch_steps = steps_per_epoch(batches.len_epoch(), plan.batches_per_step)
+    return math.ceil(total_steps(plan.config, epoch_steps) / epoch_steps)
 
 
-def cache_latents(plan: Plan, items: list[Item], events: Events) -> LatentStore:
+def total_steps(config: TrainConfig, epoch_steps: int) -> int:
+    """Return the optimizer steps of the run: of `max_train_epochs` when set, else `max_train_steps`."""
+    return config.max_train_epochs * epoch_steps or config.max_train_steps
+
+
+def cache_latents(plan: Plan, items: list[Item], events: Events, ranks: Ranks) -> LatentStore:
     config = plan.config
+    tile = vae_tile(plan.device, config.vae_tile)
+    if tile != config.vae_tile:
+        events.emit("note", text=f"`train.vae_tile`={config.vae_tile}: {plan.device.type} takes tiles of {tile} px at most")
 
     def vae(device: torch.device | str) -> AnimaVAE:
         # fp32: the VAE is small, and what is cached once is looked at in every epoch
@@ -109,15 +134,16 @@ def cache_latents(plan: Plan, items: list[Item], events: Events) -> LatentStore:
 
     cache, identity = tensor_cache(plan, "latents", config.cache_latents), files.identity(config.model.vae)
     # while training the device is the transformer's
-    store = LatentStore(cache, identity, config.vae_tile, reload=lambda: vae("cpu"))
+    store = LatentStore(cache, identity, tile, reload=lambda: vae("cpu"))
     batch_size = encoded_at_once(plan.device, config.vae_batch_size)
-    store.fill(items, lambda: vae(plan.device), batch_size, events.progress("latents"))
-    store.fill_masks(items, events.progress("masks"))
+    on_device, encoding, masking = lambda: vae(plan.device), events.progress("latents"), events.progress("masks")
+    in_shares(ranks, cache, lambda mine: store.fill(items, on_device, batch_size, encoding, mine))
+    in_shares(ranks, cache, lambda mine: store.fill_masks(items, masking, mine))
     free_memory()
     return store
 
 
-def cache_text(plan: Plan, items: list[Item], batches: Batches, events: Events) -> TextStore:
+def cache_text(plan: Plan, items: list[Item], batches: Batches, events: Events, ranks: Ranks) -> TextStore:
     config, in_every_step = plan.config, encodes_in_every_step(plan.config)
     t5_folder = t5_tokenizer_dir(config.model.t5_tokenizer_dir)
 
@@ -139,7 +165,8 @@ def cache_text(plan: Plan, items: list[Item], batches: Batches, events: Events) 
     captions = ["", *preview_texts(config.samples)]
     if not in_every_step:
         captions += all_captions(items, config, epochs(plan, batches))
-    store.fill(captions, lambda: qwen(plan.device), events.progress("captions"))
+    progress = events.progress("captions")
+    in_shares(ranks, store.cache, lambda mine: store.fill(captions, lambda: qwen(plan.device), progress, mine))
     free_memory()
     return store
 

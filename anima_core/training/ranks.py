@@ -3,14 +3,16 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 from torch import Tensor
 
 from ..errors import SettingError
+from .events import COMMANDS
 from .memory import pick_device
 
-COMMANDS = (None, "stop", "cancel")
+PATIENCE = timedelta(days=7)  # of processes that wait while the first one caches or draws; the library's is ten minutes
 
 
 class Ranks:
@@ -22,12 +24,12 @@ class Ranks:
         self._accelerator = None
         if self.world > 1:
             try:
-                from accelerate import Accelerator
+                from accelerate import Accelerator, InitProcessGroupKwargs
             except ImportError:
                 raise SettingError(
                     "training on several processes needs the package accelerate: pip install accelerate"
                 ) from None
-            self._accelerator = Accelerator()
+            self._accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
             self.rank = self._accelerator.process_index
 
     @property
@@ -47,12 +49,18 @@ class Ranks:
         if self._accelerator is not None:
             tensor.copy_(self._accelerator.reduce(tensor, reduction="mean"))
 
-    def agree(self, command: str | None, device: torch.device) -> str | None:
-        """Return the first process' command in every process."""
+    def tell(self, loss: Tensor, command: str | None) -> Tensor:
+        """Return [mean loss, number of the first process' command or 0] of all processes, on the device: nobody waits."""
+        told = torch.stack([loss, torch.full_like(loss, 1 + COMMANDS.index(command) if command and self.first else 0)])
         if self._accelerator is None:
-            return command
-        code = torch.tensor(float(COMMANDS.index(command)) if self.first else 0.0, device=device)
-        return COMMANDS[int(self._accelerator.reduce(code, reduction="sum"))]
+            return told
+        told = self._accelerator.reduce(told, reduction="sum")
+        told[0] /= self.world
+        return told
+
+    def share(self, key: str) -> bool:
+        """Tell whether what has this key, a hash, is among what this process encodes for all."""
+        return int(key[:8], 16) % self.world == self.rank
 
     @contextmanager
     def first_first(self) -> Iterator[None]:

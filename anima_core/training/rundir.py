@@ -1,6 +1,5 @@
 """The run folder `<output_dir>/<name>-run/`: frozen config, log, samples, checkpoints."""
 
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -10,10 +9,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout  # torch itself brings it along
 
 from ..errors import FileError, SettingError
-from ..files import TEMPORARY, unused, write_whole
+from ..files import TEMPORARY, delete, replace, unused, write_whole
 from ..settings import to_dict
 from ..settings.toml_file import dump_toml
 from .preflight import Plan
+from .saves import Saves, moved_into
 from .state import step_of
 
 
@@ -23,7 +23,7 @@ def open_run_dir(plan: Plan) -> list[str]:
         notes = set_later_steps_aside(plan) if resumes_own(plan) else set_earlier_run_aside(plan)
         plan.run_dir.mkdir(parents=True, exist_ok=True)
         for left in half_written(plan):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+            delete(left)  # or at the next start
         return notes
     except OSError as error:
         way_out = "close what has it open, or choose another `output.name`"
@@ -46,21 +46,27 @@ def set_earlier_run_aside(plan: Plan) -> list[str]:
         notes.append(f"{adapter} is replaced at the end" + (", a copy is kept with its run" if earlier else ""))
     if earlier:
         aside = unused(folder)
-        os.replace(folder, aside)
-        notes.append(f"an earlier run of this name is kept in {aside}; `output.resume`={aside} continues it")
+        replace(folder, aside)
+        moved = Saves(aside, "adapters").set_aside(aside)
+        kept = f"{aside}, with {len(moved)} adapters that it saved on its way" if moved else str(aside)
+        notes.append(f"an earlier run of this name is kept in {kept}; `output.resume`={aside} continues it")
     return notes
 
 
 def set_later_steps_aside(plan: Plan) -> list[str]:
-    """Move checkpoints newer than the resumed one to `set_aside/`, or "latest" would pick them again. Damaged ones too."""
+    """Move what was saved after the resumed step to `set_aside/`: it is of a branch that was given up.
+
+    Else "latest" would pick its checkpoints again, and its adapters would push out those that are to come. Damaged ones too.
+    """
     assert plan.resume_from is not None
-    resumed = step_of(plan.resume_from)
+    resumed, aside = step_of(plan.resume_from), plan.run_dir / "set_aside"
     later = [path for path in (plan.run_dir / "checkpoints").glob("step-*") if step_of(path) > resumed]
     for path in later:
-        aside = unused(plan.run_dir / "set_aside" / path.name)
-        aside.parent.mkdir(exist_ok=True)
-        os.replace(path, aside)
-    return [f"{len(later)} later checkpoints are set aside in {plan.run_dir / 'set_aside'}"] if later else []
+        moved_into(aside, path)
+    Saves(plan.run_dir, "checkpoints").set_aside(aside, after=resumed)  # they are moved: this drops them from the list
+    adapters = Saves(plan.run_dir, "adapters").set_aside(aside, after=resumed)
+    found = [f"{len(found)} later {sort}" for sort, found in (("checkpoints", later), ("adapters", adapters)) if found]
+    return [f"{' and '.join(found)} are set aside in {aside}"] if found else []
 
 
 def half_written(plan: Plan) -> list[Path]:
@@ -100,19 +106,3 @@ def freeze_config(plan: Plan) -> str:
         way_out = "free some space, or choose another `output.dir`"
         raise FileError(f"{path}: cannot be written ({error.strerror}); {way_out}") from None
     return text
-
-
-def intermediate_saves(folder: Path, name: str) -> list[Path]:
-    """List the files `name-step00000100.safetensors` of a run, by step; no other run's, however it is named."""
-    pattern = re.compile(re.escape(name) + r"-step\d{8}\.safetensors")
-    return sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name))
-
-
-def prune(paths: list[Path], keep: int) -> None:
-    """Delete all but the last `keep` of files or folders sorted by age; 0 keeps all. A kill leaves none that looks whole."""
-    for path in paths[: -keep if keep else 0]:
-        if path.is_dir():
-            path = path.replace(path.with_name(f".{path.name}.pruned"))  # see `half_written`
-            shutil.rmtree(path)
-        else:
-            path.unlink()

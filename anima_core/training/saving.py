@@ -14,7 +14,7 @@ from ..settings import OutputConfig
 from .events import Events
 from .preflight import Plan
 from .reporting import StepReporter
-from .rundir import intermediate_saves, prune
+from .saves import AUTO, EPOCH, RESCUE, STEP, Keep, Saves, moved_into
 from .state import TrainState
 from .watchdog import Watchdog
 
@@ -45,33 +45,53 @@ class Saver:
         by_step = output.save_every_n_steps > 0 and step % output.save_every_n_steps == 0
         by_epoch = output.save_every_n_epochs > 0 and step % (output.save_every_n_epochs * epoch_steps) == 0
         if by_step or by_epoch:
-            self.save_intermediate()
+            self.save_intermediate(*[STEP] * by_step, *[EPOCH] * by_epoch)
         by_count = output.checkpoint_every_n_steps > 0 and step % output.checkpoint_every_n_steps == 0
         by_clock = 0 < output.checkpoint_every_n_minutes * 60 <= time.monotonic() - self.saved_at
         if by_count or by_clock:
-            self.save_checkpoint(self.plan.run_dir)
+            self.save_checkpoint(self.plan.run_dir, AUTO)
 
-    def save_intermediate(self) -> None:
-        folder = self.plan.adapter_path.parent
-        self.save_adapter(folder / f"{self.output.name}-step{self.state.step:08d}.safetensors")
-        prune(intermediate_saves(folder, self.output.name), self.output.save_last_n)
-        if self.output.save_state:
-            self.save_checkpoint(self.plan.run_dir)
+    def save_intermediate(self, *by: str) -> None:
+        """Save the adapter as it is after this step, beside where the last one will be. by: STEP, EPOCH or both."""
+        output, step = self.output, self.state.step
+        path = self.plan.adapter_path.parent / f"{output.name}-step{step:08d}.safetensors"
+        saves = Saves(self.plan.run_dir, "adapters")
+        if path.exists() and not saves.has(path):
+            aside = moved_into(self.plan.run_dir / "set_aside", path)
+            self.events.emit("note", text=f"{path} is not of this run; it is kept as {aside}")
+        saves.add(path, step, *by)
+        self.save_adapter(path)
+        self.warn(saves.prune(self.keep_adapters))
+        if output.save_state:
+            self.save_checkpoint(self.plan.run_dir, *by)
 
-    def save_checkpoint(self, run_dir: Path) -> None:
+    def save_checkpoint(self, run_dir: Path, *by: str) -> None:
         self.reporter.report(wait=True)  # the loss history is part of the state
         self.watchdog.check_finite(self.state.step)  # else it would in time push out the last good one
         folder = run_dir / "checkpoints" / f"step-{self.state.step:08d}"
+        saves, output = Saves(run_dir, "checkpoints"), self.output
+        saves.add(folder, self.state.step, *by)
         self.state.save(folder, self.config_text)
         self.saved_at = time.monotonic()
         self.events.emit("checkpoint", step=self.state.step, path=str(folder))
-        keep = self.output.save_last_n if self.output.save_state else self.output.keep_checkpoints
-        prune(sorted(folder.parent.glob("step-*")), keep)
+        steps = output.save_last_n_steps_state or output.save_last_n_steps
+        epochs = output.save_last_n_epochs_state or output.save_last_n_epochs
+        self.warn(saves.prune(Keep(steps, epochs, output.save_last_n, output.keep_checkpoints)))
+
+    @property
+    def keep_adapters(self) -> Keep:
+        """How long adapters last; of those that were rescued from an end that came early only the newest."""
+        output = self.output
+        return Keep(output.save_last_n_steps, output.save_last_n_epochs, output.save_last_n, auto=1)
+
+    def warn(self, warnings: list[str]) -> None:
+        for text in warnings:
+            self.events.emit("warning", text=text)
 
     def save_adapter(self, path: Path) -> None:
         extra = self.metadata | {
             "ss_steps": str(self.state.step),
-            "ss_gradient_checkpointing": str(self.plan.recompute),
+            "ss_gradient_checkpointing": str(self.state.network.model.gradient_checkpointing),
             "ss_training_started_at": str(self.started),
             "ss_training_finished_at": str(time.time()),
         }
@@ -84,7 +104,7 @@ class Saver:
         """Save the run's adapter and its last checkpoint: a finished run may be given more steps."""
         path = self.plan.adapter_path
         self.save_adapter(path)
-        self.save_checkpoint(self.plan.run_dir)
+        self.save_checkpoint(self.plan.run_dir, AUTO)
         self.events.emit("finish", step=self.state.step, reason=reason, path=str(path))
 
     def rescue(self, error: BaseException) -> None:
@@ -113,9 +133,11 @@ class Saver:
                 return
 
     def _rescue_into(self, folder: Path, step: int, consistent: bool) -> Path:
-        path = folder / f"{self.output.name}-step{step:08d}.safetensors"
+        """Save the state, where it is one, and the adapter into a folder. Of several rescued adapters the newest stays."""
+        path, saves = folder / f"{self.output.name}-step{step:08d}.safetensors", Saves(folder, "adapters")
         if consistent:
-            self.save_checkpoint(folder)
+            self.save_checkpoint(folder, AUTO)
+        saves.add(path, step, RESCUE)
         self.save_adapter(path)
-        prune(intermediate_saves(folder, self.output.name), keep=1)  # of a run that is cancelled again and again
+        self.warn(saves.prune(self.keep_adapters))
         return path

@@ -5,7 +5,6 @@ Random numbers need no state of their own (see `seeds`), so the step and the pos
 
 import inspect
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from .. import files
@@ -66,8 +65,8 @@ class TrainState:
             replaced = folder.with_name(f".{folder.name}{REPLACED}")
             shutil.rmtree(replaced, ignore_errors=True)
             if folder.exists():  # a resumed run that is saved again at once; a kill in between still finds this one
-                os.replace(folder, replaced)
-            os.replace(temporary, folder)
+                files.replace(folder, replaced)
+            files.replace(temporary, folder)
             files.flush_to_disk(folder.parent)
             shutil.rmtree(replaced, ignore_errors=True)
         except (OSError, SafetensorError) as error:
@@ -107,7 +106,7 @@ class TrainState:
         """Restore what `save` wrote into the freshly built objects of the same config. Raises FileError."""
         try:
             plain = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-            tensors = load_file(folder / "state.safetensors")
+            tensors = load((folder / "state.safetensors").read_bytes())  # see `load_tensors`
         except Exception as error:
             raise FileError(f"{folder}: not a readable checkpoint ({error}); resume an earlier one") from None
         if plain["version"] != CHECKPOINT_VERSION:

@@ -1,4 +1,4 @@
-"""Two watchdogs over a run: losses that are not finite, and an adapter that does not move."""
+"""Two watchdogs over a run: losses and gradients that are not finite, and an adapter that does not move."""
 
 import math
 
@@ -6,36 +6,62 @@ from torch import Tensor
 
 from ..adapters.network import AdapterNetwork
 from ..errors import RunError
+from .gradient import LEAST_SCALE
 
 MAX_NON_FINITE = 3  # steps in a row before the run stops
 DEAD_AFTER_STEPS = 5  # the zero-initialised factors must have moved by then
 
 
 class Watchdog:
-    """Raises RunError when the run has gone wrong; `last_good` is the adapter of the last check that was finite."""
+    """Raises RunError when the run has gone wrong; `last_good` is the adapter of the last check that was finite.
 
-    def __init__(self, network: AdapterNetwork) -> None:
+    masked: whether masks weigh the loss, which may be black where they should not.
+    steps, good_steps: how many were seen since the run was started or continued, and had a finite loss and gradient.
+    """
+
+    def __init__(self, network: AdapterNetwork, masked: bool = False) -> None:
         self.network = network
+        self.masked = masked
         self.non_finite = 0
+        self.steps = self.good_steps = 0
         self.good_step = 0
         self.last_good = self._copy()
 
     def _copy(self) -> dict[str, Tensor]:
         return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.network.state_dict().items()}
 
-    def check_loss(self, step: int, loss: float, names: list[str]) -> str | None:
-        """Return a warning for a loss that is not finite. Raises RunError after several in a row. names: of its pictures."""
-        if math.isfinite(loss):
+    def check(self, step: int, loss: float, grad_norm: float, names: list[str], scale: float = 1.0) -> str | None:
+        """Return a warning for a step that was left out, its loss or gradient not being finite. names: of its pictures.
+
+        scale: of the loss, under fp16; while it is above its least, an overflow is a step of the search for it, which
+        has its own end. Raises RunError after several in a row, and when nothing has moved after several good ones.
+        """
+        self.steps += 1
+        if math.isfinite(loss) and math.isfinite(grad_norm):
             self.non_finite = 0
+            self.good_steps += 1
+            if self.good_steps == DEAD_AFTER_STEPS:
+                self.check_moving()
             return None
+        if math.isfinite(loss) and scale > LEAST_SCALE:
+            return f"step {step}: the gradient overflowed fp16 and was left out; the loss scale {scale:g} is halved"
         self.non_finite += 1
-        pictures = ", ".join(names)
+        pictures, what = ", ".join(names), "gradient" if math.isfinite(loss) else "loss"
         if self.non_finite >= MAX_NON_FINITE:
+            way_out = "lower `optimizer.learning_rate`, or check these pictures"
+            if not self.good_steps:
+                way_out = "check the model file and these pictures, or use `model.dtype=fp32`"
             raise RunError(
-                f"step {step}: the loss was not finite {self.non_finite} times in a row (pictures: {pictures}); "
-                f"lower `optimizer.learning_rate`, or check these pictures"
+                f"step {step}: the {what} was not finite {self.non_finite} times in a row (pictures: {pictures}); {way_out}"
             )
-        return f"step {step}: the loss is {loss}; its gradient was left out (pictures: {pictures})"
+        number = grad_norm if what == "gradient" else loss
+        return f"step {step}: the {what} is {number}; the step was left out (pictures: {pictures})"
+
+    def check_trained(self) -> None:
+        """Raise RunError when all steps, of which there were some, were left out."""
+        if self.steps and not self.good_steps:
+            way_out = "check the model file, or use `model.dtype=fp32`"
+            raise RunError(f"none of {self.steps} steps had a finite loss and gradient: nothing was trained; {way_out}")
 
     def keep(self, step: int) -> None:
         """Remember the adapter as good if it is finite: one copy to the host, done every so often."""
@@ -58,14 +84,11 @@ class Watchdog:
         self.network.load_state_dict(self.last_good)
         return self.good_step
 
-    def check_moving(self, masked: bool = False) -> None:
-        """Raise RunError when every zero-initialised factor is still zero: then nothing is being trained.
-
-        masked: whether masks weigh the loss, which may be black where they should not.
-        """
+    def check_moving(self) -> None:
+        """Raise RunError when every zero-initialised factor is still zero: then nothing is being trained."""
         factors = list(self.network.zero_init_parameters())
         if factors and not any(bool(parameter.any()) for _, parameter in factors):
-            masks = "the masks (`subset.mask_dir`, `subset.alpha_mask`: black is not trained), " if masked else ""
+            masks = "the masks (`subset.mask_dir`, `subset.alpha_mask`: black is not trained), " if self.masked else ""
             raise RunError(
                 f"after {DEAD_AFTER_STEPS} steps all {len(factors)} zero-initialised factors are still zero: the adapter gets "
                 f"no gradient; check {masks}`optimizer.learning_rate`, `network.learning_rates` and gradient overflow"

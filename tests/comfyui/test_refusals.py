@@ -18,6 +18,8 @@ def server(comfyui, tmp_path_factory):
     for folder in ("empty", "bare"):
         (base / "input" / folder).mkdir()
     Image.new("RGB", (64, 64), "red").save(base / "input" / "bare" / "a.png")
+    text = f"[[datasets]]\n[[datasets.subsets]]\nimage_dir = '{base / 'input' / 'empty'}'\n"
+    (base / "input" / "data.toml").write_text(text, encoding="utf-8")
     transformer = load_file(base / "models" / "diffusion_models" / "tiny.safetensors")
     vae = load_file(base / "models" / "vae" / "tiny.safetensors")
     whole = {f"model.diffusion_model.{k}": v for k, v in transformer.items()} | {
@@ -31,6 +33,11 @@ def server(comfyui, tmp_path_factory):
     save_file(vae, base / "models" / "loras" / "vae.safetensors")
     with ComfyUI(*comfyui, base) as running:
         yield running
+
+
+def from_toml(graph: Graph) -> None:
+    graph.add("toml", "AnimaDatasetTOML", path="data.toml")
+    graph.prompt["train"]["inputs"]["dataset"] = ["toml", 0]
 
 
 def start_from(graph: Graph, adapter: str) -> None:
@@ -47,6 +54,7 @@ def start_from(graph: Graph, adapter: str) -> None:
             "data",
             "bare: no captions; put .txt files beside the pictures",
         ),
+        (from_toml, "toml", "empty: no pictures"),
         (
             lambda g: g.prompt["transformer"]["inputs"].update(transformer="whole.safetensors"),
             "transformer",

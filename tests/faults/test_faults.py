@@ -103,61 +103,6 @@ def test_a_moved_model_file_is_the_same_model(model, pictures, tmp_path):
     assert train(dataclasses.replace(config, model=moved, output=saving(tmp_path, resume="latest"))).steps == 6
 
 
-def out_of_memory(times: int):
-    """Let a run's first forward passes run out of memory."""
-
-    def change(run):
-        calls, real = [], run.forward
-
-        def forward(batch):
-            calls.append(1)
-            if len(calls) <= times:
-                raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
-            return real(batch)
-
-        run.forward = forward
-
-    return change
-
-
-def test_a_step_out_of_memory_is_tried_once_more(model, pictures, tmp_path):
-    plain = train(train_config(model, pictures, tmp_path / "a"))
-    events = []
-    other = train_changed(train_config(model, pictures, tmp_path / "b"), out_of_memory(1), events.append)
-    assert "out of memory; trying once more after freeing" in warnings_of(events)
-    assert same_tensors(load_file(plain.adapter_path), load_file(other.adapter_path))
-
-
-def test_a_step_that_never_fits_says_what_would(model, pictures, tmp_path):
-    config = train_config(model, pictures, tmp_path, memory="recompute", dataset=dict(enable_bucket=False))
-    advice = r"use dataset.batch_size=1 with gradient_accumulation_steps=2"
-    with pytest.raises(RunError, match=rf"out of memory at 2 pictures of 64x64 .*{advice}"):
-        train_changed(config, out_of_memory(10**6))
-
-
-def test_a_step_that_fits_no_more_ends_with_its_state_saved(model, pictures, tmp_path):
-    """A larger bucket after hours, or another program that took memory: what it says in a plain RuntimeError counts too."""
-    whole = train(train_config(model, pictures, tmp_path / "whole"))
-    config = train_config(model, pictures, tmp_path / "parts", output=saving(tmp_path / "parts", checkpoint_every_n_steps=0))
-
-    def change(run):
-        real = run.forward
-
-        def forward(batch):
-            if run.state.step == 4:
-                raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported")
-            return real(batch)
-
-        run.forward = forward
-
-    with pytest.raises(RunError, match=r"out of memory at \d pictures .*use memory=recompute"):
-        train_changed(config, change)
-    (checkpoint,) = (tmp_path / "parts" / "test-run" / "checkpoints").iterdir()
-    assert checkpoint.name == "step-00000004"
-    resumed = train(dataclasses.replace(config, output=saving(tmp_path / "parts", resume="latest"), memory="recompute"))
-    assert resumed.steps == 6 and resumed.losses == pytest.approx(whole.losses, rel=1e-4)
-
-
 def test_an_error_that_is_not_about_memory_is_not_tried_again(model, pictures, tmp_path):
     calls = []
 
