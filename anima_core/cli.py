@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def run_train(args: argparse.Namespace) -> None:
     let_segments_grow()
     from .training.loop import train  # after the settings are known to be good: importing torch takes seconds
 
-    with ProgressBar(setting_words()) as bar, tensorboard(request.tensorboard) as board:
+    with ProgressBar(setting_words()) as bar, tensorboard(request.tensorboard, request.tensorboard_required) as board:
 
         def listen(event: dict[str, Any]) -> None:
             bar.on_event(event)
@@ -132,15 +133,16 @@ def run_check(args: argparse.Namespace) -> None:
 
 
 @contextmanager
-def tensorboard(folder: str) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Yield a listener that writes each step's numbers as TensorBoard files; without a folder it does nothing."""
-    if not folder:
+def tensorboard(folder: str, required: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Yield a listener that writes each step's numbers as TensorBoard files; without a folder it does nothing.
+
+    required: without the package the run is refused (SettingError); else that is a note.
+    """
+    if not folder or not has_tensorboard(required):
         yield lambda event: None
         return
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise SettingError("log_with=tensorboard needs the package tensorboard: pip install tensorboard") from None
+    from torch.utils.tensorboard import SummaryWriter
+
     writer = SummaryWriter(folder)
 
     def listener(event: dict[str, Any]) -> None:
@@ -153,6 +155,16 @@ def tensorboard(folder: str) -> Iterator[Callable[[dict[str, Any]], None]]:
         yield listener
     finally:
         writer.close()
+
+
+def has_tensorboard(required: bool) -> bool:
+    """Tell whether the package is there. Raises SettingError when it is not, and was asked for by name."""
+    if find_spec("tensorboard"):
+        return True
+    if required:
+        raise SettingError("log_with=tensorboard needs the package tensorboard: pip install tensorboard")
+    print("note: logging_dir: no TensorBoard files without the package tensorboard: pip install tensorboard", file=sys.stderr)
+    return False
 
 
 def run_demo(args: argparse.Namespace) -> None:

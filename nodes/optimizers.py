@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 from comfy_api.latest import io
 
 from ..anima_core.settings import OptimizerConfig
-from ..anima_core.settings.optimizer import OPTIMIZERS
+from ..anima_core.settings.optimizer import OPTIMIZERS, PLAIN_SCHEDULES
 from ..anima_core.settings.setting import settings_of
 from ..anima_core.training.optimizers import preflight
 from . import types
@@ -24,7 +24,7 @@ ARGUMENTS = widget(
 GRADIENT, SQUARE = "How long the gradient is remembered.", "How long the squared gradient is remembered."
 SCHEDULE = (
     widget("learning_rate", OptimizerConfig, min=0.0, max=10.0, step=1e-6, round=1e-9),
-    widget("lr_scheduler", OptimizerConfig, "scheduler"),
+    widget("lr_scheduler", OptimizerConfig, "scheduler", options=list(PLAIN_SCHEDULES)),
     widget("lr_warmup_steps", OptimizerConfig, "warmup_steps", max=100000),
     widget("lr_warmup_ratio", OptimizerConfig, "warmup_ratio", max=0.99, step=0.01, advanced=True),
     widget("num_cycles", OptimizerConfig, min=0.1, max=100.0, step=0.1, advanced=True),

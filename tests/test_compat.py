@@ -157,6 +157,13 @@ def test_mistakes_in_a_file_name_their_place(root, old, new, text):
     assert text in str(refused.value)
 
 
+def test_empty_keys_of_a_sectioned_file_are_not_set(root):
+    text = ROOT.replace("weight_decay = 0.02\nbeta1 = 0.9\nbeta2 = 0.95", 'weight_decay = ""\nbeta1 = ""\nbeta2 = ""')
+    root.write_text(text.replace("seed = 7", 'seed = ""\nnoise_offset = ""'), encoding="utf-8")
+    c = request("--config", str(root)).config
+    assert (c.optimizer.weight_decay, c.optimizer.betas, c.seed, c.flow.noise_offset) == (0.01, (0.9, 0.999), 42, 0.0)
+
+
 def test_a_file_that_is_not_sectioned_is_refused_as_config(tmp_path):
     path = tmp_path / "flat.toml"
     path.write_text("seed = 3\n", encoding="utf-8")
@@ -192,7 +199,7 @@ resolution = [512, 768]
     assert answer.config.optimizer.betas == (0.9, 0.95) and answer.config.datasets[0].resolutions == ((512, 768),)
     assert any("line 16: xformers has no effect" in note or "xformers has no effect" in note for note in answer.notes)
     path.write_text(path.read_text(encoding="utf-8") + "netwrok_dropout = 0.1\n", encoding="utf-8")
-    with pytest.raises(SettingError, match=r"line 18: netwrok_dropout: unknown key; did you mean network_dropout\?"):
+    with pytest.raises(SettingError, match=r"line 18: unknown key netwrok_dropout; did you mean network_dropout\?"):
         request("--config_file", str(path))
 
 

@@ -3,6 +3,7 @@
 # ruff: noqa: E501 (tables of cases)
 
 import dataclasses
+import inspect
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ from anima_core.compat.dataset_config import read_dataset_config
 from anima_core.compat.flags import MAPPED, OTHER_DEFAULTS, known_names, mapped_flags
 from anima_core.compat.unmapped import IGNORED, REFUSED
 from anima_core.errors import SettingError
-from anima_core.settings import DatasetConfig, SubsetConfig, TrainConfig, walk
+from anima_core.settings import DatasetConfig, OptimizerConfig, SubsetConfig, TrainConfig, walk
+from anima_core.settings.optimizer import OPTIMIZERS
+from anima_core.training.optimizers import optimizer_class
 
 REQUIRED = ["--anima_transformer", "t.safetensors", "--vae", "v", "--qwen", "q", "--t5_tokenizer_dir", "t5"]
 FOLDER = ["--train_data_dir", "pics"]
@@ -34,8 +37,35 @@ def test_a_flag_starts_from_its_settings_default_unless_a_reason_is_given():
     here = {found.name: found.value for found in walk(c)}
     there = {found.name: found.value for found in walk(TrainConfig(c.model, (DatasetConfig((SubsetConfig("pics"),)),)))}
     named = {flag.name: flag.setting for flag in mapped_flags()}
-    assert {name for name in here if here[name] != there[name]} == {named[flag] for flag in OTHER_DEFAULTS}
+    of_the_library = {"optimizer.betas"}  # AdamW's, see the next test
+    assert {name for name in here if here[name] != there[name]} == {named[flag] for flag in OTHER_DEFAULTS} | of_the_library
     assert all(reason for _, reason in OTHER_DEFAULTS.values())
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS, ids=lambda kind: kind.name)
+def test_without_optimizer_args_an_optimizer_starts_from_its_librarys_values(kind):
+    """As sd-scripts does, which hands nothing on; the settings' own defaults are the graph's."""
+    optimizer = config("--optimizer_type", kind.name).optimizer
+    assert (optimizer.betas, optimizer.weight_decay) == (
+        kind.library.get("betas", OptimizerConfig().betas),
+        kind.library.get("weight_decay", OptimizerConfig().weight_decay),
+    )
+    try:
+        parameters = inspect.signature(optimizer_class(kind)).parameters
+    except SettingError:
+        pytest.skip(f"{kind.package} is not installed")
+    theirs = {name: parameter.default for name, parameter in parameters.items()}
+    assert optimizer.weight_decay == theirs["weight_decay"]
+    if "betas" in kind.takes:
+        assert optimizer.betas == theirs[kind.takes["betas"]] and optimizer.eps == theirs.get("eps", optimizer.eps)
+    if "beta1" in kind.takes:
+        assert optimizer.betas[0] == theirs[kind.takes["beta1"]]
+
+
+def test_optimizer_args_win_over_the_librarys_values():
+    args = ("--optimizer_args", "weight_decay=0.1", "betas=(0.5,0.6)")
+    optimizer = config("--optimizer_type", "Prodigy", *args).optimizer
+    assert (optimizer.betas, optimizer.weight_decay) == ((0.5, 0.6), 0.1)
 
 
 def test_a_dataset_file_starts_from_the_same_defaults_but_for_kohyas(tmp_path):
@@ -56,6 +86,11 @@ def test_a_dataset_file_starts_from_the_same_defaults_but_for_kohyas(tmp_path):
         (["--network_args", "loraplus_lr_ratio=4", "rank_dropout=0.1", "module_dropout=0.2"], lambda n: (n.loraplus_lr_ratio, n.rank_dropout, n.module_dropout) == (4.0, 0.1, 0.2)),
         (["--network_module", "networks.lokr_anima", "--network_args", "lokr_full_matrix=true", "lokr_decompose_both=1", "lokr_factor=-1"], lambda n: n.full_matrix and n.decompose_both and n.factor == -1),
         (["--network_module", "networks.lokr_anima", "--network_dim", "100000", "--network_alpha", "100000"], lambda n: n.rank == 100000 and n.alpha == 0),
+        (["--network_module", "networks.lokr"], lambda n: (n.type, n.factor) == ("lokr", -1)),
+        (["--network_module", "networks.lokr", "--network_args", "factor=8"], lambda n: n.factor == 8),
+        (["--network_module", "lycoris.kohya"], lambda n: n.type == "lora"),
+        (["--network_module", "lycoris.kohya", "--network_args", "algo=LoCon", "preset=attn-mlp", "conv_dim=16", "conv_alpha=1"], lambda n: n.type == "lora"),
+        (["--network_module", "lycoris.kohya", "--network_args", "algo=lokr", "factor=undefined", "dora_wd=False", "full_matrix=True"], lambda n: (n.type, n.factor, n.full_matrix) == ("lokr", -1, True)),
     ],
 )  # fmt: skip
 def test_network_args(argv, read):
@@ -65,7 +100,27 @@ def test_network_args(argv, read):
 @pytest.mark.parametrize(
     "argv, text",
     [
-        (["--network_args", "conv_dim=4"], "network_args: unknown conv_dim; known are target_modules"),
+        (["--network_args", "conv_dims=4", "x=1"], "network_args: unknown conv_dims, x; known are target_modules"),
+        (["--network_args", "dora_wd=True"], "network_args: dora_wd=True: DoRA is not available"),
+        (["--network_args", "train_block_indices=0-5"], "train_block_indices=0-5: use exclude_patterns"),
+        (["--llm_adapter_path", "a.safetensors"], "--llm_adapter_path: the LLM adapter is read from the transformer's file"),
+        (["--lr_warmup_steps", "inf"], "lr_warmup_steps=inf: must be a number of steps"),
+        (["--lr_decay_steps", "nan"], "lr_decay_steps=nan: must be a number of steps"),
+        (["--lr_scheduler", "adafactor"], "lr_scheduler=adafactor belongs to a step size that Adafactor finds itself"),
+        (["--lr_scheduler", "piecewise_constant"], "step_rules='': write factor:step"),
+        (
+            ["--network_module", "networks.lora"],
+            "Unsupported network module: networks.lora. Expected one of: ('networks.lokr_anima', 'networks.lora_anima')",
+        ),
+        (["--network_module", "networks.loha"], "Unsupported network module: networks.loha. Expected one of: ("),
+        (
+            ["--network_module", "lycoris.kohya", "--network_args", "algo=loha"],
+            "Unsupported network module: lycoris.kohya with algo=loha. Expected",
+        ),
+        (
+            ["--network_dims", "4", "--sede", "1"],
+            "unknown flag --network_dims; did you mean --network_dim?; unknown flag --sede; did you mean --seed?",
+        ),
         (["--network_args", "train_norm=maybe"], "train_norm=maybe: must be true or false"),
         (["--network_args", "exclude_patterns=.*mlp.*"], "write it as"),
         (["--network_args", "lokr_factor=x"], "lokr_factor=x: must be int"),
@@ -160,6 +215,14 @@ def test_adafactor_and_prodigy_rules():
         (["--timestep_sampling", "flux_shift", "--weighting_scheme", "cosmap"], "resolution_shift", "cosmap", 1.0),
         (["--timestep_sampling", "sigma", "--weighting_scheme", "logit_normal"], "logit_normal", "none", 1.0),
         (["--timestep_sampling", "sigma"], "uniform", "none", 1.0),
+        (["--timestep_sampling", "sigma", "--weighting_scheme", "mode"], "mode", "none", 1.0),
+        (
+            ["--timestep_sampling", "sigma", "--weighting_scheme", "logit_normal", "--discrete_flow_shift", "3"],
+            "shift",
+            "none",
+            3.0,
+        ),
+        (["--timestep_sampling", "sigma", "--discrete_flow_shift", "3"], "mode", "none", 3.0),
     ],
 )
 def test_timesteps_in_sd_scripts_words(argv, sampling, weighting, shift):

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anima_core.settings import FlowConfig
-from anima_core.training.flow import flow_loss, interpolate, noise_like, sample_timesteps, velocity_target
+from anima_core.settings.train import TIMESTEP_SAMPLINGS
+from anima_core.training.flow import flow_loss, input_noise, interpolate, noise_like, sample_timesteps, velocity_target
 
 MANY = 200_000
 
@@ -29,6 +30,8 @@ def draws(tokens: int = 4096, **settings) -> torch.Tensor:
         ({"timestep_sampling": "shift", "shift": 3.0}, 0.714, 0.75),
         ({"timestep_sampling": "shift", "shift": 1.0}, 0.5, 0.5),
         ({"shift": 3.0}, 0.5, 0.5),  # the shift belongs to its own mode
+        ({"timestep_sampling": "mode"}, 0.5, 0.5),
+        ({"timestep_sampling": "mode", "mode_scale": 0.0, "shift": 3.0}, 0.676, 0.75),
     ],
 )
 def test_mean_and_median_of_t(settings, mean, median):
@@ -39,10 +42,17 @@ def test_mean_and_median_of_t(settings, mean, median):
 
 
 def test_logit_normal_is_normal_in_logits():
-    for scale in (0.5, 1.0, 2.0):
-        z = torch.logit(draws(sigmoid_scale=scale).double())
-        assert z.mean().item() == pytest.approx(0, abs=0.02)
+    for mean, scale in ((0.0, 0.5), (0.0, 1.0), (-1.0, 2.0)):
+        z = torch.logit(draws(logit_mean=mean, sigmoid_scale=scale).double())
+        assert z.mean().item() == pytest.approx(mean, abs=0.02)
         assert z.std().item() == pytest.approx(scale, rel=0.01)
+
+
+def test_what_is_new_of_t_changes_no_draw_that_was():
+    z = torch.randn(64, generator=seeded())
+    assert torch.equal(sample_timesteps(64, FlowConfig(sigmoid_scale=1.3), seeded()), torch.sigmoid(1.3 * z))
+    even = FlowConfig(timestep_sampling="mode", mode_scale=0.0)
+    assert torch.equal(sample_timesteps(64, even, seeded()), torch.rand(64, generator=seeded()))
 
 
 def test_uniform_fills_ten_bins_evenly():
@@ -57,15 +67,17 @@ def test_resolution_shift_moves_the_median_with_the_picture(tokens, mu):
 
 
 @given(
-    mode=st.sampled_from(["logit_normal", "uniform", "shift", "resolution_shift"]),
+    mode=st.sampled_from(TIMESTEP_SAMPLINGS),
     scale=st.floats(0.01, 50),
+    mean=st.floats(-20, 20),
+    bump=st.floats(-1, 1.75),
     shift=st.floats(0.01, 100),
     tokens=st.integers(1, 70000),
     seed=st.integers(0, 2**62),
 )
 @settings(max_examples=60, deadline=None)
-def test_t_stays_inside_0_and_1(mode, scale, shift, tokens, seed):
-    flow = FlowConfig(timestep_sampling=mode, sigmoid_scale=scale, shift=shift)
+def test_t_stays_inside_0_and_1(mode, scale, mean, bump, shift, tokens, seed):
+    flow = FlowConfig(timestep_sampling=mode, sigmoid_scale=scale, logit_mean=mean, mode_scale=bump, shift=shift)
     t = sample_timesteps(256, flow, seeded(seed), tokens=tokens)
     assert t.shape == (256,) and bool(((t > 0) & (t < 1)).all())
 
@@ -95,6 +107,14 @@ def test_noise_offset_is_one_draw_per_sample_and_channel():
     assert shared[:, :, 0, 0].std().item() == pytest.approx(0.5, rel=0.03)
 
 
+def test_input_noise_is_the_noise_and_a_second_draw():
+    noise = noise_like(torch.empty(4, 16, 16, 16), seeded())
+    further = input_noise(noise, seeded(5), 0.3) - noise
+    assert torch.allclose(further, 0.3 * noise_like(noise, seeded(5)), atol=1e-6)
+    assert further.std().item() == pytest.approx(0.3, rel=0.03)
+    assert (further * noise).mean().item() == pytest.approx(0, abs=0.01)
+
+
 def test_interpolation_ends_at_the_picture_and_at_the_noise():
     x0, eps = torch.randn(3, 16, 4, 6), torch.randn(3, 16, 4, 6)
     t = torch.tensor([0.0, 0.25, 1.0])
@@ -109,6 +129,7 @@ PIXEL_LOSSES = {
     "mse": lambda e, d: e * e,
     "l1": lambda e, d: abs(e),
     "huber": lambda e, d: 2 * d * (math.sqrt(e * e + d * d) - d),
+    "smooth_l1": lambda e, d: 2 * (math.sqrt(e * e + d * d) - d),
 }
 WEIGHTS = {
     "none": lambda t: 1.0,

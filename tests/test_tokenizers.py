@@ -216,9 +216,22 @@ def test_t5_folder_lacks_files(tiny_t5):
     (tiny_t5 / "spiece.model").unlink()
     with pytest.raises(FileError, match=r"T5 tokenizer directory missing required files: \['spiece.model'\]"):
         t5_tokenizer_dir(tiny_t5)
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):  # now it is laid out as ComfyUI's
+
+
+def test_comfyuis_folder_is_known_by_its_place_alone(tiny_t5, tmp_path):
+    """It lacks two of the files that sd-scripts asks for; a copy of it elsewhere is refused as any other folder is."""
+    for name in ("config.json", "spiece.model"):
+        (tiny_t5 / name).unlink()
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
         (tiny_t5 / name).write_text("{}", encoding="utf-8")
-    assert t5_tokenizer_dir(str(tiny_t5)) == tiny_t5
+    with pytest.raises(FileError, match=r"missing required files: \['config.json', 'spiece.model'\]"):
+        t5_tokenizer_dir(str(tiny_t5))
+    own = tmp_path / "any/comfy/text_encoders/t5_tokenizer"
+    own.parent.mkdir(parents=True)
+    tiny_t5.rename(own)
+    assert t5_tokenizer_dir(str(own)) == own
+    (tmp_path / "link").symlink_to(own)
+    assert t5_tokenizer_dir(tmp_path / "link") == tmp_path / "link"
 
 
 def edit_json(path, change):

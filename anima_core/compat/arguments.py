@@ -5,7 +5,6 @@ which wins also when it equals a default.
 """
 
 import argparse
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,16 @@ from typing import Any, NoReturn
 from ..errors import FileError, SettingError
 from ..files import write_whole
 from ..settings import DatasetConfig, TrainConfig, from_dict, to_dict
-from ..settings.toml_file import dump_toml, line_of, read_toml
-from .flags import MAPPED, TYPES, Flag, as_flag_kind, known_names, mapped_flags
+from ..settings.toml_file import dump_toml, read_toml
+from .flags import MAPPED, Flag, known_names, mapped_flags
+from .flat_toml import read_flat
+from .kinds import TYPED
 from .mistaken import refuse_dataset_file
+from .prompts import names_file
 from .root_toml import is_root_style, read_root
 from .translate import dataset_configs, train_config
-from .unmapped import IGNORED, REFUSED
+from .unknown import hint
+from .unmapped import IGNORED, REFUSED, is_on
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,12 +34,16 @@ class Parser(argparse.ArgumentParser):
 
 @dataclass(frozen=True)
 class Request:
-    """A parsed command line: the run, what was accepted without effect, and what else was asked for."""
+    """A parsed command line: the run, what was accepted without effect, and what else was asked for.
+
+    tensorboard: the folder of its files, or empty. tensorboard_required: without the package the run is refused.
+    """
 
     config: TrainConfig
     notes: tuple[str, ...]
-    output_config: bool
-    tensorboard: str  # folder, or empty
+    output_config: bool = False
+    tensorboard: str = ""
+    tensorboard_required: bool = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,17 +67,17 @@ def _add(group: Any, flag: Flag) -> None:
     elif flag.kind == "list":
         group.add_argument(*names, nargs="*", metavar="NAME=VALUE", **common)
     else:
-        group.add_argument(*names, type=TYPES[flag.kind], choices=flag.choices or None, metavar=flag.kind.upper(), **common)
+        choices = (*flag.choices, "") if flag.choices else None  # an empty word is "not set"
+        group.add_argument(*names, type=TYPED[flag.kind], choices=choices, metavar=flag.kind.upper(), **common)
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse, and name the nearest flag for one that is unknown."""
+    """Parse, and name the nearest flag for each that is unknown."""
     args, rest = parser.parse_known_args(argv)
     unknown = [text.split("=")[0] for text in rest if text.startswith("--")]
     if unknown:
-        near = difflib.get_close_matches(unknown[0].lstrip("-"), known_names(), 1)
-        hint = f"; did you mean --{near[0]}?" if near else ""
-        raise SettingError(f"unknown flag {unknown[0]}{hint}")
+        known = known_names()
+        raise SettingError("; ".join(f"unknown flag {name}{hint(name.lstrip('-'), known, '--')}" for name in unknown))
     if rest:
         raise SettingError(f"unexpected {rest[0]!r}; flags start with --")
     return args
@@ -88,14 +95,18 @@ def request_from(args: argparse.Namespace, guard: Guard = lambda path, setting: 
     notes = refuse_and_note(vars(args), "--")
     frozen = frozen_config(typed)
     if frozen is not None:
-        return Request(frozen, tuple(notes), typed.get("output_config", False), "")
+        return Request(frozen, tuple(notes), typed.get("output_config", False))
     values, explicit, file_notes = all_values(typed)
     for flag in mapped_flags():
-        if flag.kind == "path" and values[flag.name]:
-            guard(values[flag.name], flag.name)
+        value = values[flag.name]
+        if value and (flag.kind == "path" or (flag.kind == "prompts" and names_file(value))):
+            guard(value, flag.name)
     config, more = train_config(values, explicit)
-    board = values["logging_dir"] if values["log_with"] == "tensorboard" else ""
-    return Request(config, (*notes, *file_notes, *more), values["output_config"], board)
+    required = values["log_with"] in ("tensorboard", "all")
+    board = values["logging_dir"] if required or (not values["log_with"] and "logging_dir" in explicit) else ""
+    if values["log_with"] in ("wandb", "all"):
+        more.append(f"log_with={values['log_with']}: wandb is not written; log.jsonl in the run folder has every number")
+    return Request(config, (*notes, *file_notes, *more), values["output_config"], board, required)
 
 
 def typed_flags(args: argparse.Namespace) -> dict[str, Any]:
@@ -104,8 +115,14 @@ def typed_flags(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def all_values(typed: dict[str, Any]) -> tuple[dict[str, Any], set[str], list[str]]:
-    """Return the value of every flag, the names of those that were given, typed or in a file, and notes."""
+    """Return the value of every flag, the names of those that were given, typed or in a file, and notes.
+
+    A flag that is typed empty is as if it were nowhere, also where the file gives it.
+    """
     from_file, notes = read_files(typed)
+    emptied = {name for name, value in typed.items() if value in ("", [])}
+    from_file = {name: value for name, value in from_file.items() if name not in emptied}
+    typed = {name: value for name, value in typed.items() if name not in emptied}
     values = {flag.name: flag.default for flag in mapped_flags()} | from_file | typed
     if "dataset_config" in typed and "inline_datasets" in values:
         del values["inline_datasets"]
@@ -147,11 +164,12 @@ def data_request_from(args: argparse.Namespace) -> DataRequest:
 
 
 def refuse_and_note(given: dict[str, Any], prefix: str) -> list[str]:
-    """Raise for a refused flag; a line for each that has no effect here."""
-    for name in given:
+    """Raise for a refused flag; a line for each that has no effect here. One that asks for nothing is passed over."""
+    asked = [name for name, value in given.items() if is_on(value)]
+    for name in asked:
         if name in REFUSED:
             raise SettingError(f"{prefix}{name}: {REFUSED[name][1]}")
-    return [f"{prefix}{name} has no effect: {IGNORED[name][1]}" for name in given if name in IGNORED]
+    return [f"{prefix}{name} has no effect: {IGNORED[name][1]}" for name in asked if name in IGNORED]
 
 
 def frozen_config(typed: dict[str, Any]) -> TrainConfig | None:
@@ -189,30 +207,6 @@ def read_files(typed: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     return {}, []
 
 
-def read_flat(data: dict[str, Any], path: str) -> tuple[dict[str, Any], list[str]]:
-    """Read sd-scripts' own file: flag names as keys; table names are only for the reader."""
-    flags = {name: flag for flag in mapped_flags() for name in (flag.name, *flag.aliases)}
-    pairs = [(table, key, value) for table, entries in tables(data) for key, value in entries.items()]
-    values, notes = {}, []
-    for table, key, value in pairs:
-        where = f"{path}, line {line_of(path, table, key)}: {key}"
-        if key in REFUSED and value not in (False, None):
-            raise SettingError(f"{where}: {REFUSED[key][1]}")
-        if key in IGNORED:
-            notes.append(f"{where} has no effect: {IGNORED[key][1]}")
-        elif key in flags:
-            values[flags[key].name] = as_flag_kind(flags[key], value, where)
-        elif key not in REFUSED:
-            near = difflib.get_close_matches(key, known_names(), 1)
-            raise SettingError(f"{where}: unknown key{f'; did you mean {near[0]}?' if near else ''}")
-    return values, notes
-
-
-def tables(data: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    top = {key: value for key, value in data.items() if not isinstance(value, dict)}
-    return [("", top), *((name, value) for name, value in data.items() if isinstance(value, dict))]
-
-
 def config_of(flags: Sequence[str]) -> TrainConfig:
     """Return the run that these flags of `train` ask for."""
     parser = Parser(prog="train", allow_abbrev=False)
@@ -224,7 +218,8 @@ def config_from_file(path: str | Path, guard: Guard = lambda path, setting: None
     """Read a whole run from one file of any dialect, frozen, sectioned or flat; return it and its notes."""
     key = "config" if is_root_style(read_toml(path)) else "config_file"
     request = request_from(argparse.Namespace(**{key: str(path)}), guard)
-    return request.config, request.notes
+    board = ("TensorBoard files are written by the command line only",) if request.tensorboard else ()
+    return request.config, (*request.notes, *board)
 
 
 def write_config(config: TrainConfig, path: Path) -> None:

@@ -3,7 +3,6 @@
 Key names and defaults: sd-scripts' config_util. A key that has no meaning here is an error or a note, never dropped.
 """
 
-import difflib
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +10,9 @@ from ..errors import SettingError
 from ..settings import DatasetConfig, SubsetConfig
 from ..settings.serial import as_kind
 from ..settings.toml_file import line_of, read_toml
+from .kinds import from_text
 from .mistaken import refuse_training_file
+from .unknown import Unknown, refuse_unknown
 
 T = TypeVar("T")
 
@@ -54,6 +55,11 @@ WITHOUT_EFFECT = {
     "network_multiplier": "the adapter trains at full strength",
     "validation_seed": "validation runs are not available yet",
     "validation_split": "validation runs are not available yet",
+    "validation_split_num": "validation runs are not available yet",
+    "skip_image_resolution": "small pictures are trained as well",
+    "train_inpainting": "inpainting models are not trained",
+    "max_token_length": "captions are never cut",
+    "debug_dataset": "`check` shows what is in a dataset",
 }
 OWN_SUBSET_KEYS = {  # which stand in a subset only -> our setting
     "image_dir": "subset.image_dir",
@@ -85,10 +91,9 @@ def datasets_from(data: dict[str, Any], fallback: dict[str, Any], where: str) ->
     notes: list[str] = []
     require_table(data, where, "the file")
     refuse_training_file(data, where)
-    known = {*SUBSET_KEYS, *DATASET_KEYS, "resolution", "prior_loss_weight"}
-    check_keys(data, {"general", "datasets"}, where, "", notes)
+    refuse_unknown(where, unknown_keys(data))
     general = data.get("general", {})
-    check_keys(general, known, where, "general", notes)
+    note_keys(general, where, "general", notes)
     entries = list_of(data, "datasets", where)
     if not entries:
         raise SettingError(f"{where}: no [[datasets]]; add one with [[datasets.subsets]] and image_dir")
@@ -97,7 +102,7 @@ def datasets_from(data: dict[str, Any], fallback: dict[str, Any], where: str) ->
 
 
 def _dataset(entry: dict[str, Any], outer: dict[str, Any], where: str, notes: list[str]) -> DatasetConfig:
-    check_keys(entry, {*SUBSET_KEYS, *DATASET_KEYS, *OWN_DATASET_KEYS}, where, "datasets", notes)
+    note_keys(entry, where, "datasets", notes)
     values = outer | entry
     subsets = list_of(entry, "subsets", where)
     if not subsets:
@@ -113,7 +118,7 @@ def _dataset(entry: dict[str, Any], outer: dict[str, Any], where: str, notes: li
 
 
 def _subset(entry: dict[str, Any], outer: dict[str, Any], where: str, notes: list[str]) -> SubsetConfig:
-    check_keys(entry, {*SUBSET_KEYS, *OWN_SUBSET_KEYS}, where, "datasets.subsets", notes)
+    note_keys(entry, where, "datasets.subsets", notes)
     values = outer | entry
     folder = entry.get("image_dir") or folder_of(entry.get("metadata_file"))
     if not folder:
@@ -133,8 +138,11 @@ def folder_of(metadata_file: Any) -> str:
 
 
 def own_kinds(cls: type, values: dict[str, Any], where: str) -> dict[str, Any]:
-    """Return the values as the kinds that the settings of these names have."""
-    return {name: as_kind(cls.__annotations__[name], value, f"{where}: {name}") for name, value in values.items()}
+    """Return the values as the kinds that the settings of these names have. A number may come as text; empty, it is not set."""
+    kinds = {
+        name: cls.__annotations__[name] for name, value in values.items() if value != "" or cls.__annotations__[name] is str
+    }
+    return {name: as_kind(kind, from_text(kind, values[name]), f"{where}: {name}") for name, kind in kinds.items()}
 
 
 def checked(cls: type[T], where: str, **values: Any) -> T:
@@ -157,17 +165,39 @@ def list_of(table: dict[str, Any], key: str, where: str) -> list[Any]:
     return value
 
 
-def check_keys(table: dict[str, Any], known: set[str], where: str, name: str, notes: list[str]) -> None:
-    """Note keys without effect; refuse unknown ones with their line."""
+def unknown_keys(data: dict[str, Any]) -> list[Unknown]:
+    """List the keys of all levels that the dialect does not have, each once; what is no table is left to later."""
+    everywhere = (*SUBSET_KEYS, *DATASET_KEYS, *WITHOUT_EFFECT)
+    datasets = [entry for entry in as_list(data.get("datasets")) if isinstance(entry, dict)]
+    subsets = [subset for entry in datasets for subset in as_list(entry.get("subsets")) if isinstance(subset, dict)]
+    levels: list[tuple[str, list[Any], tuple[str, ...]]] = [
+        ("", [data], ("general", "datasets")),
+        ("general", [data.get("general")], (*everywhere, "resolution", "prior_loss_weight")),
+        ("datasets", datasets, (*everywhere, *OWN_DATASET_KEYS)),
+        ("datasets.subsets", subsets, (*SUBSET_KEYS, *OWN_SUBSET_KEYS, *WITHOUT_EFFECT)),
+    ]
+    found = [
+        Unknown(name, key, known, is_table=not name and isinstance(value, dict | list))
+        for name, tables, known in levels
+        for table in tables
+        if isinstance(table, dict)
+        for key, value in table.items()
+        if key not in known
+    ]
+    return list(dict.fromkeys(found))
+
+
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def note_keys(table: dict[str, Any], where: str, name: str, notes: list[str]) -> None:
+    """Note keys without effect that ask for anything, with their line."""
     require_table(table, where, f"[{name}]")
     for key in table:
-        line = f", line {line_of(where, name, key)}" if Path(where).is_file() else ""
-        if key in WITHOUT_EFFECT:
-            if table[key] not in (False, 0, None, ""):
-                notes.append(f"{where}{line}: {key} has no effect: {WITHOUT_EFFECT[key]}")
-        elif key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            raise SettingError(f"{where}{line}: unknown key {key}{f'; did you mean {near[0]}?' if near else ''}")
+        if key in WITHOUT_EFFECT and table[key] not in (False, 0, None, ""):
+            line = f", line {line_of(where, name, key)}" if Path(where).is_file() else ""
+            notes.append(f"{where}{line}: {key} has no effect: {WITHOUT_EFFECT[key]}")
 
 
 def resolution(value: Any, where: str) -> tuple[int, int]:

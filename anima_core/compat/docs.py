@@ -3,13 +3,17 @@
 # ruff: noqa: E501 (tables)
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..adapters.types import ADAPTER_TYPES
 from ..errors import in_words
-from . import dataset_config, root_toml
-from .flags import MAPPED, NETWORK_ARGS, OTHER_DEFAULTS, setting_words
-from .unmapped import IGNORED, REFUSED
+from ..settings import OptimizerConfig
+from ..settings.optimizer import OPTIMIZERS
+from . import dataset_config, front_ends, root_toml
+from .flags import ALGORITHMS, LYCORIS, MAPPED, MODULE_DEFAULTS, NETWORK_ARGS, OTHER_DEFAULTS, setting_words
+from .unmapped import ARGUMENTS_IGNORED, ARGUMENTS_REFUSED, IGNORED, REFUSED
 
 HEAD = """# sd-scripts flags and TOML keys
 
@@ -18,7 +22,7 @@ Written from the code by `python -m anima_core.compat.docs docs/flags.md`; a tes
 What stands on the command line wins over a file, also when it equals the default. A flag or key that is in none of these
 tables is an error that names the nearest one.
 
-## What differs from sd-scripts-anima, and why
+## What differs from sd-scripts and sd-scripts-anima, and why
 
 | there | here | reason |
 |---|---|---|
@@ -41,6 +45,21 @@ tables is an error that names the nearest one.
 | gradient checkpointing forced | on by default, `--no-gradient_checkpointing` | |
 | `mixed_precision` no | auto: bf16 where the card has it | the base model is stored in bf16 anyway |
 | ScheduleFree checks for RAdam only | for all three | the same schedules are wrong for all |
+| `--noise_offset` does nothing for Anima | it acts, as `--anima_noise_offset` | a number that is asked for is used |
+| Adafactor finds its own step unless `relative_step=False` | its step is `--learning_rate` | the rate that is set is the rate that trains |
+| `constant` with a warm-up is an error | it warms up | as `constant_with_warmup` |
+| `polynomial` ends at 1e-7 | at 0 | |
+| `--timestep_sampling sigma` draws one of 1000 values of t | any t | the model was trained on all of them |
+| `ip_noise_gamma_random_strength` | the same strength in every step | |
+| `--huber_schedule` | one width for all t, `--huber_c` times `--huber_scale` | |
+| LoRA+ raises the rate of `lokr_w1` in `networks.lokr` | of the factor that starts at zero, `lokr_w2` | as `lora_up` in a LoRA |
+| an unknown flag within a prompt is cut off silently | cut off, with a warning | |
+| previews: 512 x 512, guidance 7.5, a new seed each | 1024 x 1024, 4.0, `--seed` | what the model draws well; pictures that can be compared |
+| `--learning_rate` 2e-6 | 1e-4 | 2e-6 hardly moves an adapter |
+| `--seed` by chance | 42 | the same command, the same adapter |
+| `--save_precision` fp32 | bf16 | half the size, and ComfyUI's own precision |
+| a T5 tokenizer comes along | `--t5_tokenizer_dir` is required, as in sd-scripts-anima | |
+| the text encoder trains unless `--network_train_unet_only` | never | not available |
 """
 
 
@@ -55,14 +74,51 @@ def document() -> str:
             parts.append(f"| {names} | {default} | {setting} | {flag.full_help} |")
     parts.append("\n## Defaults that are not the setting's own\n\n| flag | default | reason |\n|---|---|---|")
     parts += [f"| `--{name}` | `{default}` | {reason} |" for name, (default, reason) in OTHER_DEFAULTS.items()]
-    parts.append("\n## `--network_module`\n\n| word | type |\n|---|---|")
-    parts += [f"| `{word}` | {kind.name} |" for kind in ADAPTER_TYPES for word in kind.modules]
-    parts.append("\n## `--network_args`\n\n| name | sets |\n|---|---|")
-    parts += [f"| `{name}` | {in_words(arg.help, setting_words())} |" for name, arg in NETWORK_ARGS.items()]
+    parts += [*optimizer_table(), *network_tables()]
     for title, table in (("Accepted without effect", IGNORED), ("Refused", REFUSED)):
         parts.append(f"\n## {title}\n\n| flag | reason |\n|---|---|")
         parts += [f"| `--{name}` | {reason} |" for name, (_, reason) in table.items()]
-    return "\n".join([*parts, *sectioned_tables(), *dataset_tables()]) + "\n"
+    return "\n".join([*parts, *sectioned_tables(), *front_end_tables(), *dataset_tables()]) + "\n"
+
+
+def optimizer_table() -> list[str]:
+    """List what each optimizer starts from without --optimizer_args: its library's own values."""
+    here = {name: getattr(OptimizerConfig(), name) for name in ("betas", "weight_decay")}
+    parts = ["\n## Without `--optimizer_args`\n"]
+    parts.append("Each optimizer starts from its library's own values. A graph starts from " + values_of(here) + ".\n")
+    parts.append("| optimizer | |\n|---|---|")
+    return parts + [f"| {kind.name} | {values_of(here | dict(kind.library))} |" for kind in OPTIMIZERS]
+
+
+def values_of(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"`{name}={value}`" for name, value in settings.items())
+
+
+def network_tables() -> list[str]:
+    parts = ["\n## `--network_module`\n\n| word | type | starts from |\n|---|---|---|"]
+    words = [(word, kind.name) for kind in ADAPTER_TYPES for word in kind.modules]
+    words += [(f"{LYCORIS}` with `algo={algorithm}", kind) for algorithm, kind in ALGORITHMS.items()]
+    for word, kind in words:
+        own = MODULE_DEFAULTS.get((word.partition("`")[0], kind), {})
+        parts.append(f"| `{word}` | {kind} | {values_of(own)} |")
+    parts.append("\n## `--network_args`\n\n| name | sets |\n|---|---|")
+    parts += [f"| `{name}` | {in_words(arg.help, setting_words())} |" for name, arg in NETWORK_ARGS.items()]
+    parts.append("\nWithout effect, or refused:\n\n| name | reason |\n|---|---|")
+    return parts + [f"| `{name}` | {why} |" for name, why in (ARGUMENTS_IGNORED | ARGUMENTS_REFUSED).items()]
+
+
+def front_end_tables() -> list[str]:
+    parts = ["\n## Keys of front ends' files (`--config_file`)\n\n| key | becomes |\n|---|---|"]
+    parts += [f"| `{key}` | `--{flag}` |" for key, flag in front_ends.RENAMED.items()]
+    parts += [f"| `{key}` | adds to `--{flag}` |" for key, flag in front_ends.LISTS.items()]
+    parts += [f"| `{key}` | `--network_args {name}=` |" for key, name in front_ends.ARGUMENTS.items()]
+    parts += [f"| `{key}` | `--optimizer_args {name}=` |" for key, name in (front_ends.OPTIMIZER | front_ends.PRODIGY).items()]
+    parts += ["| `positive_prompts` | the previews' prompt |"]
+    parts += [f"| `{key}` | `--{flag}` of that prompt |" for key, flag in front_ends.PREVIEWS.items()]
+    parts += ["| `enable_preview` | false: no previews |", "| `lora_type` | `--network_module`, when that is empty |"]
+    parts.append("\nWithout effect, or refused:\n\n| key | reason |\n|---|---|")
+    parts += [f"| `{key}` | {why} |" for key, why in (front_ends.IGNORED | front_ends.REFUSED).items()]
+    return parts + [f"| `{key} = {word}` | {why} |" for (key, word), why in front_ends.REFUSED_WORDS.items()]
 
 
 def sectioned_tables() -> list[str]:

@@ -21,17 +21,17 @@ from ..settings import (
     SubsetConfig,
     TrainConfig,
 )
-from ..settings.optimizer import OPTIMIZERS
+from ..settings.optimizer import OPTIMIZERS, SCHEDULES
 from ..settings.setting import name_of, settings_of
-from .unmapped import IGNORED, REFUSED
+from .kinds import FROM_FILE
+from .unmapped import ARGUMENTS_IGNORED, ARGUMENTS_REFUSED, IGNORED, REFUSED
 
 KINDS = {str: "str", int: "int", float: "float", bool: "switch"}
-TYPES = {"str": str, "path": str, "int": int, "float": float}
 
 # sd-scripts' words -> ours
 PRECISIONS = {"no": "fp32", "float": "fp32", "fp32": "fp32", "bf16": "bf16", "fp16": "fp16", "auto": "auto"}
 FILE_PRECISIONS = {name: PRECISIONS[name] for name in ("float", "fp32", "bf16", "fp16")}
-WEIGHTS = {  # logit_normal and mode are densities of t, which only timestep_sampling=sigma reads
+WEIGHTS = {  # logit_normal and mode are densities of t, which timestep_sampling=sigma alone reads
     "none": "none",
     "uniform": "none",
     "logit_normal": "none",
@@ -46,9 +46,11 @@ TIMESTEPS = {
     "shift": "shift",
     "flux_shift": "resolution_shift",
     "resolution_shift": "resolution_shift",
-    "sigma": "uniform",  # or logit_normal, as weighting_scheme says
+    "sigma": "uniform",  # or what `translate` makes of weighting_scheme
+    "mode": "mode",
 }
-LOSSES = {"l2": "mse", "smooth_l1": "huber", "mse": "mse", "huber": "huber", "l1": "l1"}
+LOSSES = {"l2": "mse", "smooth_l1": "smooth_l1", "mse": "mse", "huber": "huber", "l1": "l1"}
+ADAFACTOR = "adafactor"  # a schedule of sd-scripts that `translate` refuses with its reason
 RECOMPUTE = {True: "recompute", False: "keep"}
 
 # Flags that start from another value than the setting does -> the value, and why
@@ -64,7 +66,8 @@ OTHER_DEFAULTS: dict[str, tuple[Any, str]] = {
 class Flag:
     """A flag of the command line and a key of flat files.
 
-    kind: str, path (of what is read), int, float, switch (--x / --no-x), list.
+    kind: str, path (of what is read), prompts (a path, or the prompts), int, float, steps (or a share of all), switch
+    (--x / --no-x), list.
     setting: the `section.field` that it sets; empty for a word of sd-scripts that `translate` reads by a rule of its own.
     words: sd-scripts' values -> ours, where they differ.
     """
@@ -81,7 +84,7 @@ class Flag:
     @property
     def full_help(self) -> str:
         """Return the help with the values that may be chosen, in the command line's words."""
-        choices = ", ".join(filter(None, self.choices))
+        choices = ", ".join(choice for choice in self.choices if choice != ADAFACTOR)
         return in_words(f"{self.help} One of: {choices}." if choices else self.help, setting_words())
 
 
@@ -176,19 +179,39 @@ MAPPED = {
         sets(OptimizerConfig, "args", "optimizer_args"),
         Flag("use_8bit_adam", "switch", False, "The same as --optimizer_type AdamW8bit."),
         Flag("use_lion_optimizer", "switch", False, "The same as --optimizer_type Lion."),
-        sets(OptimizerConfig, "scheduler", "lr_scheduler"),
+        sets(OptimizerConfig, "scheduler", "lr_scheduler", choices=(*SCHEDULES, ADAFACTOR)),
         sets(
             OptimizerConfig,
             "warmup_steps",
             "lr_warmup_steps",
-            kind="float",
+            kind="steps",
             default=0.0,
-            help="Steps over which the learning rate rises from 0; below 1 a share of all steps.",
+            help="Steps over which the learning rate rises from 0; below 1, or as 10%, a share of all steps.",
         ),
         sets(OptimizerConfig, "warmup_ratio", "lr_warmup_ratio"),
-        sets(OptimizerConfig, "num_cycles", "lr_scheduler_num_cycles"),
+        sets(
+            OptimizerConfig,
+            "num_cycles",
+            "lr_scheduler_num_cycles",
+            help="How often cosine_with_restarts falls; half waves of cosine_with_min_lr and warmup_stable_decay, 1: one fall.",
+        ),
         sets(OptimizerConfig, "power", "lr_scheduler_power"),
-        sets(OptimizerConfig, "min_lr_ratio", "lr_scheduler_min_lr_ratio"),
+        sets(
+            OptimizerConfig,
+            "min_lr_ratio",
+            "lr_scheduler_min_lr_ratio",
+            help="Floor of cosine_with_min_lr and warmup_stable_decay, relative to the learning rate.",
+        ),
+        sets(
+            OptimizerConfig,
+            "decay_steps",
+            "lr_decay_steps",
+            kind="steps",
+            default=0.0,
+            help="Steps at the end over which warmup_stable_decay falls; below 1, or as 10%, a share of all steps.",
+        ),
+        sets(OptimizerConfig, "timescale", "lr_scheduler_timescale"),
+        Flag("lr_scheduler_args", "list", (), "name=value: step_rules=1:500,0.1:900,0.01 for piecewise_constant."),
         sets(OptimizerConfig, "max_grad_norm"),
     ],
     "training": [
@@ -207,8 +230,18 @@ MAPPED = {
         Flag("anima_flow_shift", "float", 0.0, "Above 0 the same as --timestep_sampling shift with this shift."),
         sets(FlowConfig, "loss", "loss_type", words=LOSSES),
         sets(FlowConfig, "huber_delta", "huber_c"),
+        Flag("huber_scale", "float", 1.0, "Factor on --huber_c."),
         sets(FlowConfig, "weighting", "weighting_scheme", words=WEIGHTS),
+        Flag(
+            "logit_mean",
+            "float",
+            0.0,
+            "Where sigma draws t by logit_normal: its centre; above 0 favours little noise.",
+        ),
+        Flag("logit_std", "float", 1.0, "Where sigma draws t by logit_normal: its width."),
+        sets(FlowConfig, "mode_scale"),
         sets(FlowConfig, "noise_offset", "", "anima_noise_offset"),
+        sets(FlowConfig, "ip_noise_gamma"),
     ],
     "output": [
         sets(OutputConfig, "dir", "output_dir"),
@@ -220,7 +253,12 @@ MAPPED = {
         *same_name(OutputConfig, "save_last_n_steps_state save_last_n_epochs_state save_state"),
         *same_name(OutputConfig, "checkpoint_every_n_steps checkpoint_every_n_minutes keep_checkpoints"),
         *same_name(OutputConfig, "resume resume_with_changes"),
-        Flag("sample_prompts", "path", "", "A text file of prompts, one a line, with --w --h --s --l --d --n --fs."),
+        Flag(
+            "sample_prompts",
+            "prompts",
+            "",
+            "Prompts of the previews: a .txt of one a line with --n --w --h --d --s --l --fs, a .json, a .toml, or a prompt.",
+        ),
         sets(SampleConfig, "every_n_steps", "sample_every_n_steps"),
         sets(SampleConfig, "every_n_epochs", "sample_every_n_epochs"),
         sets(SampleConfig, "at_first", "sample_at_first"),
@@ -229,8 +267,8 @@ MAPPED = {
         sets(SampleConfig, "steps", "sample_steps"),
         sets(SampleConfig, "cfg", "sample_cfg"),
         sets(OutputConfig, "comment", "training_comment"),
-        Flag("log_with", "str", "", "tensorboard also writes TensorBoard files.", choices=("", "tensorboard")),
-        Flag("logging_dir", "str", "logs", "Folder of TensorBoard files."),
+        Flag("log_with", "str", "", "tensorboard also writes TensorBoard files.", choices=("tensorboard", "wandb", "all")),
+        Flag("logging_dir", "str", "logs", "Folder of TensorBoard files; given, it also asks for them."),
         Flag("config", "path", "", "A sectioned TOML: [model] [dataset] [training] [lora] [optimizer] [output]."),
         Flag("config_file", "path", "", "A sectioned TOML, or a flat one of these flags."),
         Flag("output_config", "switch", False, "Write the settings as one TOML and stop."),
@@ -259,21 +297,35 @@ NETWORK_ARGS = {
     "network_reg_lrs": NetworkArg("", "Learning rates by regular expression on the whole name: re=1e-4."),
     "loraplus_lr_ratio": argument("loraplus_lr_ratio"),
     "loraplus_unet_lr_ratio": argument("loraplus_lr_ratio"),
+    "algo": NetworkArg("", "Type, where --network_module is lycoris.kohya: lora, locon or lokr."),
     "lokr_factor": argument("factor"),
+    "factor": argument("factor"),
     "lokr_full_matrix": argument("full_matrix"),
+    "full_matrix": argument("full_matrix"),
     "lokr_decompose_both": argument("decompose_both"),
+    "decompose_both": argument("decompose_both"),
     "rank_dropout": argument("rank_dropout"),
     "lokr_rank_dropout": argument("rank_dropout"),
     "module_dropout": argument("module_dropout"),
     "lokr_module_dropout": argument("module_dropout"),
     "train_norm": argument("train_norm"),
     "train_llm_adapter": NetworkArg("", "Also train the LLM adapter."),
-    "verbose": NetworkArg("", "Has no effect."),
+}
+LYCORIS = "lycoris.kohya"  # a --network_module whose type stands in --network_args algo
+ALGORITHMS = {"lora": "lora", "locon": "lora", "lokr": "lokr"}  # LyCORIS' words -> our types
+MODULE_DEFAULTS = {  # (module, type) -> what the settings start from there, where that is not what they start from here
+    ("networks.lokr", "lokr"): {"factor": -1},
+    (LYCORIS, "lokr"): {"factor": -1},
 }
 
 
 def mapped_flags() -> list[Flag]:
     return [flag for group in MAPPED.values() for flag in group]
+
+
+def known_arguments() -> list[str]:
+    """List the names that --network_args may hold."""
+    return [*NETWORK_ARGS, *ARGUMENTS_IGNORED, *ARGUMENTS_REFUSED]
 
 
 def known_names() -> list[str]:
@@ -289,27 +341,19 @@ def setting_words() -> dict[str, str]:
     patterns |= {"learning_rates": "network_reg_lrs"}
     within |= {f"network.{name}": f"--network_args {own}" for name, own in patterns.items()}
     within |= {f"optimizer.{name}": f"--optimizer_args {name}" for name in ("weight_decay", "betas", "eps")}
+    within |= {"optimizer.step_rules": "--lr_scheduler_args step_rules", "optimizer.decay_ratio": "--lr_decay_steps"}
+    within |= {"flow.logit_mean": "--logit_mean", "sample.prompts": "--sample_prompts"}
     within |= {"subset.image_dir": "--train_data_dir", "sample.width": "--sample_size", "sample.height": "--sample_size"}
     within |= {"train.memory=recompute": "--gradient_checkpointing", "train.memory=keep": "--no-gradient_checkpointing"}
     return within | {flag.setting: f"--{flag.name}" for flag in mapped_flags() if flag.setting}
 
 
 def as_flag_kind(flag: Flag, value: Any, where: str) -> Any:
-    """Return a value of a file as the flag's kind. Raises SettingError that names the place."""
-    if flag.kind == "list":
-        items = value.split() if isinstance(value, str) else value
-        if isinstance(items, list) and all(isinstance(item, str) for item in items):
-            return items
-    elif flag.kind == "switch":
-        if isinstance(value, bool):
-            return value
-    elif flag.kind in ("str", "path"):
-        if isinstance(value, list):
-            return ",".join(map(str, value))
-        if not isinstance(value, bool):
-            return str(value)
-    elif isinstance(value, bool) or not isinstance(value, int | float):
-        pass
-    elif flag.kind == "float" or float(value).is_integer():
-        return TYPES[flag.kind](value)
-    raise SettingError(f"{where}={value!r}: must be {flag.kind}")
+    """Return a value of a file as the flag's kind; numbers and lists may come as text. Raises SettingError with the place."""
+    try:
+        found = FROM_FILE[flag.kind](value)
+    except (TypeError, ValueError, OverflowError):
+        raise SettingError(f"{where}={value!r}: must be {flag.kind}") from None
+    if flag.choices and found not in flag.choices:
+        raise SettingError(f"{where}={value!r}: must be one of {', '.join(map(str, flag.choices))}")
+    return found

@@ -4,12 +4,12 @@ Keys and quirks are that program's own. Every key is mapped, noted as having no 
 and line.
 """
 
-import difflib
 from typing import Any
 
 from ..errors import SettingError
 from ..settings.toml_file import line_of
 from .flags import as_flag_kind, mapped_flags
+from .unknown import Unknown, refuse_unknown
 
 Values = dict[str, Any]
 
@@ -109,7 +109,8 @@ def is_root_style(data: dict[str, Any]) -> bool:
 
 def read_root(data: dict[str, Any], path: str, typed: Values) -> tuple[Values, list[str]]:
     """Read the file as flag values and notes. typed: the command line's flags, which may supply what the file lacks."""
-    refuse_unknown(data, path)
+    refuse_unknown(path, unknown_keys(data))
+    data = {table: set_keys(entries) for table, entries in data.items()}
     notes = [f"{path}: [{t}] has no effect: {why}" for t, why in TABLES_WITHOUT_EFFECT.items() if t in data]
     for (table, key), why in WITHOUT_EFFECT.items():
         if key in data.get(table, {}):
@@ -137,17 +138,23 @@ def known_keys(table: str) -> set[str]:
     return keys | own.get(table, set())
 
 
-def refuse_unknown(data: dict[str, Any], path: str) -> None:
+def unknown_keys(data: dict[str, Any]) -> list[Unknown]:
+    """List the tables and keys that the dialect does not have."""
+    found = []
     for table, entries in data.items():
         if table in TABLES_WITHOUT_EFFECT:
             continue
         if table not in TABLES or not isinstance(entries, dict):
-            raise SettingError(f"{path}: unknown table [{table}]; the tables are {', '.join(TABLES)}")
-        for key in entries:
-            if key not in known_keys(table):
-                near = difflib.get_close_matches(key, known_keys(table), 1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise SettingError(f"{path}, line {line_of(path, table, key)}: unknown key {table}.{key}{hint}")
+            found.append(Unknown("", table, TABLES, is_table=True))
+            continue
+        known = known_keys(table)
+        found += [Unknown(table, key, known, f"{table}.") for key in entries if key not in known]
+    return found
+
+
+def set_keys(entries: Any) -> Any:
+    """Return a table without the keys that are empty, which are not set; what is no table as it is."""
+    return {key: value for key, value in entries.items() if value not in ("", [])} if isinstance(entries, dict) else entries
 
 
 def plain_values(data: dict[str, Any], path: str) -> Values:

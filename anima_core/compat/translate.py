@@ -2,12 +2,13 @@
 
 import ast
 import dataclasses
+import math
 import os
 import random
-from pathlib import Path
 from typing import Any
 
-from ..errors import FileError, SettingError
+from ..errors import SettingError
+from ..models.tokenizers import comfyui_tokenizers
 from ..settings import (
     DatasetConfig,
     FlowConfig,
@@ -20,9 +21,12 @@ from ..settings import (
     TrainConfig,
 )
 from ..settings.network import FULL_MATRIX_RANK
+from ..settings.optimizer import OPTIMIZERS
 from ..settings.setting import name_of
 from .dataset_config import DATASET_KEYS, SUBSET_KEYS, datasets_from, read_dataset_config, resolution
-from .flags import NETWORK_ARGS, mapped_flags
+from .flags import ADAFACTOR, ALGORITHMS, LYCORIS, MODULE_DEFAULTS, NETWORK_ARGS, known_arguments, mapped_flags
+from .prompts import read_prompts
+from .unmapped import ARGUMENTS_IGNORED, ARGUMENTS_REFUSED, is_on
 
 TRUE_WORDS, FALSE_WORDS = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
@@ -32,7 +36,7 @@ SAID_BY = {  # a setting that a file of weights gives -> the --network_args that
     "ranks": {"network_reg_dims"},
     "train_norm": {"train_norm"},
     "factor": {"lokr_factor", "factor"},
-    "decompose_both": {"lokr_decompose_both"},
+    "decompose_both": {"lokr_decompose_both", "decompose_both"},
 }
 
 Values = dict[str, Any]
@@ -40,22 +44,24 @@ Values = dict[str, Any]
 
 def train_config(values: Values, explicit: set[str]) -> tuple[TrainConfig, list[str]]:
     """Return the run, and notes. explicit: what was given, typed or in a file; the rest are defaults."""
+    notes: list[str] = []
     check_required(values)
     seed, seed_notes = chosen_seed(values["seed"])
-    values = values | {"seed": seed}
-    optimizer = optimizer_config(values)  # before any file is looked at: its refusals are documented to come first
-    datasets, notes = dataset_configs(values, explicit)
+    values, notes = values | {"seed": seed}, notes + seed_notes
+    optimizer = optimizer_config(values, notes)  # before any file is looked at: its refusals are documented to come first
+    datasets, more = dataset_configs(values, explicit)
+    notes += more
     config = TrainConfig(
         model=ModelConfig(**settings_for(ModelConfig, values)),
         datasets=datasets,
-        network=network_config(values),
+        network=network_config(values, notes),
         optimizer=optimizer,
-        flow=flow_config(values),
-        samples=sample_config(values),
+        flow=flow_config(values, notes),
+        samples=sample_config(values, notes),
         output=OutputConfig(**settings_for(OutputConfig, values)),
         **settings_for(TrainConfig, values),
     )
-    return config, seed_notes + notes
+    return config, notes
 
 
 def chosen_seed(seed: int) -> tuple[int, list[str]]:
@@ -92,40 +98,72 @@ def check_required(values: Values) -> None:
     if not values["qwen"]:
         raise SettingError("Qwen path is required. Set --qwen.")
     if not values["t5_tokenizer_dir"]:
-        raise SettingError("T5 tokenizer directory is required. Set --t5_tokenizer_dir.")
-    network_type(values["network_module"])
+        raise SettingError(f"T5 tokenizer directory is required. Set --t5_tokenizer_dir.{comfyui_t5()}")
+    network_type(values["network_module"], arguments(values))
 
 
-def network_type(module: str) -> str:
-    """Return the type that a --network_module means. Raises SettingError in the words of sd-scripts-anima."""
+def comfyui_t5() -> str:
+    """Say which folder may be given as --t5_tokenizer_dir, where a ComfyUI is found."""
+    found = comfyui_tokenizers()
+    return f" ComfyUI's own is {found[1]}." if found else ""
+
+
+def network_type(module: str, own: dict[str, str]) -> str:
+    """Return the type that a --network_module means. Raises SettingError in the words of sd-scripts-anima.
+
+    own: --network_args; LyCORIS has one module for all its types and names the type there.
+    """
     from ..adapters.types import ADAPTER_TYPES  # loads torch, which takes seconds: only once the rest is known to be good
 
+    if module == LYCORIS:
+        algorithm = own.get("algo", "lora").lower()
+        if algorithm in ALGORITHMS:
+            return ALGORITHMS[algorithm]
+        module = f"{LYCORIS} with algo={algorithm}"
     for kind in ADAPTER_TYPES:
         if module in kind.modules:
             return kind.name
-    expected = tuple(word for kind in ADAPTER_TYPES for word in kind.modules)
+    expected = tuple(kind.modules[0] for kind in ADAPTER_TYPES)
     raise SettingError(f"Unsupported network module: {module}. Expected one of: {expected}")
 
 
-def flow_config(values: Values) -> FlowConfig:
-    """Read the flow's flags: timestep_sampling=sigma takes its density of t from weighting_scheme.
-
-    --anima_flow_shift is sd-scripts-anima's name for a shifted t.
-    """
+def flow_config(values: Values, notes: list[str]) -> FlowConfig:
+    """Read the flow's flags. --anima_flow_shift is sd-scripts-anima's name for a shifted t; --huber_scale scales --huber_c."""
     found = settings_for(FlowConfig, values)
+    found["huber_delta"] *= values["huber_scale"]
     if values["timestep_sampling"] == "sigma":
-        if values["weighting_scheme"] == "mode" or found["shift"] != 1:
-            raise SettingError("timestep_sampling=sigma: mode and discrete_flow_shift are not available with it; use shift")
-        found["timestep_sampling"] = "logit_normal" if values["weighting_scheme"] == "logit_normal" else "uniform"
+        found |= sigma_density(values)
+    elif found["shift"] != 1 and found["timestep_sampling"] not in ("shift", "mode"):
+        word = values["timestep_sampling"]
+        notes.append(f"discrete_flow_shift={found['shift']:g} has no effect with timestep_sampling={word}; shift reads it")
     if values["anima_flow_shift"] > 0:
         found |= {"timestep_sampling": "shift", "shift": values["anima_flow_shift"]}
     return FlowConfig(**found)
 
 
-def optimizer_config(values: Values) -> OptimizerConfig:
-    """Read the optimizer's flags: weight_decay, eps and betas stand among --optimizer_args, warm-up below 1 is a share."""
+def sigma_density(values: Values) -> Values:
+    """Read timestep_sampling=sigma: u is drawn as weighting_scheme says, and t is shift(1 - u), u = 0 being pure noise.
+
+    So logit_mean changes its sign, and an even density that is shifted is mode's without its bump.
+    """
+    shifted = values["discrete_flow_shift"] != 1
+    if values["weighting_scheme"] == "logit_normal":
+        normal = {"logit_mean": 0.0 - values["logit_mean"], "sigmoid_scale": values["logit_std"]}
+        return normal | {"timestep_sampling": "shift" if shifted else "logit_normal"}
+    if values["weighting_scheme"] == "mode":
+        return {"timestep_sampling": "mode"}
+    return {"timestep_sampling": "mode", "mode_scale": 0.0} if shifted else {"timestep_sampling": "uniform"}
+
+
+def optimizer_config(values: Values, notes: list[str]) -> OptimizerConfig:
+    """Read the optimizer's flags: weight_decay, eps and betas stand among --optimizer_args, else they are its library's."""
     own = key_values(values["optimizer_args"], "optimizer_args")
+    refuse_adafactors_own_rate(values)
     found = settings_for(OptimizerConfig, values)
+    for flag, kind in (("use_lion_optimizer", "Lion"), ("use_8bit_adam", "AdamW8bit")):
+        if values[flag]:
+            found["type"] = kind
+    found |= OPTIMIZERS[found["type"]].library
     try:
         for name in ("weight_decay", "eps"):
             if name in own:
@@ -134,18 +172,39 @@ def optimizer_config(values: Values) -> OptimizerConfig:
             found["betas"] = tuple(float(b) for b in own.pop("betas").strip("()[] ").split(","))
     except ValueError as error:
         raise SettingError(f"optimizer_args: {error}") from None
-    if values["optimizer_type"].lower() == "adafactor":
+    if OPTIMIZERS[found["type"]].name == "Adafactor":
         absolute_steps_only(own)
-    for flag, kind in (("use_lion_optimizer", "Lion"), ("use_8bit_adam", "AdamW8bit")):
-        if values[flag]:
-            found["type"] = kind
-    steps = found["warmup_steps"]
-    share = 0 < steps < 1
-    found["warmup_steps"] = 0 if share else int(steps)
-    found["warmup_ratio"] = found["warmup_ratio"] or (steps if share else 0.0)
+    found |= schedule_lengths(values) | schedule_arguments(values, notes)
     found["learning_rate"] = values["unet_lr"] or found["learning_rate"]
     found["args"] = tuple(f"{k}={v}" for k, v in own.items())
     return OptimizerConfig(**found)
+
+
+def schedule_lengths(values: Values) -> Values:
+    """Read lr_warmup_steps and lr_decay_steps: below 1 they are a share of all steps."""
+    found: Values = {}
+    for flag, name in (("lr_warmup_steps", "warmup"), ("lr_decay_steps", "decay")):
+        if not math.isfinite(values[flag]):
+            raise SettingError(f"{flag}={values[flag]}: must be a number of steps, or a share of all below 1")
+        share = 0 < values[flag] < 1
+        found[f"{name}_steps"] = 0 if share else int(values[flag])
+        found[f"{name}_ratio"] = values[flag] if share else 0.0
+    found["warmup_ratio"] = values["lr_warmup_ratio"] or found["warmup_ratio"]
+    return found
+
+
+def schedule_arguments(values: Values, notes: list[str]) -> Values:
+    """Read --lr_scheduler_args: sd-scripts hands them to the schedule's function; only one has no flag of its own."""
+    own = key_values(values["lr_scheduler_args"], "lr_scheduler_args")
+    rules = own.pop("step_rules", "").strip("'\"")
+    notes += [f"lr_scheduler_args {name} has no effect: the schedule's own flags set it" for name in own]
+    return {"step_rules": rules}
+
+
+def refuse_adafactors_own_rate(values: Values) -> None:
+    if values["lr_scheduler"] == ADAFACTOR:
+        instead = "here its step is learning_rate; use constant or constant_with_warmup"
+        raise SettingError(f"lr_scheduler={ADAFACTOR} belongs to a step size that Adafactor finds itself: {instead}")
 
 
 def absolute_steps_only(own: dict[str, str]) -> None:
@@ -155,19 +214,38 @@ def absolute_steps_only(own: dict[str, str]) -> None:
             raise SettingError(f"optimizer_args {name}=True: Adafactor's step is learning_rate here; use {name}=False")
 
 
-def network_config(values: Values) -> NetworkConfig:
+def network_config(values: Values, notes: list[str]) -> NetworkConfig:
     """Read the network's flags and --network_args. A LoKr of two whole factors takes no alpha."""
-    own = key_values(values["network_args"], "network_args")
-    unknown = [name for name in own if name not in NETWORK_ARGS]
-    if unknown:
-        raise SettingError(f"network_args: unknown {unknown[0]}; known are {', '.join(NETWORK_ARGS)}")
-    found = settings_for(NetworkConfig, values) | {"type": network_type(values["network_module"])}
+    own = known_arguments_of(values, notes)
+    module = values["network_module"]
+    kind = network_type(module, own)
+    found = settings_for(NetworkConfig, values) | {"type": kind} | MODULE_DEFAULTS.get((module, kind), {})
     if found["rank"] >= FULL_MATRIX_RANK:
         found["alpha"] = 0.0
     within = arguments_from(own)
     within["train_norm"] = found.pop("train_norm") or within.get("train_norm", False)
     found |= targets_from(own, within.pop("targets", "attn+mlp")) | within
     return NetworkConfig(**(found | (shape_of_weights(values["network_weights"], own) if values["dim_from_weights"] else {})))
+
+
+def arguments(values: Values) -> dict[str, str]:
+    """Return --network_args by name, without those that front ends wrote for nothing."""
+    own = key_values(values["network_args"], "network_args")
+    return {name: text for name, text in own.items() if text.lower() not in ("undefined", "null", "none", "nan")}
+
+
+def known_arguments_of(values: Values, notes: list[str]) -> dict[str, str]:
+    """Return the --network_args that set something; note those without effect. Raises SettingError for all others."""
+    own = arguments(values)
+    unknown = [name for name in own if name not in known_arguments()]
+    if unknown:
+        raise SettingError(f"network_args: unknown {', '.join(unknown)}; known are {', '.join(NETWORK_ARGS)}")
+    for name, text in own.items():
+        if name in ARGUMENTS_REFUSED and is_on(text):
+            raise SettingError(f"network_args: {name}={text}: {ARGUMENTS_REFUSED[name]}")
+        if name in ARGUMENTS_IGNORED and is_on(text):
+            notes.append(f"network_args {name} has no effect: {ARGUMENTS_IGNORED[name]}")
+    return {name: text for name, text in own.items() if name in NETWORK_ARGS}
 
 
 def targets_from(own: dict[str, str], targets: str) -> Values:
@@ -239,18 +317,14 @@ def folder_dataset(values: Values, explicit: set[str]) -> DatasetConfig:
     return DatasetConfig(subsets=tuple(subsets), **(settings_for(DatasetConfig, values) | sizes))
 
 
-def sample_config(values: Values) -> SampleConfig:
-    """Read the prompt file and the previews' flags; without prompts there are no previews. Noise is the run's seed."""
-    path = values["sample_prompts"]
-    if not path:
-        return SampleConfig()
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileError(f"{path}: cannot be read ({error}); check --sample_prompts") from None
-    width, height = resolution(values["sample_size"], "sample_size")
-    prompts = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+def sample_config(values: Values, notes: list[str]) -> SampleConfig:
+    """Read the prompts and the previews' flags. Noise is the run's seed."""
     own = settings_for(SampleConfig, values)
+    if not values["sample_prompts"]:
+        return SampleConfig(**own)
+    prompts, told = read_prompts(values["sample_prompts"])
+    notes += told
+    width, height = resolution(values["sample_size"], "sample_size")
     return SampleConfig(prompts=prompts, width=width, height=height, seed=values["seed"], **own)
 
 

@@ -2,25 +2,31 @@
 
 # ruff: noqa: E501 (one line for each reason)
 
+from typing import Any
+
 _FAMILY = "belongs to other model families"
-_HARDWARE = "this trainer chooses by itself"
+HARDWARE = "this trainer chooses by itself"
 _HUB = "nothing is uploaded"
-_UNUSED = "has no effect in sd-scripts' Anima trainer either"
+_UNUSED = "sd-scripts' Anima trainer does not read it either"
 _CHECKPOINT = "the run folder's checkpoints know it"
 _TEXT = "the text encoder is never trained"
 _LOG = "log.jsonl in the run folder has every number"
+_COMPILE = "compiled blocks are not available yet"
 _CROP = "the centre is cropped"
 _CONSOLE = "the console has one form; redirect it to keep it"
 _BOARD = "no server is started; --log_with tensorboard writes the files, tensorboard --logdir shows them"
 _MEMORY = "gradient checkpointing bounds memory; blocks are not swapped"
 
 IGNORED = {  # name -> (number of values, reason)
-    **dict.fromkeys(("sdpa", "xformers", "xfomers", "mem_eff_attn", "use_flash_attn", "use_sage_attn", "split_attn"), (0, _HARDWARE)),
-    **dict.fromkeys(("attn_mode", "anima_attention_backend"), (1, _HARDWARE)),
-    **dict.fromkeys(("lowram", "highvram", "no_half_vae", "disable_mmap_load_safetensors", "vae_disable_cache"), (0, _HARDWARE)),
-    **dict.fromkeys(("vae_chunk_size", "text_encoder_batch_size"), (1, _HARDWARE)),
-    **dict.fromkeys(("torch_compile",), (0, "compiled blocks are not available yet")),
-    **dict.fromkeys(("dynamo_backend",), (1, "compiled blocks are not available yet")),
+    **dict.fromkeys(("sdpa", "xformers", "xfomers", "mem_eff_attn", "flash_attn", "use_flash_attn", "use_sage_attn", "split_attn"), (0, HARDWARE)),
+    **dict.fromkeys(("attn_mode", "anima_attention_backend"), (1, HARDWARE)),
+    **dict.fromkeys(("lowram", "highvram", "no_half_vae", "disable_mmap_load_safetensors", "vae_disable_cache", "cuda_allow_tf32", "cuda_cudnn_benchmark"), (0, HARDWARE)),
+    **dict.fromkeys(("qwen_image_vae_2d",), (0, "the VAE reads the same weights and gives the same numbers")),
+    **dict.fromkeys(("vae_chunk_size", "text_encoder_batch_size"), (1, HARDWARE)),
+    **dict.fromkeys(("torch_compile", "compile", "compile_fullgraph"), (0, _COMPILE)),
+    **dict.fromkeys(("dynamo_backend", "compile_backend", "compile_mode", "compile_dynamic", "compile_cache_size_limit"), (1, _COMPILE)),
+    **dict.fromkeys(("show_timesteps", "show_timesteps_resolution"), (1, "no chart is drawn; the run trains")),
+    **dict.fromkeys(("skip_image_resolution",), (1, "small pictures are trained as well")),
     **dict.fromkeys(("blocks_to_swap",), (1, _MEMORY)),
     **dict.fromkeys(("cpu_offload_checkpointing", "unsloth_offload_checkpointing"), (0, "blocks are recomputed on the device; what they keep is not moved to the CPU")),
     **dict.fromkeys(("max_data_loader_n_workers",), (1, "one thread reads ahead; no workers are needed")),
@@ -29,10 +35,10 @@ IGNORED = {  # name -> (number of values, reason)
     **dict.fromkeys(("v2", "v_parameterization", "zero_terminal_snr", "debiased_estimation_loss", "weighted_captions", "scale_v_pred_loss_like_noise_pred"), (0, _FAMILY)),
     **dict.fromkeys(("fused_backward_pass",), (0, "belongs to full fine-tuning; an adapter's gradients are small")),
     **dict.fromkeys(("clip_skip", "min_snr_gamma", "v_pred_like_loss", "guidance_scale", "model_prediction_type"), (1, _FAMILY)),
-    **dict.fromkeys(("min_timestep", "max_timestep", "adaptive_noise_scale", "multires_noise_iterations", "multires_noise_discount", "ip_noise_gamma", "logit_mean", "logit_std", "mode_scale"), (1, _UNUSED)),
-    **dict.fromkeys(("noise_offset_random_strength", "ip_noise_gamma_random_strength", "perlin_noise"), (0, _UNUSED)),
+    **dict.fromkeys(("min_timestep", "max_timestep", "adaptive_noise_scale", "multires_noise_iterations", "multires_noise_discount"), (1, _UNUSED)),
+    **dict.fromkeys(("noise_offset_random_strength", "perlin_noise"), (0, _UNUSED)),
+    **dict.fromkeys(("ip_noise_gamma_random_strength",), (0, "the strength is ip_noise_gamma in every step")),
     **dict.fromkeys(("huber_schedule",), (1, "Huber has one width for all t")),
-    **dict.fromkeys(("huber_scale",), (1, "huber_c is the width itself; multiply it")),
     **dict.fromkeys(("network_train_unet_only",), (0, _TEXT)),
     **dict.fromkeys(("text_encoder_lr",), ("*", _TEXT)),
     **dict.fromkeys(("masked_loss",), (0, "masks are used wherever alpha_mask or conditioning_data_dir gives one")),
@@ -52,7 +58,7 @@ IGNORED = {  # name -> (number of values, reason)
     **dict.fromkeys(("token_warmup_min", "token_warmup_step"), (1, "all tags train from the start")),
     **dict.fromkeys(("caption_dropout_every_n_epochs",), (1, "use caption_dropout_rate")),
     **dict.fromkeys(("resize_interpolation",), (1, "Lanczos is used")),
-    **dict.fromkeys(("cache_info",), (1, "the index of the cache folder does this")),
+    **dict.fromkeys(("cache_info",), (0, "the index of the cache folder does this")),
     **dict.fromkeys(("dataset_class",), (1, "datasets of your own code are not loaded")),
     **dict.fromkeys(("tokenizer_cache_dir",), (1, "nothing is downloaded; tokenizers are folders of their own")),
     **dict.fromkeys(("validation_split", "validation_seed", "validate_every_n_steps", "validate_every_n_epochs", "max_validation_steps"), (1, "validation runs are not available yet")),
@@ -69,18 +75,19 @@ IGNORED = {  # name -> (number of values, reason)
     **dict.fromkeys(("anima_monitor_memory",), (0, "memory stands in every step's event")),
     **dict.fromkeys(("anima_monitor_alert_policy", "anima_monitor_memory_warn_ratio", "anima_monitor_loss_spike_ratio"), (1, "non-finite losses are reported and stop the run; flow losses vary too much with t for a spike rule")),
     **dict.fromkeys(("auto_download_t5_tokenizer", "t5_tokenizer_modelscope_fallback", "t5_tokenizer_validate_strict"), (0, "nothing is downloaded; the tokenizer is always checked")),
-    **dict.fromkeys(("t5_tokenizer_repo_id", "t5_tokenizer_subfolder", "t5_tokenizer_modelscope_repo_id", "t5_tokenizer_modelscope_revision", "t5_tokenizer_modelscope_subfolder", "llm_adapter_path"), (1, "nothing is downloaded; the tokenizer is always checked")),
+    **dict.fromkeys(("t5_tokenizer_repo_id", "t5_tokenizer_subfolder", "t5_tokenizer_modelscope_repo_id", "t5_tokenizer_modelscope_revision", "t5_tokenizer_modelscope_subfolder"), (1, "nothing is downloaded; the tokenizer is always checked")),
     **dict.fromkeys(("ddp_timeout",), (1, "accelerate's own defaults are used")),
     **dict.fromkeys(("ddp_gradient_as_bucket_view", "ddp_static_graph"), (0, "gradients are one buffer already")),
     **dict.fromkeys(tuple(f"metadata_{name}" for name in ("title", "author", "description", "license", "tags", "usage_hint", "thumbnail", "merged_from", "trigger_phrase", "preprocessor", "is_negative_embedding")), (1, "metadata is written from the settings")),
-    **dict.fromkeys(("lr_scheduler_args", "schedulefree_wrapper_args"), ("*", "the schedule's own flags set it")),
-    **dict.fromkeys(("lr_scheduler_timescale", "lr_decay_steps"), (1, "the schedule's own flags set it")),
+    **dict.fromkeys(("schedulefree_wrapper_args",), ("*", "no optimizer is wrapped; use optimizer_type=AdamWScheduleFree")),
 }  # fmt: skip
 
 REFUSED = {  # name -> (number of values, why, and the way out)
     **dict.fromkeys(("fp8_base", "fp8_base_unet", "fp8_scaled"), (0, "8-bit base weights are not available; leave it out")),
     **dict.fromkeys(("offload_optimizer_device", "offload_optimizer_nvme_path", "offload_param_device", "offload_param_nvme_path", "zero_stage"), (1, "DeepSpeed is not supported; use accelerate's plain data parallelism")),
     **dict.fromkeys(("zero3_init_flag", "zero3_save_16bit_model", "deepspeed"), (0, "DeepSpeed is not supported; use accelerate's plain data parallelism")),
+    **dict.fromkeys(("llm_adapter_path",), (1, "the LLM adapter is read from the transformer's file, and sd-scripts never reads this one; leave it out, and give a transformer that holds its llm_adapter")),
+    **dict.fromkeys(("train_inpainting",), (0, "inpainting models are not trained here; leave it out")),
     **dict.fromkeys(("network_train_text_encoder_only",), (0, "the text encoder cannot be trained; leave it out")),
     **dict.fromkeys(("scale_weight_norms",), (1, "weight norms are not limited here; leave it out and lower the learning rate")),
     **dict.fromkeys(("base_weights", "base_weights_multiplier"), ("*", "merging adapters into the base is not done here; merge first")),
@@ -89,3 +96,38 @@ REFUSED = {  # name -> (number of values, why, and the way out)
     **dict.fromkeys(("optimizer_schedulefree_wrapper",), (0, "use optimizer_type=AdamWScheduleFree, RAdamScheduleFree or SGDScheduleFree")),
     **dict.fromkeys(("llm_adapter_lr", "self_attn_lr", "cross_attn_lr", "mlp_lr", "mod_lr"), (1, "use --network_args network_reg_lrs=<pattern>=<rate>")),
 }  # fmt: skip
+
+# Names within --network_args: LyCORIS' and older sd-scripts' -> why
+ARGUMENTS_IGNORED = {
+    **dict.fromkeys(
+        ("conv_dim", "conv_alpha", "use_tucker", "use_cp", "use_conv_cp", "disable_conv_cp"), "only linear layers are trained"
+    ),
+    "preset": "the layers are those of targets",
+    "dropout": "use --network_dropout",
+    "bypass_mode": "it changes no number",
+    "rank_dropout_scale": "the ranks that are kept are always scaled",
+    "block_size": "belongs to another algorithm",
+    "wd_on_output": "belongs to another algorithm",
+    "train_t5xxl": _TEXT,
+    "loraplus_text_encoder_lr_ratio": _TEXT,
+    "verbose": "docs and notes name the layers",
+}
+ARGUMENTS_REFUSED = {
+    "dora_wd": "DoRA is not available; leave it out",
+    "use_scalar": "a learnt scale is not available; leave it out",
+    "rs_lora": "the scale is alpha / rank; leave it out, and multiply --network_alpha by the root of the rank",
+    "unbalanced_factorization": "factors are only balanced; leave it out",
+    "constraint": "norms are not limited; leave it out",
+    "rescaled": "norms are not limited; leave it out",
+    **dict.fromkeys(
+        ("self_attn_dim", "cross_attn_dim", "mlp_dim", "mod_dim", "llm_adapter_dim", "emb_dims"),
+        "use network_reg_dims=<pattern>=<rank>",
+    ),
+    "train_block_indices": "use exclude_patterns",
+}
+OFF = ("", "0", "0.0", "false", "no", "off", "none", "null", "undefined", "nan")  # what front ends write for nothing
+
+
+def is_on(value: Any) -> bool:
+    """Tell whether a word that has no effect, or is refused, asks for anything at all."""
+    return bool(value) and str(value).strip().lower() not in OFF

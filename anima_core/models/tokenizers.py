@@ -13,6 +13,7 @@ from ..errors import FileError, SettingError
 
 T5_FILES = ("config.json", "spiece.model", "tokenizer.json")  # what sd-scripts asks a T5 folder to hold
 BUNDLED_T5_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")  # what ComfyUI brings along
+BUNDLED_T5_PLACE = ("comfy", "text_encoders", "t5_tokenizer")
 QWEN_FILES = ("vocab.json", "merges.txt")
 T5_PAD, T5_EOS = 0, 1
 T5_VOCABULARY = 32100
@@ -99,12 +100,18 @@ def t5_tokenizer_dir(directory: str | Path) -> Path:
         raise FileError(f"T5 tokenizer directory not found: {path}. Set `model.t5_tokenizer_dir`.")
     if not path.is_dir():
         raise FileError(f"T5 tokenizer path is not a directory: {path}. Name the folder that holds {', '.join(T5_FILES)}.")
-    if all((path / name).is_file() for name in BUNDLED_T5_FILES):
+    if is_comfyuis_t5(path):
         return path
     missing = [name for name in T5_FILES if not (path / name).is_file()]
     if missing:
         raise FileError(f"T5 tokenizer directory missing required files: {missing} in {path}. Download the whole folder.")
     return path
+
+
+def is_comfyuis_t5(path: Path) -> bool:
+    """Tell ComfyUI's own folder, by its place; it has fewer files than sd-scripts asks for."""
+    here = BUNDLED_T5_PLACE in (path.absolute().parts[-3:], path.resolve().parts[-3:])
+    return here and all((path / name).is_file() for name in BUNDLED_T5_FILES)
 
 
 def comfyui_tokenizers() -> tuple[Path, Path] | None:
@@ -116,8 +123,8 @@ def comfyui_tokenizers() -> tuple[Path, Path] | None:
     places = [os.environ.get("COMFYUI_PATH", ""), *sys.path, *around, "~/comfy/ComfyUI"]
     for place in places:
         if place:
-            folder = Path(place).expanduser() / "comfy" / "text_encoders"
-            qwen, t5 = folder / "qwen25_tokenizer", folder / "t5_tokenizer"
+            t5 = Path(place).expanduser().joinpath(*BUNDLED_T5_PLACE)
+            qwen = t5.with_name("qwen25_tokenizer")
             if _holds_qwen(qwen) and all((t5 / name).is_file() for name in BUNDLED_T5_FILES):
                 return qwen, t5
     return None

@@ -1,5 +1,6 @@
 """Settings of the optimizer, and the table of the optimizers there are."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -9,7 +10,7 @@ from ..errors import SettingError
 from .registry import Registry
 from .setting import check, require, setting
 
-SCHEDULES = (
+PLAIN_SCHEDULES = (  # which need no number of their own, or one that the graph asks for
     "constant",
     "constant_with_warmup",
     "linear",
@@ -18,8 +19,11 @@ SCHEDULES = (
     "cosine_with_min_lr",
     "polynomial",
 )
+SCHEDULES = (*PLAIN_SCHEDULES, "inverse_sqrt", "warmup_stable_decay", "piecewise_constant")
 
 ADAM = MappingProxyType({"betas": "betas", "eps": "eps"})
+LONG = MappingProxyType({"betas": (0.9, 0.999)})  # torch's and bitsandbytes' AdamW
+UNDECAYED = MappingProxyType({"betas": (0.9, 0.999), "weight_decay": 0.0})
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,9 @@ class OptimizerType:
     """An optimizer, found in its package when it is first asked for.
 
     takes: our settings that it has, and what its class calls them ("beta1" is the first of `optimizer.betas`).
-    defaults: arguments that are not left at the class' own default. schedule_free: it needs no learning-rate schedule.
-    one_rate: all its parameters share one learning rate. waits: how often a step waits for the device, for each tensor.
+    defaults: arguments that are not left at the class' own default. library: what our settings are in its package, where
+    that is not what they are here. schedule_free: it needs no learning-rate schedule. one_rate: all its parameters share one
+    learning rate. waits: how often a step waits for the device, for each tensor.
     """
 
     name: str  # also the class'
@@ -36,6 +41,7 @@ class OptimizerType:
     package: str  # what pip installs
     takes: Mapping[str, str] = field(default_factory=lambda: ADAM)
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    library: Mapping[str, Any] = field(default_factory=lambda: UNDECAYED)
     schedule_free: bool = False
     one_rate: bool = False
     waits: int = 0
@@ -44,16 +50,31 @@ class OptimizerType:
 OPTIMIZERS = Registry(
     "optimizer.type",
     [
-        OptimizerType("AdamW", "torch.optim", "torch"),
-        OptimizerType("AdamW8bit", "bitsandbytes.optim", "bitsandbytes", waits=1),
-        OptimizerType("Lion", "lion_pytorch", "lion-pytorch", takes={"betas": "betas"}),
+        OptimizerType("AdamW", "torch.optim", "torch", library=LONG),
+        OptimizerType("AdamW8bit", "bitsandbytes.optim", "bitsandbytes", library=LONG, waits=1),
+        OptimizerType("Lion", "lion_pytorch", "lion-pytorch", takes={"betas": "betas"}, library={"weight_decay": 0.0}),
         # torch's Adafactor scales lr by max(eps[1], rms of the parameter): its 0.001 would hardly move a factor that starts
         # at zero. 1 makes lr absolute, which others call relative_step=False scale_parameter=False.
-        OptimizerType("Adafactor", "torch.optim", "torch", takes={}, defaults={"eps": (None, 1.0)}, waits=2),
+        OptimizerType(
+            "Adafactor",
+            "torch.optim",
+            "torch",
+            takes={},
+            defaults={"eps": (None, 1.0)},
+            library={"weight_decay": 0.0},
+            waits=2,
+        ),
         OptimizerType("Prodigy", "prodigyopt", "prodigyopt", one_rate=True, waits=2),
         OptimizerType("RAdamScheduleFree", "schedulefree", "schedulefree", schedule_free=True),
         OptimizerType("AdamWScheduleFree", "schedulefree", "schedulefree", schedule_free=True),
-        OptimizerType("SGDScheduleFree", "schedulefree", "schedulefree", takes={"beta1": "momentum"}, schedule_free=True),
+        OptimizerType(
+            "SGDScheduleFree",
+            "schedulefree",
+            "schedulefree",
+            takes={"beta1": "momentum"},
+            library={"weight_decay": 0.0},
+            schedule_free=True,
+        ),
     ],
 )
 
@@ -83,17 +104,29 @@ class OptimizerConfig:
     warmup_ratio: float = setting(0.0, "Warm-up as a share of all steps, where `optimizer.warmup_steps` is 0.", low=0, below=1)
     num_cycles: float = setting(
         1.0,
-        "How often cosine_with_restarts falls; for the other cosine schedules the number of half waves, 1 being one fall.",
+        "How often cosine_with_restarts falls; for cosine_with_min_lr the number of half waves, 1 being one fall.",
         above=0,
     )
     power: float = setting(1.0, "Exponent of the polynomial schedule.", above=0)
     min_lr_ratio: float = setting(0.0, "Floor of cosine_with_min_lr, relative to the learning rate.", low=0, high=1)
+    decay_steps: int = setting(0, "Steps at the end over which warmup_stable_decay falls, along a cosine.", low=0)
+    decay_ratio: float = setting(
+        0.0, "The fall of warmup_stable_decay as a share of all steps, where `optimizer.decay_steps` is 0.", low=0, below=1
+    )
+    timescale: int = setting(
+        0, "Steps after which inverse_sqrt has fallen to 0.7; 0: as many as the warm-up has, 10000 without one.", low=0
+    )
+    step_rules: str = setting(
+        "", "Factors of piecewise_constant and the steps at which they end: 1:500,0.1:900,0.01 falls at step 500 and 900."
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "type", OPTIMIZERS[self.type].name)
         check(self)
         betas_ok = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
         require(betas_ok, "optimizer.betas", self.betas, "must be two numbers that are at least 0 and below 1")
+        if self.scheduler == "piecewise_constant":
+            pieces(self.step_rules)
         if OPTIMIZERS[self.type].schedule_free:
             self._check_schedule_free()
 
@@ -105,3 +138,16 @@ class OptimizerConfig:
             raise SettingError(f"optimizer={self.type} requires lr_warmup_steps=0")
         if self.warmup_ratio > 0:
             raise SettingError(f"optimizer={self.type} requires lr_warmup_ratio=0")
+
+
+def pieces(rules: str) -> tuple[list[tuple[int, float]], float]:
+    """Read "1:500,0.1:900,0.01", diffusers' way to write it: where each factor ends, in order, and the last factor."""
+    *ends, last = rules.split(",")
+    try:
+        read = [(int(step), float(factor)) for factor, _, step in (end.partition(":") for end in ends)]
+        numbers = [float(last), *(factor for _, factor in read)]
+    except ValueError:
+        numbers = [-1.0]
+    written = "write factor:step,…,factor, such as 1:500,0.1:900,0.01"
+    require(all(0 <= number < math.inf for number in numbers), "optimizer.step_rules", repr(rules), written)
+    return sorted(read), float(last)

@@ -53,33 +53,73 @@ class SampleConfig:
         """Return each prompt as a request. Raises SettingError for a line with wrong flags."""
         return tuple(preview_request(line, self) for line in self.prompts)
 
+    def warnings(self) -> list[str]:
+        """Say what was asked for and is not drawn: previews without a prompt, flags of prompts."""
+        told = dict.fromkeys(text for line in self.prompts for text in without_effect(line))
+        asked = next((n for n in ("every_n_steps", "every_n_epochs", "at_first", "at_end") if getattr(self, n)), "")
+        if asked and not self.prompts:
+            return [f"`sample.{asked}` asks for previews, but there is no prompt: set `sample.prompts`, or none are drawn"]
+        return list(told)
+
 
 PREVIEW_FLAGS: dict[str, tuple[str, type, float | None]] = {  # flag of sd-scripts -> (field, type, smallest)
     "n": ("negative", str, None),
     "w": ("width", int, 16),
     "h": ("height", int, 16),
-    "d": ("seed", int, 0),
+    "d": ("seed", int, -1),  # -1: by chance there, the run's here
     "s": ("steps", int, 1),
     "l": ("cfg", float, 0),
     "fs": ("shift", float, 1e-6),
 }
+OTHER_PREVIEW_FLAGS = {  # flags of sd-scripts that are no setting of ours -> why
+    "ss": "previews use euler",
+    "g": "the model has no guidance embedding; --l sets the guidance",
+    "cn": "no ControlNet is drawn with",
+    "ctr": "guidance is never cut short",
+    "rcfg": "guidance is not renormalised",
+    "i": "no reference picture is drawn with",
+    "am": "the adapter is drawn at its full strength",
+}
+OURS = {"ss": ("euler", "k_euler")}  # values of those that are what is done anyway
+FLAG = re.compile(r"\s--(?=[A-Za-z]+(?:\s|$))")
+
+
+def split_prompt(line: str) -> tuple[str, list[tuple[str, str]]]:
+    """Split "a cat --w 768 --n blurry" into the prompt and its flags, each with its text."""
+    prompt, *flags = FLAG.split(" " + line)
+    parted = [(*flag.split(None, 1), "")[:2] for flag in flags]
+    return prompt.strip(), [(name.lower(), text.strip()) for name, text in parted]
+
+
+def without_effect(line: str) -> list[str]:
+    """Say which flags of a prompt do nothing, and why. As in sd-scripts they are no part of the prompt."""
+    known = f"known are --{' --'.join(PREVIEW_FLAGS)}"
+    return [
+        f"--{name} in a prompt has no effect: {OTHER_PREVIEW_FLAGS.get(name, known)}"
+        for name, text in split_prompt(line)[1]
+        if name not in PREVIEW_FLAGS and text not in OURS.get(name, ())
+    ]
 
 
 def preview_request(line: str, defaults: SampleConfig) -> PreviewRequest:
     """Read a line such as "a cat --w 768 --n blurry": that prompt with these settings, the rest from `defaults`."""
-    prompt, *flags = re.split(r"\s--(?=[a-z]{1,2}\s)", " " + line)
+    prompt, flags = split_prompt(line)
     values: dict[str, Any] = {f.name: getattr(defaults, f.name) for f in fields(PreviewRequest) if f.name != "prompt"}
-    for flag in flags:
-        key, _, text = flag.partition(" ")
-        if key not in PREVIEW_FLAGS:
-            raise SettingError(f"sample prompt {line!r}: unknown flag --{key}; known are --{' --'.join(PREVIEW_FLAGS)}")
-        name, kind, smallest = PREVIEW_FLAGS[key]
-        try:
-            values[name] = kind(text.strip())
-        except ValueError:
-            raise SettingError(f"sample prompt {line!r}: --{key} needs a number") from None
-        if smallest is not None and not (math.isfinite(values[name]) and values[name] >= smallest):
-            raise SettingError(f"sample prompt {line!r}: --{key} must be at least {smallest}")
+    for flag, text in flags:
+        if flag in PREVIEW_FLAGS:
+            name, value = PREVIEW_FLAGS[flag][0], flag_value(line, flag, text)
+            values[name] = values[name] if (name, value) == ("seed", -1) else value
     for side in ("width", "height"):
         values[side] = values[side] // 16 * 16  # sd-scripts rounds down as well
-    return PreviewRequest(prompt=prompt.strip(), **values)
+    return PreviewRequest(prompt=prompt, **values)
+
+
+def flag_value(line: str, flag: str, text: str) -> Any:
+    _, kind, smallest = PREVIEW_FLAGS[flag]
+    try:
+        value = kind(text)
+    except ValueError:
+        raise SettingError(f"sample prompt {line!r}: --{flag} needs a number") from None
+    if smallest is not None and not (math.isfinite(value) and value >= smallest):
+        raise SettingError(f"sample prompt {line!r}: --{flag} must be at least {smallest}")
+    return value

@@ -17,8 +17,8 @@ from .setting import check, require, setting
 
 DTYPES = ("auto", "bf16", "fp16", "fp32")
 KEY_FORMATS = ("diffusion_model", "lora_unet")
-TIMESTEP_SAMPLINGS = ("logit_normal", "uniform", "shift", "resolution_shift")
-LOSSES = ("mse", "huber", "l1")
+TIMESTEP_SAMPLINGS = ("logit_normal", "uniform", "shift", "resolution_shift", "mode")
+LOSSES = ("mse", "huber", "l1", "smooth_l1")
 WEIGHTINGS = ("none", "sigma_sqrt", "cosmap")
 MEMORY = ("auto", "recompute", "keep")
 
@@ -61,15 +61,24 @@ class FlowConfig:
         choices=TIMESTEP_SAMPLINGS,
     )
     sigmoid_scale: float = setting(1.0, "Width of the logit-normal distribution: t = sigmoid(scale N(0, 1)).", above=0)
+    logit_mean: float = setting(
+        0.0, "Centre of the logit-normal distribution, as the logit of t: above 0 favours noisy steps.", low=-20, high=20
+    )
+    mode_scale: float = setting(
+        1.29, "Where `flow.timestep_sampling` is mode: how much the middle of t is favoured; 0 is uniform.", low=-1, high=1.75
+    )
     shift: float = setting(
         1.0,
         "Where `flow.timestep_sampling` is shift: how far t moves towards noise, as s t / (1 + (s - 1) t).",
         above=0,
     )
     loss: str = setting("mse", "Loss of the velocity: mse unless pictures are faulty.", choices=LOSSES)
-    huber_delta: float = setting(0.1, "Error from which the Huber loss grows linearly.", above=0)
+    huber_delta: float = setting(0.1, "Error from which the Huber and smooth L1 losses grow linearly.", above=0)
     weighting: str = setting("none", "Weight of the loss by t.", choices=WEIGHTINGS)
     noise_offset: float = setting(0.0, "Size of the noise that all pixels of a channel share; 0 is off.", low=0)
+    ip_noise_gamma: float = setting(
+        0.0, "Input perturbation: further noise that only the model's input gets; 0 is off, 0.1 is usual.", low=0
+    )
 
     def __post_init__(self) -> None:
         check(self)

@@ -34,6 +34,7 @@ class Batch:
     number: int  # among all micro-batches of the run
     latents: Tensor  # [B, 16, h, w], normalised
     noise: Tensor  # [B, 16, h, w]
+    input_noise: Tensor | None  # [B, 16, h, w], what the model's input is mixed with where that is not `noise`
     t: Tensor  # [B]
     mask: Tensor | None  # [B, 1, h, w], weighs the loss
     weight: Tensor  # [B]
@@ -136,9 +137,11 @@ class Feed:
         tokens = latents.shape[2] * latents.shape[3] // PATCH**2
         t = flow.sample_timesteps(len(draws), config.flow, generator, tokens=tokens)
         noise = flow.noise_like(latents, generator, config.flow.noise_offset)
+        gamma, own = config.flow.ip_noise_gamma, seeds.generator(config.seed, "input noise", place["number"])
         batch = Batch(
             latents=latents,
             noise=noise,
+            input_noise=flow.input_noise(noise, own, gamma) if gamma else None,
             t=t,
             mask=stack_masks(masks, latents),
             weight=torch.tensor([draw.item.picture.subset.loss_weight for draw in draws]),

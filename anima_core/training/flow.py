@@ -17,15 +17,18 @@ T_EDGE = 1e-5  # keeps t off 0 and 1, where sigmoid and rand can land in fp32
 def sample_timesteps(n: int, flow: FlowConfig, generator: torch.Generator, tokens: int = 4096) -> Tensor:
     """Draw t [n] in (0, 1), fp32, on the generator's device. tokens: image tokens of a picture, (H/16) (W/16).
 
-    logit_normal: sigmoid(scale N(0, 1)), the model author's recipe. shift: s t / (1 + (s - 1) t) on top.
+    logit_normal: sigmoid(mean + scale N(0, 1)), the model author's recipe at 0 and 1. mode: u + scale (cos^2(pi u / 2) - 1
+    + u), u uniform (Stable Diffusion 3, arXiv 2403.03206). shift, also of mode: s t / (1 + (s - 1) t) on top.
     resolution_shift: e^mu / (e^mu + 1/t - 1) on top, mu linear in tokens, 0.5 at 256 and 1.15 at 4096 (FLUX's rule).
     """
     where: dict[str, Any] = {"generator": generator, "device": generator.device, "dtype": torch.float32}
-    if flow.timestep_sampling == "uniform":
+    if flow.timestep_sampling in ("uniform", "mode"):
         t = torch.rand(n, **where)
     else:
-        t = torch.sigmoid(flow.sigmoid_scale * torch.randn(n, **where))
-    if flow.timestep_sampling == "shift":
+        t = torch.sigmoid(flow.logit_mean + flow.sigmoid_scale * torch.randn(n, **where))
+    if flow.timestep_sampling == "mode":
+        t = (t + flow.mode_scale * (torch.cos(math.pi * t / 2).square() - 1 + t)).clamp(0, 1)
+    if flow.timestep_sampling in ("shift", "mode"):
         t = flow.shift * t / (1 + (flow.shift - 1) * t)
     elif flow.timestep_sampling == "resolution_shift":
         mu = 0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256)
@@ -43,6 +46,11 @@ def noise_like(latents: Tensor, generator: torch.Generator, offset: float = 0.0)
     if offset > 0:
         noise += offset * torch.randn(*latents.shape[:2], 1, 1, **where)
     return noise
+
+
+def input_noise(noise: Tensor, generator: torch.Generator, gamma: float) -> Tensor:
+    """Return eps + gamma N(0, 1), which the model's input is mixed with while the target keeps eps (arXiv 2301.11706)."""
+    return noise + gamma * noise_like(noise, generator)
 
 
 def interpolate(x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
@@ -73,9 +81,10 @@ def flow_loss(
         loss = error.square()
     elif flow.loss == "l1":
         loss = error.abs()
-    else:  # sd-scripts' pseudo-Huber: error^2 near zero, 2 delta |error| far from it
+    else:  # sd-scripts' pseudo-Huber: error^2 near zero, 2 delta |error| far from it; its smooth_l1 is that over delta
         delta = flow.huber_delta
-        loss = 2 * delta * error.square() / ((error.square() + delta**2).sqrt() + delta)
+        slope = delta if flow.loss == "huber" else 1.0
+        loss = 2 * slope * error.square() / ((error.square() + delta**2).sqrt() + delta)
     loss = masked_mean(loss, mask) * loss_weight(t, flow.weighting)
     return loss if weight is None else loss * weight
 

@@ -124,6 +124,8 @@ def build_run(plan: Plan, ranks: Ranks, events: Events) -> "Run":
         data.batches.load_state_dict(state.data_position)
         events.emit("note", text=f"resumed at step {state.step} from {plan.resume_from.name}")
     events.emit("note", text=network.describe())
+    for text in schedules.warnings(config.optimizer, data.steps):
+        events.emit("warning", text=text)
     watchdog = Watchdog(network, data.masked)
     reporter = StepReporter(events, watchdog, state.losses, data.steps, plan.device, together=ranks.world > 1)
     saver = Saver(plan, events, state, reporter, watchdog, data.metadata(), config_text) if ranks.first else None
@@ -283,7 +285,8 @@ class Run:
         """Return the mean loss of one micro-batch, fp32, on the device."""
         batch = batch.to(self.model.device)
         text, lengths = self.data.embeddings.place(batch.text)
-        noisy = flow.interpolate(batch.latents, batch.noise, batch.t)
+        eps = batch.noise if batch.input_noise is None else batch.input_noise
+        noisy = flow.interpolate(batch.latents, eps, batch.t)
         velocity = self.model(noisy, batch.t, text, lengths)
         target = flow.velocity_target(batch.latents, batch.noise)
         config = self.plan.config.flow

@@ -70,7 +70,7 @@ def preflight(config: TrainConfig, ranks: Ranks | None = None, on_event: Listene
     on_event: hears how far the scan of the pictures is, and may answer "cancel": Interrupted.
     """
     device = pick_device(config.device) if ranks is None else ranks.device(config.device)
-    warnings = tuple(optimizers.preflight(config.optimizer, device))
+    warnings = (*optimizers.preflight(config.optimizer, device), *config.samples.warnings())
     sizes = check_models(config)
     warnings += tuple(check_network(config, sizes))
     run_dir = Path(config.output.dir) / f"{config.output.name}-run"

@@ -136,7 +136,7 @@ def factor_shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, int]:
 
 TYPE = AdapterType(
     name="lokr",
-    modules=("networks.lokr_anima",),
+    modules=("networks.lokr_anima", "networks.lokr"),
     tensors=frozenset({"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"}),
     build=build,
     read=lambda layers: InFile([size(tensors) for tensors in layers], own_settings(layers)),
