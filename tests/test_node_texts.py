@@ -3,6 +3,8 @@
 import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
@@ -123,11 +125,87 @@ def test_a_resolution_without_a_number_is_one_line(nodes, monkeypatch, resolutio
 
 def sides_function(nodes, monkeypatch):
     """-> nodes.dataset_widgets.sides_of; the widgets around it need ComfyUI's inputs, which are only looked at here."""
-    latest = type(sys)("comfy_api.latest")
-    latest.io = type("io", (), {"Input": object})
-    monkeypatch.setitem(sys.modules, "comfy_api", type(sys)("comfy_api"))
-    monkeypatch.setitem(sys.modules, "comfy_api.latest", latest)
+    stand_in(monkeypatch, "comfy_api.latest", io=SimpleNamespace(Input=object))
     return nodes("dataset_widgets").sides_of
+
+
+def stand_in(monkeypatch, name: str, **members) -> None:
+    """Put a module of ComfyUI, and its package, in place."""
+    for part in (name.partition(".")[0], name):
+        monkeypatch.setitem(sys.modules, part, sys.modules.get(part) or ModuleType(part))
+    vars(sys.modules[name]).update(members)
+    setattr(sys.modules[name.partition(".")[0]], name.rpartition(".")[2], sys.modules[name])
+
+
+class Interrupt(BaseException):
+    pass
+
+
+class Bar:
+    """ComfyUI's bar, which never goes back, and raises after a Cancel. moved: (done, total) of all bars."""
+
+    moved: ClassVar[list[tuple[int, int]]] = []
+    cancelled: ClassVar[bool] = False
+
+    def __init__(self, total: int, node_id: str) -> None:
+        self.total, self.current = total, 0
+
+    def update_absolute(self, done: int, total: int, preview: object = None) -> None:
+        if Bar.cancelled:
+            Bar.cancelled = False
+            raise Interrupt
+        assert done >= self.current
+        self.current, self.total = done, total
+        Bar.moved.append((done, total))
+
+
+@pytest.fixture
+def listener(nodes, monkeypatch):
+    stand_in(monkeypatch, "comfy_api.latest", io=SimpleNamespace(Input=object, ComfyNode=object, NodeOutput=object))
+    flag = dict(processing_interrupted=lambda: False, InterruptProcessingException=Interrupt)
+    stand_in(monkeypatch, "comfy.model_management", **flag)
+    stand_in(monkeypatch, "comfy.utils", ProgressBar=Bar)
+    Bar.moved, Bar.cancelled = [], False
+    with nodes("bridge").NodeListener("12") as found:
+        yield found
+
+
+def progress(stage: str, done: int, total: int, **more: int) -> dict:
+    return {"event": "progress", "stage": stage, "done": done, "total": total} | more
+
+
+def step(number: int, total: int, **more) -> dict:
+    return {"event": "step", "step": number, "total": total, "mean_loss": 0.5, "seconds": 2.0, "eta": 90, "peak_gb": 0} | more
+
+
+def test_the_bar_moves_through_hashing_and_caching_and_waits_while_previews_are_drawn(listener, said):
+    events = [progress("reading model files (MB)", 5600, 5600), progress("latents", 1, 2), progress("latents", 2, 2)]
+    events += [step(1, 4), progress("preview", 30, 30, picture=1, pictures=3), step(2, 4)]
+    assert [listener(event) for event in events] == [None] * 6
+    assert Bar.moved == [(5600, 5600), (1, 2), (2, 2), (1, 4), (2, 4)]
+    texts = [text for _, text in said]
+    assert texts[0] == "reading model files (MB) 5600 / 5600" and "preview 1 of 3, step 30 / 30" in texts
+
+
+def test_the_text_of_a_step_and_why_it_is_taken(listener, said):
+    listener.why = "trains anew, not as x"
+    listener(step(4, 4, peak_gb=7.04))
+    assert said[-1] == ("12", "step 4 / 4 · loss 0.5000 · 2.00 s/step · ETA 1 min 30 s · 7.0 GB\ntrains anew, not as x")
+
+
+def test_a_cancel_that_the_bar_sees_first_is_a_cancel_like_any_other(listener):
+    """ComfyUI's bar clears the flag that it raises for: the run must still be told, and end as interrupted."""
+    Bar.cancelled = True
+    assert [listener(step(1, 4)), listener(step(2, 4))] == ["cancel", "cancel"] and listener.is_cancelled
+
+
+def test_warnings_go_to_the_console_by_their_level_and_to_the_last_sentence(listener, caplog):
+    with caplog.at_level("INFO", logger="anima_trainer"):
+        listener({"event": "warning", "text": "careful"})
+        listener({"event": "note", "text": "by the way"})
+    assert listener.warnings == ["careful"]
+    told = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert told == [("WARNING", "[Anima Trainer] warning: careful"), ("INFO", "[Anima Trainer] by the way")]
 
 
 def test_sides_are_read_as_people_write_them(nodes, monkeypatch):

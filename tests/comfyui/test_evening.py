@@ -1,6 +1,7 @@
 """An evening with one adapter in a real ComfyUI: what stands on the node after each thing that people do."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from safetensors.torch import load_file
 
 from ..tiny import same_tensors
 from .graphs import Graph, install_tiny_models
-from .server import ComfyUI, cached_nodes, sentence
+from .server import ComfyUI, cached_nodes, error_of, sentence, was_interrupted
 from .texts import Texts
 
 STEPS = 3000  # more than are taken before somebody stops it
@@ -112,3 +113,43 @@ def deletes_the_file(server, texts, base) -> None:
     )
     assert texts.last("train", "the adapter was gone") == told and same_tensors(load_file(adapter), before)
     assert steps_in_log(base, "evening-2") == taken and runs(base) == ["evening-2-run", "evening-run"]
+
+
+def test_every_way_out_stands_on_the_node(comfyui, base, tmp_path):
+    checkout, python = comfyui
+    shutil.copy(base / "models" / "vae" / "tiny.safetensors", base / "models" / "diffusion_models" / "wrong.safetensors")
+    with ComfyUI(checkout, python, base) as server, Texts(server, python, tmp_path / "texts") as texts:
+        graph = Graph(server)
+        graph.training(output_name="ways", steps=600)
+        graph.add("look", "AnimaDatasetInspect", dataset=["data", 0])
+        wrong_file(server, texts, graph)
+        cancels(server, texts, base, graph)
+        assert "4 pictures" in texts.of("look")[-1] and "captions as they are read" in texts.of("look")[-1]
+        told = sentence(server.run(graph.prompt))
+        assert re.match(r"done: models/loras/ways.safetensors, 600 steps, loss \d\.\d{3}, 1 warning: pictures cropped", told), (
+            told
+        )
+        assert texts.last("train", "done") == told
+        assert sentence(server.run(graph.prompt)) == told  # all cached
+        server.wait_until(lambda: texts.of("train").count(told) == 2)
+
+
+def wrong_file(server, texts, graph: Graph) -> None:
+    """The error stands on the node, with a short name in ComfyUI's own notice, until the node is executed again."""
+    graph.prompt["transformer"]["inputs"]["transformer"] = "wrong.safetensors"
+    entry = server.run(graph.prompt)
+    line = error_of(entry).splitlines()[0]
+    assert "wrong.safetensors" in line and texts.last("transformer", line) == line
+    types = [m[1]["exception_type"] for m in entry["status"]["messages"] if m[0] == "execution_error"]
+    assert types == ["anima_trainer.FileError"]
+    graph.prompt["transformer"]["inputs"]["transformer"] = "tiny.safetensors"
+
+
+def cancels(server, texts, base, graph: Graph) -> None:
+    prompt = server.queue(graph.prompt)
+    server.wait_until(lambda: steps_in_log(base, "ways") > 5)
+    server.post("/interrupt", {})
+    assert was_interrupted(server.result(prompt))
+    told = texts.last("train", "cancelled")
+    assert re.fullmatch(r"cancelled at step \d+ of 600, saved; Run continues", told), told
+    assert texts.of("transformer")[-1] == " "

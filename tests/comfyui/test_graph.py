@@ -50,21 +50,22 @@ def wait_for_step(server: ComfyUI, name: str, step: int) -> None:
 
 
 def shape_of(info: dict) -> dict:
-    """What shared workflows rely on: ids, inputs with types, outputs."""
+    """What shared workflows rely on: ids, inputs with types in their order, which of them must be given, outputs."""
     found = {}
     for name, node in sorted(info.items()):
         if name.startswith("Anima") and node["category"].startswith("Anima Trainer"):
             inputs = {key: kind if isinstance(kind, str) else "COMBO" for key, kind, _ in specs(node)}
-            found[name] = {"inputs": inputs, "outputs": dict(zip(node["output_name"], node["output"]))}
+            required = list(node["input"].get("required", {}))
+            found[name] = {"inputs": inputs, "required": required, "outputs": dict(zip(node["output_name"], node["output"]))}
     return found
 
 
 def test_schema_is_the_snapshot(server):
-    shape = shape_of(server.get("/object_info"))
-    assert len(shape) == NODES
+    text = json.dumps(shape_of(server.get("/object_info")), indent=1) + "\n"
+    assert text.count('"outputs"') == NODES
     if os.environ.get("UPDATE_SCHEMA"):
-        SNAPSHOT.write_text(json.dumps(shape, indent=1) + "\n", encoding="utf-8")
-    assert shape == json.loads(SNAPSHOT.read_text(encoding="utf-8")), "a breaking change? else UPDATE_SCHEMA=1"
+        SNAPSHOT.write_text(text, encoding="utf-8")
+    assert text == SNAPSHOT.read_text(encoding="utf-8"), "a breaking change? else UPDATE_SCHEMA=1"
 
 
 def test_every_input_has_a_tooltip(server):
@@ -72,6 +73,32 @@ def test_every_input_has_a_tooltip(server):
     for name in shape_of(info):
         for key, kind, options in specs(info[name]):
             assert options.get("tooltip") or kind == "COMFY_AUTOGROW_V3", f"{name}.{key}"
+
+
+def test_what_has_a_default_may_be_left_out(server, base):
+    """Prompts that scripts write, and those saved before an input was there. What is left out has the widget's default."""
+    for network, optimizer in (("AnimaLoRANetwork", {}), ("AnimaLoKrNetwork", {"optimizer": "AdamW"})):
+        full = Graph(server)
+        full.training(network=network, output_name=f"left_out_{network}")
+        full.add("optimizer", "AnimaOptimizer")
+        assert sentence(server.run(full.prompt)).startswith("done: ")
+        short = Graph(server)
+        short.training(network=network, output_name=f"left_out_{network}")
+        short.prompt["optimizer"]["inputs"] = optimizer
+        for name in ("transformer", "data", "train_network", "train"):
+            node, kept = short.prompt[name], ("folder", "resolution", "bucket_step", "min_side", "rank", "alpha", "steps")
+            required = short.info[node["class_type"]]["input"].get("required", {})
+            inputs = {k: v for k, v in node["inputs"].items() if k in (*required, *kept, "batch_size", "output_name")}
+            assert len(inputs) < len(node["inputs"])
+            node["inputs"] = inputs
+        assert sentence(server.run(short.prompt)) == f"already trained: models/loras/left_out_{network}.safetensors, 4 steps"
+
+
+def test_nothing_with_a_default_is_required(server):
+    info = server.get("/object_info")
+    for name in shape_of(info):
+        for key, (kind, *rest) in info[name]["input"].get("required", {}).items():
+            assert kind != "COMFY_DYNAMICCOMBO_V3" and "default" not in (rest[0] if rest else {}), f"{name}.{key}"
 
 
 def test_import_is_quick_and_quiet(server):
