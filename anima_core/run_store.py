@@ -17,7 +17,7 @@ from .settings.toml_file import read_toml
 from .training.loop import TrainResult
 from .training.preflight import Plan
 from .training.resume import CONTENTS, difference
-from .training.state import checkpoints_in, step_of
+from .training.state import checkpoints_in, damaged_file, step_of
 
 RESULT_VERSION = 1  # of the numbers that settings lead to; raised only when they change, since finished runs then train again
 DIFFERENCES_SHOWN = 3
@@ -162,7 +162,8 @@ class RunStore:
         if run is None:
             return None
         newest = next(iter(checkpoints_in(self.run_folder(run.name))), None)
-        return (run, newest) if newest is not None and step_of(newest) == run.steps else None
+        usable = newest is not None and step_of(newest) == run.steps and damaged_file(newest) is None
+        return (run, newest) if newest is not None and usable else None
 
     def why_again(self, key: str, plan: Plan) -> str:
         """Say why a graph trains although it, or another under the same name, was trained before; empty if none was."""
@@ -170,7 +171,8 @@ class RunStore:
         if own is not None and own.result_version != RESULT_VERSION:
             return f"trains again: this version's numbers are not those of {Path(own.adapter).name}"
         if own is not None:
-            return f"trains again: {Path(own.adapter).name} was changed or deleted, and its run has no checkpoint of that step"
+            gone = f"{Path(own.adapter).name} was changed or deleted"
+            return f"trains again: {gone}, and the last checkpoint of its run is gone or damaged"
         former = self._former(plan.config.output.name)
         if former is None or not former.made_from:
             return ""

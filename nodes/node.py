@@ -27,10 +27,12 @@ class AnimaNode(io.ComfyNode):
             say(" ")  # a text stays until another comes, and an empty one is ignored
         try:
             return cls.run(**inputs)
-        except AnimaError as error:
-            told = type(error)(error.said(graph_words(cls)))
+        except Exception as error:
+            told = type(error)(error.said(graph_words(cls))) if isinstance(error, AnimaError) else error
             _failed.add(this_node())
-            say(str(told))
+            say(str(told) or type(told).__name__)
+            if told is error:
+                raise
             raise told from None
 
 

@@ -13,7 +13,7 @@ from comfy_api.latest import io
 from comfy_execution.graph import ExecutionBlocker
 from PIL import Image
 
-from ..anima_core.errors import Interrupted, RunError, in_words
+from ..anima_core.errors import FileError, Interrupted, RunError, SettingError, in_words
 from ..anima_core.files import identity, safe_name, unused
 from ..anima_core.models.checkpoint import load_tensors
 from ..anima_core.run_store import FinishedRun, describe, run_key
@@ -117,8 +117,12 @@ def written_again(config: TrainConfig, key: str, listener: bridge.NodeListener) 
         return None
     run, checkpoint = found
     path = unused(loras_folder() / f"{run.name}.safetensors")
-    with interruptible(listener), bridge.gpu_for_training():
-        write_again(in_this_server(config, run.name), checkpoint, path, listener)
+    try:
+        with interruptible(listener), bridge.gpu_for_training():
+            write_again(in_this_server(config, run.name), checkpoint, path, listener)
+    except (FileError, SettingError) as error:  # of another version, say
+        tell.warning(error.said(graph_words()))
+        return None
     return store.remember(key, dataclasses.replace(run, adapter=str(path), adapter_sha256=identity(path)))
 
 

@@ -107,6 +107,15 @@ def test_stop_and_keep_is_what_the_graph_gets_and_can_still_be_continued(config,
     assert not done.is_kept and store.find(key) == done and store.unfinished() == []
 
 
+def test_a_damaged_checkpoint_is_no_way_back(config, store):
+    key, run = trained(store, config)
+    Path(run.adapter).unlink()
+    _, checkpoint = store.last_checkpoint(key)
+    with open(checkpoint / "state.safetensors", "r+b") as file:
+        file.truncate(1000)
+    assert store.last_checkpoint(key) is None
+
+
 def test_nothing_trains_again_without_a_reason(config, store, tmp_path):
     key, run = trained(store, config)
     plan = preflight(config)
