@@ -4,6 +4,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,9 @@ def test_a_changed_caption_and_a_new_picture_are_noticed(server, base):
         (lambda g: g.add("optimizer", "AnimaOptimizer", optimizer="RAdamScheduleFree", lr_warmup_steps=5), "optimizer=RAdamScheduleFree requires lr_warmup_steps=0"),
         (lambda g: g.prompt["train"]["inputs"].update(output_name="../escape"), "output_name='../escape': use a plain file name"),
         (lambda g: g.prompt["data"]["inputs"].update(folder="missing"), "no such folder of pictures; check folder"),
+        (lambda g: g.prompt["data"]["inputs"].update(folder=""), "folder='': name a folder of captioned pictures"),
+        (lambda g: g.prompt["data"]["inputs"].update(resolution=""), "resolution='': write 1024, or 768,1024 for several"),
+        (lambda g: g.add("train", "AnimaTrainFromTOML", path=""), "path='': name a file"),
         (lambda g: g.prompt["train_network"]["inputs"].update(include="nothing.like.this"), "include 'nothing.like.this': matches no layer"),
     ],
 )  # fmt: skip
@@ -319,11 +323,36 @@ def test_a_run_s_own_file_trains_it_again(server, base):
     graph.training(output_name="as_toml", seed=11)
     assert status(server.run(graph.prompt)) == "success"
     toml = Graph(server)
-    toml.add("train", "AnimaTrainFromTOML", path=str(run_dir(base, "as_toml") / "config.toml"), output_name="again")
+    toml.add("train", "AnimaTrainFromTOML", path="as_toml-run/config.toml", output_name="again")
     entry = server.run(toml.prompt)
     assert status(entry) == "success", error_of(entry)
     one, two = (load_file(base / "models" / "loras" / f"{name}.safetensors") for name in ("as_toml", "again"))
     assert all((one[k] == two[k]).all() for k in one)
+
+
+def test_a_toml_whose_path_a_link_brings_is_read_in_every_run_and_names_folders_from_its_own_on(server, base):
+    folder = base / "input" / "project" / "cats"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (64, 64), "red").save(folder / "a.png")
+    (folder / "a.txt").write_text("a red cat", encoding="utf-8")
+    subsets = "".join(f"[[datasets.subsets]]\nimage_dir = '{name}'\n" for name in ("cats", "pics"))
+    (folder.parent / "sets.toml").write_text(f"[[datasets]]\nresolution = 64\n{subsets}", encoding="utf-8")
+    graph = Graph(server)
+    graph.add("path", "PrimitiveString", value="project/sets.toml")
+    graph.add("data", "AnimaDatasetTOML", path=["path", 0])
+    graph.add("look", "AnimaDatasetInspect", dataset=["data", 0])
+    text = sentence(server.run(graph.prompt), "look")
+    assert "5 pictures" in text and "a red cat" in text
+    (folder / "a.txt").write_text("a crimson cat", encoding="utf-8")
+    assert "a crimson cat" in sentence(server.run(graph.prompt), "look")
+
+
+def test_a_folder_is_found_as_comfyuis_own_training_nodes_name_it(server, base):
+    (base / "input" / "datasets").mkdir()
+    shutil.copytree(base / "input" / "pics", base / "input" / "datasets" / "mine")
+    graph = Graph(server)
+    graph.add("look", "AnimaDatasetInspect", dataset=[graph.add("data", "AnimaDatasetFolder", folder="datasets/mine"), 0])
+    assert "4 pictures" in sentence(server.run(graph.prompt), "look")
 
 
 def test_a_failure_leaves_comfyui_as_it_was(server):
