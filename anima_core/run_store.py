@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,13 +119,20 @@ def is_intact(run: FinishedRun) -> bool:
 def moved_adapter(run: FinishedRun, folders: Sequence[Path]) -> Path | None:
     """Find a run's adapter under another name or in another folder, by what its header says, and then by its digest."""
     said = {"ss_output_name": run.name, "ss_steps": str(run.steps)}
-    for path in (path for folder in folders for path in sorted(folder.rglob("*.safetensors"))):
+    for path in adapters_below(folders):
         try:
             if said.items() <= read_metadata(path).items() and files.identity(path) == run.adapter_sha256:
                 return path
         except AnimaError:  # no safetensors, whatever its name is
             continue
     return None
+
+
+def adapters_below(folders: Sequence[Path]) -> Iterator[Path]:
+    """Yield the files that ComfyUI lists: those behind links, too."""
+    for folder in folders:
+        for root, _, names in os.walk(folder, followlinks=True):
+            yield from (Path(root, name) for name in sorted(names) if name.endswith(".safetensors"))
 
 
 class RunStore:

@@ -32,7 +32,8 @@ def already(run: FinishedRun) -> str:
 
 
 def written_again(run: FinishedRun) -> str:
-    return f"the adapter was gone, and is written again from its run's last checkpoint, without a step: {outcome(run)}"
+    why = "its file was gone or changed"
+    return f"{outcome(run)}; {why}, and is written again from the run's last checkpoint, without a step"
 
 
 def cancelled(text: str, step: int, checkpoint: int) -> str:

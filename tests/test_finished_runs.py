@@ -17,6 +17,7 @@ from anima_core.training.export import write_again
 from anima_core.training.loop import train
 from anima_core.training.preflight import preflight
 
+from .comfyui.server import link_folder
 from .tiny import same_tensors, train_config
 
 
@@ -53,6 +54,16 @@ def test_a_renamed_or_moved_adapter_is_found(config, store, tmp_path, place):
     found = store.find(key)
     assert found is not None and Path(found.adapter).samefile(target) and found.losses == run.losses
     assert store.finished_under("style") == found == RunStore(store.folder).find(key)  # remembered where it is now
+
+
+def test_an_adapter_behind_a_link_is_found(config, store, tmp_path):
+    """ComfyUI lists those, and people keep their files on another disk."""
+    key, run = trained(store, config)
+    (tmp_path / "big_disk").mkdir()
+    link_folder(tmp_path / "big_disk", tmp_path / "loras" / "linked")
+    os.replace(run.adapter, tmp_path / "big_disk" / "x.safetensors")
+    found = store.find(key)
+    assert found is not None and Path(found.adapter) == tmp_path / "loras" / "linked" / "x.safetensors"
 
 
 def test_only_headers_are_read_of_files_that_cannot_be_it(config, store, tmp_path, monkeypatch):
