@@ -99,6 +99,7 @@ def train_now(config: TrainConfig, key: str, plan: Plan, listener: bridge.NodeLi
     """Train, and record the run. plan: of what the graph asked for. Return the run and the sentence to end with."""
     if listener.why:
         tell.note(listener.why)
+        tell.say(listener.why)
     try:
         with interruptible(listener), bridge.gpu_for_training():
             result = train(config, listener)

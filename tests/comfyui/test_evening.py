@@ -96,7 +96,7 @@ def edits_a_caption(server, texts, base) -> None:
     min((base / "input" / "pics").glob("*.txt")).write_text("somebody else", encoding="utf-8")
     told = sentence(stop_and_keep(server, evening(server, 2), base, "evening-2"))
     why = "trains anew, not as better.safetensors: the set of pictures and captions is not what it was"
-    assert any(text.startswith("step ") and text.endswith(f"\n{why}") for text in texts.of("train"))
+    assert why in texts.of("train") and any(text.endswith(f" / 1\n{why}") for text in texts.of("train"))
     assert "models/loras/evening-2.safetensors" in told and told.endswith(f"\n{why}")
     assert texts.last("train", "kept at step") == told
     assert steps_in_log(base) == taken and steps_in_log(base, "evening-2") > 5
