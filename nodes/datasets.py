@@ -104,6 +104,8 @@ class AnimaDatasetImages(AnimaNode):
         plain = {name: value[0] for name, value in given.items()}
         pictures = [picture for batch in images for picture in batch]
         texts = matched(captions, len(pictures), "captions")
+        if not any(text.strip() for text in texts):
+            raise SettingError("captions='': write what the pictures show, once for all or one for each")
         shades = None if masks is None else usable_masks([m for batch in masks for m in as_masks(batch)], len(pictures))
         folder, mask_folder = write_pictures(pictures, texts, shades)
         return io.NodeOutput(looked_at(dataset_from(plain, str(folder), str(mask_folder or "")), store_folder() / "cache"))

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import ClassVar
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -79,6 +80,31 @@ def test_a_path_that_a_link_brings_is_looked_at_in_every_run(nodes):
     first, second = on_disk.unknown(), on_disk.unknown()
     assert first != second and (first,) != (second,)  # ComfyUI compares tuples, which look for the same object first
     assert on_disk.chosen("loras", None) != on_disk.chosen("loras", None)
+
+
+LINKED = [
+    ("datasets", "AnimaDatasetFolder", "folder"),
+    ("datasets", "AnimaDatasetFolder", "mask_folder"),
+    ("datasets", "AnimaDatasetTOML", "path"),
+    ("train_toml", "AnimaTrainFromTOML", "path"),
+    ("continue_run", "AnimaContinueRun", "run"),
+    ("adapters", "AnimaLoadAdapter", "adapter"),
+    ("loaders", "AnimaTransformerLoader", "transformer"),
+    ("loaders", "AnimaVAELoader", "vae"),
+    ("loaders", "AnimaQwenLoader", "qwen"),
+    ("loaders", "AnimaT5TokenizerLoader", "tokenizer"),
+]
+
+
+@pytest.mark.parametrize("module, node, name", LINKED, ids=[f"{node}.{name}" for _, node, name in LINKED])
+def test_every_node_that_names_something_on_disk_does_so(nodes, monkeypatch, module, node, name):
+    """ComfyUI gives None for an input that a link brings."""
+    stand_in(monkeypatch, "comfy_api.latest", io=MagicMock(Input=object, ComfyNode=object))
+    stand_in(monkeypatch, "comfy_execution.graph", ExecutionBlocker=object)
+    for part in ("comfy.model_management", "comfy.sd", "comfy.utils"):
+        stand_in(monkeypatch, part, ProgressBar=Bar)
+    told = getattr(nodes(module), node).fingerprint_inputs(**{name: None})
+    assert told != told  # not a number
 
 
 def test_a_file_that_is_replaced_under_its_name_is_noticed(nodes, tmp_path):

@@ -95,6 +95,16 @@ def test_what_has_a_default_may_be_left_out(server, base):
         assert sentence(server.run(short.prompt)) == f"already trained: models/loras/left_out_{network}.safetensors, 4 steps"
 
 
+def test_a_dataset_of_pictures_needs_captions_and_says_so_itself(server):
+    graph = Graph(server)
+    graph.add("picture", "EmptyImage", width=64, height=64, batch_size=1, color=255)
+    graph.prompt["data"] = {"class_type": "AnimaDatasetImages", "inputs": {"images": ["picture", 0]}}
+    graph.add("look", "AnimaDatasetInspect", dataset=["data", 0])
+    assert error_of(server.run(graph.prompt)).startswith("captions='': write what the pictures show")
+    graph.prompt["data"]["inputs"]["captions"] = "grey"
+    assert "1 pictures" in sentence(server.run(graph.prompt), "look")
+
+
 def test_nothing_with_a_default_is_required(server):
     info = server.get("/object_info")
     for name in shape_of(info):
