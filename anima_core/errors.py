@@ -35,6 +35,10 @@ class AnimaError(Exception):
     """Base of every error that is meant for the user. The command line prints it without a traceback."""
 
     exit_status = 1
+    __module__ = "anima_trainer"  # ComfyUI prints it before the name, and its own for a node pack is the path of a file
+
+    def __init_subclass__(cls) -> None:
+        cls.__module__ = AnimaError.__module__
 
     def __init__(self, message: str) -> None:
         self.text = printable(str(message))

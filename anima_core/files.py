@@ -9,7 +9,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -121,36 +120,47 @@ def unused(path: Path, taken: Callable[[Path], bool] = Path.exists) -> Path:
     return next(candidate for candidate in itertools.chain([path], numbered) if not taken(candidate))
 
 
-def digest(path: Path) -> str:
-    """Return the SHA-256 of a file, as hex. Raises FileError when it cannot be read."""
+def digest(path: Path, on_read: Callable[[int], None] = lambda count: None) -> str:
+    """Return the SHA-256 of a file, as hex. on_read: hears of every few bytes. Raises FileError when it cannot be read."""
     found = hashlib.sha256()
     try:
         with open(path, "rb") as file:
             while chunk := file.read(1 << 22):
                 found.update(chunk)
+                on_read(len(chunk))
     except OSError as error:
         raise FileError(f"{path}: cannot be read ({error.strerror}); check that it is there, and start again") from None
     return found.hexdigest()
 
 
-def identity(path: str | Path) -> str:
+_digests: dict[tuple[Path, int, int], str] = {}  # by path, size and time: model files have gigabytes
+
+
+def identity(path: str | Path, on_read: Callable[[int], None] = lambda count: None) -> str:
     """Return the SHA-256 of a file's content, or of the names and contents of a folder's files, as hex.
 
-    A file is read again only when its size or time has changed: model files have gigabytes.
+    A file is read again only when its size or time has changed; on_read hears how many bytes of it were.
     """
     path = Path(path)
     if path.is_dir():
         found = hashlib.sha256()
-        for file in sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")):
-            found.update(f"{file.name}\0{identity(file)}\n".encode())
+        for file in files_in(path):
+            found.update(f"{file.name}\0{identity(file, on_read)}\n".encode())
         return found.hexdigest()
     try:
         stat = path.stat()
     except OSError as error:
         raise FileError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    return _digest_once(path.resolve(), stat.st_size, stat.st_mtime_ns)
+    known = path.resolve(), stat.st_size, stat.st_mtime_ns
+    if known not in _digests:
+        _digests[known] = digest(path, on_read)
+    return _digests[known]
 
 
-@lru_cache(maxsize=64)
-def _digest_once(path: Path, size: int, mtime_ns: int) -> str:
-    return digest(path)
+def size(path: Path) -> int:
+    """Return the bytes that `identity` reads of a file or folder."""
+    return sum(file.stat().st_size for file in (files_in(path) if path.is_dir() else [path]))
+
+
+def files_in(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))

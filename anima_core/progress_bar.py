@@ -7,6 +7,17 @@ from typing import Any
 from .errors import in_words
 
 
+def progress_text(event: dict[str, Any]) -> str:
+    """Write a progress event as people do: latents 3 / 10, or preview 1 of 3, step 12 / 30."""
+    stage = stage_of(event) + (", step" if "picture" in event else "")
+    return f"{stage} {event['done']} / {event['total']}"
+
+
+def stage_of(event: dict[str, Any]) -> str:
+    picture = f" {event['picture']} of {event['pictures']}" if "picture" in event else ""
+    return event["stage"] + picture
+
+
 class ProgressBar:
     """Shows the event stream: one bar for each stage; loss, learning rate, s/step, ETA and memory on the last.
 
@@ -17,7 +28,6 @@ class ProgressBar:
         self._words = words
         self._bar: Any = None
         self._stage = ""
-        self._mean: float | None = None
 
     def __enter__(self) -> "ProgressBar":
         return self
@@ -28,7 +38,7 @@ class ProgressBar:
     def on_event(self, event: dict[str, Any]) -> None:
         kind = event["event"]
         if kind == "progress":
-            self._advance(event["stage"], event["done"], event["total"], unit="it")
+            self._advance(stage_of(event), event["done"], event["total"], unit="it")
         elif kind == "step":
             self._step(event)
         elif kind in ("note", "warning"):
@@ -39,10 +49,8 @@ class ProgressBar:
 
     def _step(self, event: dict[str, Any]) -> None:
         self._advance("training", event["step"], event["total"], unit="step")
-        loss = event["loss"]
-        if loss is not None:
-            self._mean = loss if self._mean is None else 0.98 * self._mean + 0.02 * loss
-        shown = {"loss": f"{self._mean:.4f}" if self._mean is not None else "nan", "lr": f"{event['lr']:.2e}"}
+        loss = event["mean_loss"]
+        shown = {"loss": "nan" if loss is None else f"{loss:.4f}", "lr": f"{event['lr']:.2e}"}
         if event["peak_gb"]:
             shown["memory"] = f"{event['peak_gb']:.1f}GB"
         self._bar.set_postfix(shown, refresh=False)

@@ -3,24 +3,35 @@
 import dataclasses
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from . import files
 from .errors import AnimaError, SettingError
+from .models.checkpoint import read_metadata
 from .settings import TrainConfig, from_dict, walk
 from .settings.toml_file import read_toml
 from .training.loop import TrainResult
 from .training.preflight import Plan
-from .training.state import checkpoints_in, step_of
+from .training.resume import CONTENTS, difference
+from .training.state import checkpoints_in, damaged_file, step_of
 
 RESULT_VERSION = 1  # of the numbers that settings lead to; raised only when they change, since finished runs then train again
+DIFFERENCES_SHOWN = 3
 CHANGED_SUFFIX = "-changed"  # ends the key of a run that continued with other data, or whose graph has started over
 
 
 @dataclass(frozen=True)
 class FinishedRun:
+    """A run whose graph gets its adapter: trained to its end, or stopped before it and kept.
+
+    total: the steps that were asked for. made_from: what its key is the hash of, by place.
+    """
+
     adapter: str
     adapter_sha256: str
     run_dir: str
@@ -28,6 +39,16 @@ class FinishedRun:
     steps: int
     samples: list[str]
     result_version: int = RESULT_VERSION
+    total: int = 0
+    made_from: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return Path(self.run_dir).name.removesuffix("-run")
+
+    @property
+    def is_kept(self) -> bool:
+        return self.steps < self.total
 
 
 @dataclass(frozen=True)
@@ -43,16 +64,32 @@ class UnfinishedRun:
 
 def run_key(plan: Plan) -> str:
     """Hash the content of the data, every setting that shapes the result, and the content of the files it is made from."""
-    shaping = [found for found in walk(plan.config) if found.facts.shapes]
-    values = {found.place: found.value for found in shaping if not found.facts.path}
-    made_from = {f.place: content(f.value) for f in shaping if f.facts.path and not f.name.startswith("subset.")}
+    return digest_of(shaping(plan))
+
+
+def shaping(plan: Plan) -> dict[str, Any]:
+    """Return what shapes a run's result: `settings` and contents of `files` by place, and the `pictures`."""
+    shapes = [found for found in walk(plan.config) if found.facts.shapes]
+    values = {found.place: found.value for found in shapes if not found.facts.path}
+    made_from = {f.place: content(f.value) for f in shapes if f.facts.path and not f.name.startswith("subset.")}
     pictures = [
         [p.digest, p.caption, p.repeats, content(str(p.mask_path or "")), list(p.size)]
         for group in plan.pictures
         for p in group
     ]
-    text = json.dumps({"settings": values, "files": made_from, "pictures": pictures}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return {"settings": values, "files": made_from, "pictures": pictures}
+
+
+def made_from(plan: Plan) -> dict[str, Any]:
+    """Return the same by place, the pictures as one digest, as a record keeps it."""
+    shapes = shaping(plan)
+    plain: dict[str, Any] = json.loads(json.dumps(shapes["settings"] | shapes["files"]))
+    plain.pop("output.name")  # not a reason for other numbers
+    return plain | {"data": digest_of(shapes["pictures"])}
+
+
+def digest_of(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def content(path: str) -> str:
@@ -60,21 +97,54 @@ def content(path: str) -> str:
     return files.identity(path) if path and Path(path).exists() else path
 
 
-def describe(result: TrainResult) -> FinishedRun:
+def describe(result: TrainResult, plan: Plan) -> FinishedRun:
+    """Return the record of a run that has ended. plan: of what was asked for."""
     samples = sorted(str(p) for p in (result.run_dir / "samples").glob(f"step-{result.steps:08d}-*.png"))
     adapter, run_dir = str(result.adapter_path), str(result.run_dir)
-    return FinishedRun(adapter, files.identity(adapter), run_dir, result.losses, result.steps, samples)
+    return FinishedRun(
+        adapter,
+        files.identity(adapter),
+        run_dir,
+        result.losses,
+        result.steps,
+        samples,
+        total=result.total,
+        made_from=made_from(plan),
+    )
 
 
 def is_intact(run: FinishedRun) -> bool:
     return Path(run.adapter).is_file() and files.identity(run.adapter) == run.adapter_sha256
 
 
-class RunStore:
-    """The runs below one folder: `<name>-run/` each, with records of finished and unfinished ones beside."""
+def moved_adapter(run: FinishedRun, folders: Sequence[Path]) -> Path | None:
+    """Find a run's adapter under another name or in another folder, by what its header says, and then by its digest."""
+    said = {"ss_output_name": run.name, "ss_steps": str(run.steps)}
+    for path in adapters_below(folders):
+        try:
+            if said.items() <= read_metadata(path).items() and files.identity(path) == run.adapter_sha256:
+                return path
+        except AnimaError:  # no safetensors, whatever its name is
+            continue
+    return None
 
-    def __init__(self, folder: Path) -> None:
+
+def adapters_below(folders: Sequence[Path]) -> Iterator[Path]:
+    """Yield the files that ComfyUI lists: those behind links, too."""
+    for folder in folders:
+        for root, _, names in os.walk(folder, followlinks=True):
+            yield from (Path(root, name) for name in sorted(names) if name.endswith(".safetensors"))
+
+
+class RunStore:
+    """The runs below one folder: `<name>-run/` each, with records of finished and unfinished ones beside.
+
+    loras: the folders below which an adapter may have been moved.
+    """
+
+    def __init__(self, folder: Path, loras: Sequence[Path] = ()) -> None:
         self.folder = folder
+        self.loras = loras
 
     def run_folder(self, name: str) -> Path:
         return self.folder / f"{name}-run"
@@ -87,23 +157,67 @@ class RunStore:
     # Finished runs
 
     def find(self, key: str) -> FinishedRun | None:
-        """Return the finished run of this key, if its adapter is still there and unchanged."""
-        run = self._read_finished(self._finished(key))
-        return run if run is not None and run.result_version == RESULT_VERSION and is_intact(run) else None
+        """Return the finished run of this key, if its adapter is unchanged: in its place, or renamed or moved since."""
+        run = self._current(key)
+        if run is None or is_intact(run):
+            return run
+        moved = moved_adapter(run, self.loras)
+        return self.remember(key, dataclasses.replace(run, adapter=str(moved))) if moved else None
 
-    def is_outdated(self, key: str) -> bool:
-        """Tell whether a run of this key was finished by a version of this program whose numbers were others."""
-        run = self._read_finished(self._finished(key))
-        return run is not None and run.result_version != RESULT_VERSION
+    def last_checkpoint(self, key: str) -> tuple[FinishedRun, Path] | None:
+        """Return the finished run of this key and its checkpoint, from which its adapter can be written again."""
+        run = self._current(key)
+        if run is None:
+            return None
+        newest = next(iter(checkpoints_in(self.run_folder(run.name))), None)
+        usable = newest is not None and step_of(newest) == run.steps and damaged_file(newest) is None
+        return (run, newest) if newest is not None and usable else None
+
+    def why_again(self, key: str, plan: Plan) -> str:
+        """Say why a graph trains although it, or another under the same name, was trained before; empty if none was."""
+        own = self._read_finished(self._finished(key))
+        if own is not None and own.result_version != RESULT_VERSION:
+            return f"trains again: this version's numbers are not those of {Path(own.adapter).name}"
+        if own is not None:
+            gone = f"{Path(own.adapter).name} was changed or deleted"
+            return f"trains again: {gone}, and the last checkpoint of its run is gone or damaged"
+        former = self._former(plan.config.output.name)
+        if former is None or not former.made_from:
+            return ""
+        before, now = former.made_from, made_from(plan)
+        names = {found.place: found.name for found in walk(plan.config) if not found.facts.path}
+        called = CONTENTS | {"data": "the set of pictures and captions"}
+        changed = [
+            difference(called.get(place, place), names.get(place), before.get(place), now.get(place))
+            for place in sorted(before.keys() | now.keys(), key=lambda place: (place != "data", place))
+            if before.get(place) != now.get(place)
+        ]
+        return f"trains anew, not as {Path(former.adapter).name}: {', '.join(changed[:DIFFERENCES_SHOWN])}" if changed else ""
+
+    def _former(self, name: str) -> FinishedRun | None:
+        """Return the run that was finished last under this name or one that was made from it, as name-2."""
+        own = re.compile(rf"{re.escape(name)}(-\d+)?")
+        records = sorted((self.folder / "finished").glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+        found = map(self._read_finished, records)
+        return next((run for run in found if run is not None and own.fullmatch(run.name)), None)
 
     def finished_under(self, name: str) -> FinishedRun | None:
         """Return a finished run by its name."""
-        found = map(self._read_finished, (self.folder / "finished").glob("*.json"))
-        return next((run for run in found if run and Path(run.run_dir) == self.run_folder(name) and is_intact(run)), None)
+        records = (self.folder / "finished").glob("*.json")
+        keys = [path.stem for path in records if (run := self._read_finished(path)) is not None and run.name == name]
+        return next((found for key in keys if (found := self.find(key)) is not None), None)
 
-    def remember(self, key: str, run: FinishedRun) -> None:
+    def _current(self, key: str) -> FinishedRun | None:
+        """Return the finished run of this key, if today's program would have the same numbers."""
+        run = self._read_finished(self._finished(key))
+        return run if run is not None and run.result_version == RESULT_VERSION else None
+
+    def remember(self, key: str, run: FinishedRun) -> FinishedRun:
+        """Record a finished run. One that was stopped and kept can still be continued, by whoever asks for that."""
         self._write(self._finished(key), asdict(run))
-        self._forget(Path(run.run_dir).name.removesuffix("-run"))
+        if not run.is_kept:
+            self._forget(run.name)
+        return run
 
     def _finished(self, key: str) -> Path:
         return self.folder / "finished" / f"{key}.json"

@@ -14,10 +14,13 @@ from ..anima_core.errors import SettingError
 from ..anima_core.files import safe_name, unused
 from ..anima_core.models.checkpoint import load_tensors
 from ..anima_core.settings import OutputConfig
-from . import types
+from . import on_disk, types
 from .node import AnimaNode
 from .store import loras_folder, store_folder
-from .widgets import inputs, widget
+from .tell import say, shown
+from .widgets import inputs, settings_from, widget
+
+NAME = "my_adapter"
 
 
 def stored_adapter(lora: types.LoraState) -> Path:
@@ -50,14 +53,20 @@ class AnimaApplyAdapter(AnimaNode):
                 io.Model.Input("model", tooltip="The model to patch."),
                 types.LoraModel.Input("lora", tooltip="The trained or loaded adapter."),
                 io.Float.Input(
-                    "strength", default=1.0, min=-10.0, max=10.0, step=0.05, tooltip="0 is the base model, 1 as trained."
+                    "strength",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="0 is the base model, 1 as trained.",
                 ),
             ],
             outputs=[io.Model.Output(display_name="model")],
         )
 
     @classmethod
-    def run(cls, model: Any, lora: types.LoraState, strength: float) -> io.NodeOutput:
+    def run(cls, model: Any, lora: types.LoraState, strength: float = 1.0) -> io.NodeOutput:
         return io.NodeOutput(apply_adapter(model, lora, strength))
 
 
@@ -75,7 +84,10 @@ class AnimaSaveAdapter(AnimaNode):
             inputs=[
                 types.LoraModel.Input("lora", tooltip="The adapter to save."),
                 io.String.Input(
-                    "name", default="my_adapter", tooltip="File name without extension; -2, -3 … is added if taken."
+                    "name",
+                    default=NAME,
+                    optional=True,
+                    tooltip="File name without extension; -2, -3 … is added if taken.",
                 ),
                 *inputs(cls.widgets),
             ],
@@ -83,9 +95,11 @@ class AnimaSaveAdapter(AnimaNode):
         )
 
     @classmethod
-    def run(cls, lora: types.LoraState, name: str, format: str) -> io.NodeOutput:
+    def run(cls, lora: types.LoraState, name: str = NAME, **given: Any) -> io.NodeOutput:
         path = unused(loras_folder() / f"{safe_name(name, 'name')}.safetensors")
-        save_adapter(path, convert_keys(lora, format), {})
+        key_format = settings_from(cls.widgets, given, OutputConfig)["key_format"]
+        save_adapter(path, convert_keys(lora, key_format), {})
+        say(f"saved: {shown(path)}")
         return io.NodeOutput(str(path), ui={"text": [str(path)]})
 
 
@@ -104,10 +118,8 @@ class AnimaLoadAdapter(AnimaNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, adapter: str) -> str:
-        path = folder_paths.get_full_path("loras", adapter)
-        stat = Path(path).stat() if path else None
-        return f"{adapter}:{stat.st_size}:{stat.st_mtime_ns}" if stat else adapter
+    def fingerprint_inputs(cls, adapter: str | None = None) -> str | float:
+        return on_disk.chosen("loras", adapter)
 
     @classmethod
     def run(cls, adapter: str) -> io.NodeOutput:

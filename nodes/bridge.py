@@ -10,9 +10,10 @@ from typing import Any
 import comfy.model_management as mm
 from comfy.utils import ProgressBar
 from PIL import Image
-from server import PromptServer
 
 from ..anima_core.errors import in_words
+from ..anima_core.progress_bar import progress_text
+from . import tell
 from .node import graph_words
 
 TEXT_EVERY = 0.5  # seconds between texts on the node
@@ -31,7 +32,7 @@ def running_nodes() -> list[str]:
 
 
 def request_stop(node: str | None) -> list[str]:
-    """Ask one training, or all, to end early and keep the adapter. Return the node ids that were asked."""
+    """Ask one training, or all, to end early and keep the adapter. Return the ids of the nodes that were asked."""
     with _lock:
         asked = [n for n in _running if node is None or n == node]
         for name in asked:
@@ -68,12 +69,20 @@ def gpu_for_training() -> Iterator[None]:
 
 
 class NodeListener:
-    """The `on_event` of a training inside a node. Call only from the node's own thread: the interrupt flag belongs to it."""
+    """The `on_event` of a training inside a node. Call only from the node's own thread: the interrupt flag belongs to it.
+
+    why: why it trains although the graph, or one of its name, was trained before; a second line below every text.
+    warnings: all so far, in the graph's words. step, checkpoint: the last that was taken, and was written, by this node.
+    """
 
     def __init__(self, node: str) -> None:
-        self.node = str(node)
-        self.bar: ProgressBar | None = None
-        self.mean: float | None = None
+        self.node = node
+        self.why = ""
+        self.warnings: list[str] = []
+        self.step = self.checkpoint = 0
+        self.is_cancelled = False
+        self.bar = ProgressBar(1, node_id=node)
+        self.stage = ""
         self.text_at = 0.0
 
     def __enter__(self) -> "NodeListener":
@@ -88,62 +97,62 @@ class NodeListener:
 
     def __call__(self, event: dict[str, Any]) -> str | None:
         handler = getattr(self, f"on_{event['event']}", None)
-        if handler is not None:
-            handler(event)
-        if mm.processing_interrupted() or _ending.is_set():
+        try:
+            if handler is not None:
+                handler(event)
+        except mm.InterruptProcessingException:  # the bar asked for the flag first, and cleared it
+            self.is_cancelled = True
+        if self.is_cancelled or mm.processing_interrupted() or _ending.is_set():
+            self.is_cancelled = True
             return "cancel"
         return "stop" if _running[self.node].is_set() else None
 
     def on_progress(self, event: dict[str, Any]) -> None:
-        self.say(f"{event['stage']}: {event['done']} / {event['total']}", last=event["done"] == event["total"])
+        done, total = event["done"], event["total"]
+        self.say(progress_text(event), last=done == total)
+        if "picture" not in event:  # while previews are drawn the bar stays at the step
+            self.advance(event["stage"], done, total)
 
     def on_step(self, event: dict[str, Any]) -> None:
-        step, total = event["step"], event["total"]
-        if self.bar is None:
-            self.bar = ProgressBar(total, node_id=self.node)
-        self.bar.current = step
-        self.bar.update_absolute(step, total)
-        if event["loss"] is not None:
-            self.mean = event["loss"] if self.mean is None else 0.95 * self.mean + 0.05 * event["loss"]
-        self.say(self.step_text(event), last=step == total)
+        self.step, total = event["step"], event["total"]
+        self.say(step_text(event), last=self.step == total)
+        self.advance("step", self.step, total)
 
-    def step_text(self, event: dict[str, Any]) -> str:
-        left = (event["total"] - event["step"]) * event["seconds"]
-        loss = f"{self.mean:.4f}" if self.mean is not None else "nan"
-        parts = [
-            f"step {event['step']} / {event['total']}",
-            f"loss {loss}",
-            f"{event['seconds']:.2f} s/step",
-            f"ETA {clock(left)}",
-        ]
-        if event["peak_gb"]:
-            parts.append(f"{event['peak_gb']:.1f} GB")
-        return " · ".join(parts)
+    def advance(self, stage: str, done: int, total: int) -> None:
+        """Move the bar; a new one for each stage, since ComfyUI's never goes back."""
+        if stage != self.stage:
+            self.stage, self.bar = stage, ProgressBar(total, node_id=self.node)
+        self.bar.update_absolute(done, total)
 
     def on_sample(self, event: dict[str, Any]) -> None:
-        picture = Image.open(event["path"])
-        bar = self.bar or ProgressBar(1, node_id=self.node)
-        bar.update_absolute(bar.current, bar.total, ("JPEG", picture.convert("RGB"), PREVIEW_SIDE))
+        picture = Image.open(event["path"]).convert("RGB")
+        self.bar.update_absolute(self.bar.current, self.bar.total, ("JPEG", picture, PREVIEW_SIDE))
+
+    def on_checkpoint(self, event: dict[str, Any]) -> None:
+        self.checkpoint = event["step"]
 
     def on_warning(self, event: dict[str, Any]) -> None:
-        print(f"[Anima Trainer] warning: {in_words(event['text'], graph_words())}")
+        self.warnings.append(in_words(event["text"], graph_words()))
+        tell.warning(self.warnings[-1])
 
     def on_note(self, event: dict[str, Any]) -> None:
-        print(f"[Anima Trainer] {in_words(event['text'], graph_words())}")
+        tell.note(in_words(event["text"], graph_words()))
 
     def say(self, text: str, last: bool = False) -> None:
         now = time.monotonic()
         if last or now - self.text_at >= TEXT_EVERY:
             self.text_at = now
-            say(self.node, text)
+            tell.say(f"{text}\n{self.why}" if self.why else text, self.node)
 
 
-def say(node: str, text: str) -> None:
-    """Put text on the node, in both of ComfyUI's renderers, without JavaScript."""
-    PromptServer.instance.send_progress_text(text, node)
-
-
-def clock(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+def step_text(event: dict[str, Any]) -> str:
+    mean = event["mean_loss"]
+    parts = [
+        f"step {event['step']} / {event['total']}",
+        f"loss {mean:.4f}" if mean is not None else "loss nan",
+        f"{event['seconds']:.2f} s/step",
+        f"ETA {tell.clock(event['eta'])}",
+    ]
+    if event["peak_gb"]:
+        parts.append(f"{event['peak_gb']:.1f} GB")
+    return " · ".join(parts)

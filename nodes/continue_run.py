@@ -11,7 +11,7 @@ from ..anima_core.settings import OptimizerConfig, OutputConfig, TrainConfig
 from ..anima_core.training.preflight import preflight
 from ..anima_core.training.resume import contents
 from ..anima_core.training.state import read_content
-from . import bridge, types
+from . import bridge, on_disk, returned, sentences, tell, types
 from .node import AnimaNode
 from .roots import check_config
 from .running import in_this_server, interruptible, model_input, outputs, results, train_now
@@ -59,7 +59,6 @@ class AnimaContinueRun(AnimaNode):
             category=types.CATEGORY,
             description="Continues a run that was cancelled, stopped early or cut off, with its own settings.",
             is_output_node=True,
-            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Combo.Input(
                     "run",
@@ -74,30 +73,29 @@ class AnimaContinueRun(AnimaNode):
 
     @classmethod
     def validate_inputs(cls, run: str) -> bool | str:
-        """Accept a run that was finished since: it is not in the list any more, and still has an adapter to hand on."""
-        store = run_store()
-        if run in [NO_RUN, *(r.name for r in store.unfinished())] or store.finished_under(run) is not None:
-            return True
-        return f"run={run!r}: no such unfinished run; press R to look again"
+        """Accept what is not in the list: a run that was finished since has an adapter to hand on, and `run` says the rest."""
+        return True
 
     @classmethod
-    def fingerprint_inputs(cls, run: str = "", **others: Any) -> str:
-        return repr([r for r in run_store().unfinished() if r.name == run])
+    def fingerprint_inputs(cls, run: str | None = "", **others: Any) -> str | float:
+        if run is None:
+            return on_disk.unknown()
+        return repr([r for r in run_store().unfinished() if r.name == run]) + str(returned.changes())
 
     @classmethod
     def run(
         cls, run: str, with_changes: bool = False, steps: int = 0, learning_rate: float = 0.0, model: Any = None
     ) -> io.NodeOutput:
+        returned.forget()
         store = run_store()
         found = next((r for r in store.unfinished() if r.name == run), None)
-        if found is None:
-            done = store.finished_under(run)
-        else:
+        if found is not None:
             config = with_other(store.frozen_config(found.name), steps, learning_rate)
-            done = continue_run(found, config, with_changes, cls.hidden.unique_id)
+            return results(*continue_run(found, config, with_changes), model)
+        done = store.finished_under(run)
         if done is None:
             raise SettingError(f"run={run!r}: no unfinished run of this name; press R and choose one of the list")
-        return results(done, model)
+        return results(done, sentences.already(done), model)
 
 
 def with_other(config: TrainConfig, steps: int, learning_rate: float) -> TrainConfig:
@@ -109,20 +107,20 @@ def with_other(config: TrainConfig, steps: int, learning_rate: float) -> TrainCo
     return config
 
 
-def continue_run(run: UnfinishedRun, asked: TrainConfig, with_changes: bool, node: str) -> FinishedRun:
-    """Train a run to its end.
+def continue_run(run: UnfinishedRun, asked: TrainConfig, with_changes: bool) -> tuple[FinishedRun, str]:
+    """Train a run to its end. Return it, and the sentence to end with.
 
     If data or settings changed, the run is filed under a new key so that the original graph does not claim its result.
     """
     store = run_store()
     config = check_config(in_this_server(asked, run.name, resume="latest", resume_with_changes=with_changes))
-    with bridge.NodeListener(node) as listener:
-        with interruptible():
+    with bridge.NodeListener(tell.this_node()) as listener:
+        with interruptible(listener):
             plan = preflight(config, on_event=listener)
         assert plan.resume_from is not None
         same_data = contents(config, plan.pictures) == read_content(plan.resume_from)
         same = same_data and asked == store.frozen_config(run.name)
-        return train_now(config, run.key if same else store.set_apart(run), listener)
+        return train_now(config, run.key if same else store.set_apart(run), plan, listener)
 
 
 NODES: list[type[io.ComfyNode]] = [AnimaContinueRun]

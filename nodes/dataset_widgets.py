@@ -39,16 +39,19 @@ def dataset_from(given: Mapping[str, Any], image_dir: str, mask_dir: str) -> Dat
     """Make the dataset of one folder from a node's inputs. Raises SettingError."""
     folders = {"image_dir": image_dir, "mask_dir": mask_dir}
     subset = SubsetConfig(**(settings_from(ALL, given, SubsetConfig) | folders))
-    sides = sides_of(given["resolution"])
-    settings = settings_from(ALL, given, DatasetConfig) | {"resolutions": tuple((side, side) for side in sides)}
-    settings["min_bucket_reso"] = min(given["min_side"], *sides)
+    settings = settings_from(ALL, given, DatasetConfig)
+    sides = sides_of(",".join(settings["resolutions"]))
+    settings["resolutions"] = tuple((side, side) for side in sides)
+    settings["min_bucket_reso"] = min(settings["min_bucket_reso"], *sides)
     return (DatasetConfig(subsets=(subset,), **settings),)
 
 
 def sides_of(resolution: str) -> list[int]:
     """Read "1024", or "768,1024" for several. Raises SettingError."""
     try:
-        return [int(part) for part in resolution.replace(" ", "").split(",") if part]
+        sides = [int(part) for part in resolution.replace(" ", "").split(",") if part]
     except ValueError:
-        way_out = "write 1024, or 768,1024 for several"
-        raise SettingError(f"`dataset.resolutions`={resolution!r}: {way_out}") from None
+        sides = []
+    if not sides:
+        raise SettingError(f"`dataset.resolutions`={resolution!r}: write 1024, or 768,1024 for several")
+    return sides

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,35 +12,16 @@ import torch
 from comfy_api.latest import io
 from PIL import Image
 
-from ..anima_core.compat.dataset_config import read_dataset_config
-from ..anima_core.errors import AnimaError, FileError, SettingError
-from ..anima_core.files import identity
-from . import types
+from ..anima_core.compat.dataset_config import WORDS, read_dataset_config
+from ..anima_core.errors import AnimaError, FileError, SettingError, in_words
+from ..anima_core.settings import with_paths
+from . import on_disk, tell, types
 from .dataset_widgets import ALL, CAPTIONS, FILES, REPEATS, SIZES, Datasets, dataset_from
 from .inspection import contact_sheet, looked_at, report
 from .node import AnimaNode
-from .roots import allowed, user_path
+from .roots import user_file, user_path
 from .store import store_folder
 from .widgets import inputs
-
-
-def folder_state(folder: str) -> str:
-    """Hash names, sizes and times of all files below a folder, which change when a picture or caption does."""
-    digest = hashlib.sha256()
-    for root, dirs, names in os.walk(folder):
-        dirs[:] = sorted(d for d in dirs if not d.startswith("."))
-        for name in sorted(names):
-            stat = os.stat(os.path.join(root, name))
-            digest.update(f"{root}/{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
-
-
-def datasets_state(datasets: Datasets) -> str:
-    """Return the settings, and the state of every folder of pictures and of masks, and of every metadata file."""
-    subsets = [subset for dataset in datasets for subset in dataset.subsets]
-    metadata = [identity(subset.metadata_file) for subset in subsets if Path(subset.metadata_file).is_file()]
-    folders = [folder_state(path) for s in subsets for path in (s.image_dir, s.mask_dir) if path]
-    return repr(datasets) + "".join(metadata + folders)
 
 
 class AnimaDatasetFolder(AnimaNode):
@@ -62,6 +44,7 @@ class AnimaDatasetFolder(AnimaNode):
                 io.String.Input(
                     "folder",
                     default="",
+                    optional=True,
                     tooltip="A folder inside ComfyUI's input folder, or a full path that the server allows.",
                 ),
                 *inputs([REPEATS, *SIZES, *CAPTIONS, *FILES]),
@@ -70,15 +53,17 @@ class AnimaDatasetFolder(AnimaNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str = "", mask_folder: str = "", **others: Any) -> str:
-        named = [name for name in (folder, mask_folder) if isinstance(name, str) and name.strip()]
+    def fingerprint_inputs(cls, folder: str | None = "", mask_folder: str | None = "", **others: Any) -> str | float:
+        if folder is None or mask_folder is None:
+            return on_disk.unknown()
         try:
-            return "".join(folder_state(user_path(name, "`subset.image_dir`")) for name in named)
+            named = [user_path(name, "`subset.image_dir`") for name in (folder, mask_folder) if name.strip()]
         except SettingError as error:  # raised again, on the node, by run
             return str(error)
+        return "".join(map(on_disk.state, named))
 
     @classmethod
-    def run(cls, folder: str, mask_folder: str = "", **given: Any) -> io.NodeOutput:
+    def run(cls, folder: str = "", mask_folder: str = "", **given: Any) -> io.NodeOutput:
         if not folder.strip():
             raise SettingError("`subset.image_dir`='': name a folder of captioned pictures")
         path = user_path(folder, "`subset.image_dir`")
@@ -100,7 +85,11 @@ class AnimaDatasetImages(AnimaNode):
             inputs=[
                 io.Image.Input("images", tooltip="An IMAGE batch, or a list of pictures of different sizes."),
                 io.String.Input(
-                    "captions", multiline=True, default="", tooltip="One caption for all, or a list as long as the pictures'."
+                    "captions",
+                    multiline=True,
+                    default="",
+                    optional=True,
+                    tooltip="One caption for all, or a list as long as the pictures'.",
                 ),
                 *inputs([REPEATS, *SIZES, *CAPTIONS]),
                 io.Mask.Input("masks", optional=True, tooltip="White counts, black does not. One for all, or one for each."),
@@ -109,10 +98,14 @@ class AnimaDatasetImages(AnimaNode):
         )
 
     @classmethod
-    def run(cls, images: list[Any], captions: list[str], masks: list[Any] | None = None, **given: Any) -> io.NodeOutput:
+    def run(
+        cls, images: list[Any], captions: Sequence[str] = ("",), masks: list[Any] | None = None, **given: Any
+    ) -> io.NodeOutput:
         plain = {name: value[0] for name, value in given.items()}
         pictures = [picture for batch in images for picture in batch]
         texts = matched(captions, len(pictures), "captions")
+        if not any(text.strip() for text in texts):
+            raise SettingError("captions='': write what the pictures show, once for all or one for each")
         shades = None if masks is None else usable_masks([m for batch in masks for m in as_masks(batch)], len(pictures))
         folder, mask_folder = write_pictures(pictures, texts, shades)
         return io.NodeOutput(looked_at(dataset_from(plain, str(folder), str(mask_folder or "")), store_folder() / "cache"))
@@ -122,13 +115,13 @@ def as_masks(batch: torch.Tensor) -> list[torch.Tensor]:
     return list(batch) if batch.ndim == 3 else [batch]
 
 
-def matched(values: list[Any], count: int, name: str) -> list[Any]:
+def matched(values: Sequence[Any], count: int, name: str) -> list[Any]:
     """Return one for each picture: as given, or the only one repeated. Raises SettingError."""
     if len(values) == 1:
-        return values * count
+        return [*values] * count
     if len(values) != count:
         raise SettingError(f"{name}: {len(values)} for {count} pictures; give one, or one for each")
-    return values
+    return [*values]
 
 
 def usable_masks(masks: list[torch.Tensor], count: int) -> list[torch.Tensor]:
@@ -171,15 +164,15 @@ def to_bytes(picture: torch.Tensor) -> np.ndarray:
 
 
 def read_datasets(path: str) -> tuple[Datasets, list[str]]:
-    """Read a dataset_config file, and its notes. Its folders are confined like those that are typed into a node."""
-    datasets, notes = read_dataset_config(user_path(path, "path"), {})
-    for subset in (subset for dataset in datasets for subset in dataset.subsets):
-        allowed(subset.image_dir, "image_dir")
-        if subset.mask_dir:
-            allowed(subset.mask_dir, "conditioning_data_dir")
-        if subset.metadata_file:
-            allowed(subset.metadata_file, "metadata_file")
-    return datasets, notes
+    """Read a dataset_config file, and its notes. Its folders are found, and confined, like those typed into a node."""
+    file = user_file(path, "path")
+    datasets, notes = read_dataset_config(file, {})
+    folder = os.path.dirname(file)
+
+    def found(named: str, setting: str) -> str:
+        return user_path(named, in_words(f"`{setting}`", WORDS).removeprefix("subset."), folder)
+
+    return tuple(with_paths(dataset, found) for dataset in datasets), notes
 
 
 class AnimaDatasetTOML(AnimaNode):
@@ -195,19 +188,21 @@ class AnimaDatasetTOML(AnimaNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, path: str = "") -> str:
+    def fingerprint_inputs(cls, path: str | None = "") -> str | float:
+        if path is None:
+            return on_disk.unknown()
         try:
             datasets, _notes = read_datasets(path)
         except AnimaError as error:
             return str(error)
-        return datasets_state(datasets)
+        return on_disk.state_of(*datasets)
 
     @classmethod
-    def run(cls, path: str) -> io.NodeOutput:
+    def run(cls, path: str = "") -> io.NodeOutput:
         datasets, notes = read_datasets(path)
         looked_at(datasets, store_folder() / "cache")
         for note in notes:
-            print(f"[Anima Trainer] {note}")
+            tell.note(note)
         return io.NodeOutput(datasets)
 
 
@@ -245,6 +240,7 @@ class AnimaDatasetInspect(AnimaNode):
     @classmethod
     def run(cls, dataset: Datasets) -> io.NodeOutput:
         text, pictures = report(dataset, store_folder() / "cache")
+        tell.say(text)
         return io.NodeOutput(text, contact_sheet(pictures), ui={"text": [text]})
 
 

@@ -1,7 +1,7 @@
 """The four model loaders: they check that a file is whole and what it should be, by its header, and hand on its path."""
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import folder_paths
 from comfy_api.latest import io
@@ -12,9 +12,9 @@ from ..anima_core.models.tokenizers import comfyui_tokenizers, load_t5_tokenizer
 from ..anima_core.models.transformer import check_transformer
 from ..anima_core.models.vae import check_vae
 from ..anima_core.settings import ModelConfig
-from . import types
+from . import on_disk, types
 from .node import AnimaNode
-from .widgets import inputs, widget
+from .widgets import inputs, settings_from, widget
 
 BUILT_IN = "ComfyUI built-in"
 
@@ -71,10 +71,14 @@ class AnimaTransformerLoader(AnimaNode):
         )
 
     @classmethod
-    def run(cls, transformer: str, dtype: str) -> io.NodeOutput:
+    def fingerprint_inputs(cls, transformer: str | None = None, **others: Any) -> str | float:
+        return on_disk.chosen("diffusion_models", transformer)
+
+    @classmethod
+    def run(cls, transformer: str, **given: Any) -> io.NodeOutput:
         path = full_path("diffusion_models", transformer)
         check_transformer(path)
-        return io.NodeOutput(types.ModelFile(path, dtype))
+        return io.NodeOutput(types.ModelFile(path, **settings_from(cls.widgets, given, ModelConfig)))
 
 
 class AnimaVAELoader(AnimaNode):
@@ -94,6 +98,10 @@ class AnimaVAELoader(AnimaNode):
             ],
             outputs=[types.VAE.Output(display_name="vae")],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, vae: str | None = None) -> str | float:
+        return on_disk.chosen("vae", vae)
 
     @classmethod
     def run(cls, vae: str) -> io.NodeOutput:
@@ -124,6 +132,10 @@ class AnimaQwenLoader(AnimaNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, qwen: str | None = None) -> str | float:
+        return on_disk.chosen("text_encoders", qwen)
+
+    @classmethod
     def run(cls, qwen: str) -> io.NodeOutput:
         path = resolve("text_encoders", qwen)
         check_qwen(path)
@@ -147,6 +159,7 @@ class AnimaT5TokenizerLoader(AnimaNode):
                     "tokenizer",
                     options=names,
                     default=BUILT_IN,
+                    optional=True,
                     tooltip="Leave it at the built-in one unless your model was made with another.",
                 )
             ],
@@ -154,7 +167,11 @@ class AnimaT5TokenizerLoader(AnimaNode):
         )
 
     @classmethod
-    def run(cls, tokenizer: str) -> io.NodeOutput:
+    def fingerprint_inputs(cls, tokenizer: str | None = BUILT_IN) -> str | float:
+        return on_disk.chosen("text_encoders", tokenizer)
+
+    @classmethod
+    def run(cls, tokenizer: str = BUILT_IN) -> io.NodeOutput:
         path = built_in_t5() if tokenizer == BUILT_IN else resolve("text_encoders", tokenizer)
         load_t5_tokenizer(path)
         return io.NodeOutput(types.ModelFile(path))

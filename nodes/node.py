@@ -1,4 +1,4 @@
-"""What every node of this pack shares: settings read from their declarations, errors in the graph's words."""
+"""What every node of this pack shares: settings read from their declarations, errors in the graph's words and on the node."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -6,7 +6,10 @@ from typing import Any, ClassVar
 from comfy_api.latest import io
 
 from ..anima_core.errors import AnimaError
+from .tell import say, this_node
 from .widgets import Widget
+
+_failed: set[str] = set()  # ids of nodes that show an error
 
 
 class AnimaNode(io.ComfyNode):
@@ -18,10 +21,19 @@ class AnimaNode(io.ComfyNode):
 
     @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:
+        """Run the node. Its error stands on the node, too: ComfyUI's own notice does not show the line."""
+        if this_node() in _failed:
+            _failed.remove(this_node())
+            say(" ")  # a text stays until another comes, and an empty one is ignored
         try:
             return cls.run(**inputs)
-        except AnimaError as error:
-            raise type(error)(error.said(graph_words(cls))) from None
+        except Exception as error:
+            told = type(error)(error.said(graph_words(cls))) if isinstance(error, AnimaError) else error
+            _failed.add(this_node())
+            say(str(told) or type(told).__name__)
+            if told is error:
+                raise
+            raise told from None
 
 
 def graph_words(node: type[AnimaNode] | None = None) -> dict[str, str]:

@@ -40,12 +40,14 @@ SCHEDULE = (
 )
 
 
+BETAS = OptimizerConfig().betas
+
+
 def optimizer_inputs() -> list[io.Input]:
     """Make what each optimizer shows. A pair of betas is two widgets."""
-    rest = {"min": 0.0, "advanced": True}
-    beta1, beta2 = OptimizerConfig().betas
-    first = io.Float.Input("beta1", default=beta1, max=0.9999, step=0.01, tooltip=GRADIENT, **rest)
-    second = io.Float.Input("beta2", default=beta2, max=0.99999, step=0.001, tooltip=SQUARE, **rest)
+    rest: dict[str, Any] = {"min": 0.0, "optional": True, "advanced": True}
+    first = io.Float.Input("beta1", default=BETAS[0], max=0.9999, step=0.01, tooltip=GRADIENT, **rest)
+    second = io.Float.Input("beta2", default=BETAS[1], max=0.99999, step=0.001, tooltip=SQUARE, **rest)
     return [*inputs([WEIGHT_DECAY]), first, second, *inputs([ARGUMENTS])]
 
 
@@ -64,6 +66,7 @@ class AnimaOptimizer(AnimaNode):
                 io.DynamicCombo.Input(
                     "optimizer",
                     options=[io.DynamicCombo.Option(name, optimizer_inputs()) for name in OPTIMIZERS.names],
+                    optional=True,
                     tooltip=settings_of(OptimizerConfig)["type"].help,
                 ),
                 *inputs(SCHEDULE),
@@ -72,10 +75,11 @@ class AnimaOptimizer(AnimaNode):
         )
 
     @classmethod
-    def run(cls, optimizer: dict[str, Any], **given: Any) -> io.NodeOutput:
-        settings = settings_from(cls.widgets, given | optimizer, OptimizerConfig)
-        betas = (optimizer["beta1"], optimizer["beta2"])
-        config = OptimizerConfig(type=optimizer["optimizer"], betas=betas, **settings)
+    def run(cls, optimizer: dict[str, Any] | None = None, **given: Any) -> io.NodeOutput:
+        chosen = {name: value for name, value in (optimizer or {}).items() if value is not None}
+        settings = settings_from(cls.widgets, given | chosen, OptimizerConfig)
+        betas = (chosen.get("beta1", BETAS[0]), chosen.get("beta2", BETAS[1]))
+        config = OptimizerConfig(type=chosen.get("optimizer", OPTIMIZERS.names[0]), betas=betas, **settings)
         preflight(config)
         return io.NodeOutput(config)
 

@@ -10,7 +10,7 @@ import folder_paths
 
 from ..anima_core.errors import SettingError
 from ..anima_core.models.tokenizers import comfyui_tokenizers
-from ..anima_core.settings import TrainConfig, walk
+from ..anima_core.settings import TrainConfig, walk, with_paths
 
 ENVIRONMENT = "ANIMA_TRAINER_ROOTS"  # more folders, separated as in PATH; * allows everything
 NOT_DATA = ("custom_nodes",)
@@ -34,18 +34,20 @@ def allowed(path: str, setting: str) -> str:
     """
     if "\0" in path:
         raise SettingError(f"{setting}={path!r}: holds a NUL character, which no path may; write another")
-    places = roots()
-    if "*" in places:
-        return path
-    if any(
-        is_inside(os.path.abspath(path), root)
-        for folder in places
-        for root in (os.path.abspath(folder), os.path.realpath(folder))
-    ):
+    if is_allowed(path):
         return path
     raise SettingError(
         f"{setting}={path!r}: outside of the folders that this server reads; move it into ComfyUI's input folder, or let the "
         f"server's owner add its folder to extra_model_paths.yaml (datasets) or to {ENVIRONMENT}"
+    )
+
+
+def is_allowed(path: str) -> bool:
+    places = roots()
+    return "*" in places or any(
+        is_inside(os.path.abspath(path), root)
+        for folder in places
+        for root in (os.path.abspath(folder), os.path.realpath(folder))
     )
 
 
@@ -57,15 +59,42 @@ def is_inside(path: str, root: str) -> bool:
         return False
 
 
-def user_path(name: str, setting: str) -> str:
-    """Find a folder or file as a user types it: a full path, or inside ComfyUI's input folder, or a datasets folder."""
+def user_path(name: str, setting: str, *beside: str) -> str:
+    """Find a folder or file as a user types it. Raises SettingError for one outside of the roots.
+
+    A full path; or from one of these on, the first in which it exists: the folders of the files that name it (`beside`),
+    ComfyUI's input, its datasets, its output, that of the runs. Or with their names before: `datasets/mine`.
+    """
     name = name.strip().strip('"')
     path = os.path.expanduser(name)
     if os.path.isabs(path):
         return allowed(path, setting)
+    first, *others = [*beside, *(folder for folders in typed_from().values() for folder in folders)]
+    places = [allowed(os.path.join(first, path), setting)]
+    places += [os.path.join(folder, path) for folder in others]
+    head, _, rest = path.replace(os.sep, "/").partition("/")
+    places += [os.path.join(folder, rest) for folder in typed_from().get(head, [])]
+    return next((place for place in places if is_allowed(place) and os.path.exists(place)), places[0])
+
+
+def user_file(name: str, setting: str) -> str:
+    """Find a file as a user types it. Raises SettingError for none."""
+    if not name.strip():
+        raise SettingError(f"{setting}={name!r}: name a file")
+    return user_path(name, setting)
+
+
+def typed_from() -> dict[str, list[str]]:
+    """Return the folders from which a user's paths start, by the name that they have in ComfyUI's own folder."""
     datasets = folder_paths.folder_names_and_paths.get("datasets", ([],))[0]
-    places = [allowed(os.path.join(folder, path), setting) for folder in (folder_paths.get_input_directory(), *datasets)]
-    return next((place for place in places if os.path.exists(place)), places[0])
+    output = folder_paths.get_output_directory()
+    own = {"input": [folder_paths.get_input_directory()], "datasets": list(datasets)}
+    return own | {"output": [output, os.path.join(output, "anima_trainer")]}
+
+
+def find_paths(config: TrainConfig, *beside: str) -> TrainConfig:
+    """Return a run whose paths are full: those that files in `beside` name as a user would. Raises SettingError."""
+    return with_paths(config, lambda path, name: user_path(path, f"`{name}`", *beside))
 
 
 def check_config(config: TrainConfig) -> TrainConfig:

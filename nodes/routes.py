@@ -17,11 +17,18 @@ def add_routes() -> None:
 
     @server.routes.post("/anima_trainer/stop")
     async def stop(request: web.Request) -> web.Response:
-        """Stop and keep: body {"node": "<id>"}, or {} for every training in progress; answers {"stopping": [ids]}."""
+        """Stop and keep: body {"node": "<id>"}, or {} for every training in progress; answers {"stopping": [ids]}.
+
+        A body that is anything else is answered by 400, a node that does not train by 404; both with {"error": line}.
+        """
         try:
-            return web.json_response({"stopping": bridge.request_stop(node_of(await request.read()))})
+            node = node_of(await request.read())
         except BadRequest as error:
             return web.json_response({"error": str(error)}, status=400)
+        stopping = bridge.request_stop(node)
+        if node is not None and not stopping:
+            return web.json_response({"error": f"node {node} is not training", "stopping": []}, status=404)
+        return web.json_response({"stopping": stopping})
 
     @server.routes.get("/anima_trainer/running")
     async def running(request: web.Request) -> web.Response:

@@ -13,15 +13,17 @@ from comfy_api.latest import io
 from comfy_execution.graph import ExecutionBlocker
 from PIL import Image
 
-from ..anima_core.errors import Interrupted
-from ..anima_core.files import safe_name
+from ..anima_core.errors import FileError, Interrupted, RunError, SettingError, in_words
+from ..anima_core.files import identity, safe_name, unused
 from ..anima_core.models.checkpoint import load_tensors
 from ..anima_core.run_store import FinishedRun, describe, run_key
 from ..anima_core.settings import TrainConfig
+from ..anima_core.training.export import write_again
 from ..anima_core.training.loop import train
-from ..anima_core.training.preflight import preflight
-from . import bridge, types
+from ..anima_core.training.preflight import Plan, preflight
+from . import bridge, returned, sentences, tell, types
 from .adapters import apply_adapter
+from .node import graph_words
 from .store import loras_folder, run_store, store_folder
 
 UNFINISHED = ("continue", "start over")
@@ -41,14 +43,15 @@ def model_input() -> io.Model.Input:
     return io.Model.Input("model", optional=True, tooltip="A loaded Anima model: comes out with the adapter applied.")
 
 
-def unfinished_input(optional: bool = False) -> io.Combo.Input:
+def unfinished_input() -> io.Combo.Input:
     return io.Combo.Input(
         "unfinished",
         options=list(UNFINISHED),
         default=UNFINISHED[0],
-        optional=optional,
+        optional=True,
         advanced=True,
-        tooltip="Whether a run of these inputs that was cancelled, stopped or cut off continues from its last checkpoint.",
+        tooltip="Whether a run of these inputs that was cancelled or cut off continues from its last checkpoint. One that was "
+        "stopped and kept is handed on as it is.",
     )
 
 
@@ -60,53 +63,81 @@ def in_this_server(config: TrainConfig, name: str, **output: Any) -> TrainConfig
     return dataclasses.replace(config, output=placed, cache_dir=cache_dir, device=device)
 
 
-def run_in_graph(config: TrainConfig, model: Any, node: str, unfinished: str = UNFINISHED[0]) -> io.NodeOutput:
+def run_in_graph(config: TrainConfig, model: Any, unfinished: str = UNFINISHED[0]) -> io.NodeOutput:
     """Return the finished run of these inputs, or train; then build the node's outputs."""
+    returned.forget()
     store = run_store()
-    with bridge.NodeListener(node) as listener:
-        with interruptible():
-            key = run_key(preflight(config, on_event=listener))
+    with bridge.NodeListener(tell.this_node()) as listener:
+        with interruptible(listener):
+            plan = preflight(config, on_event=listener)
+        key = run_key(plan)
         done = store.find(key)
-        if done is None:
-            if store.is_outdated(key):
-                print("[Anima Trainer] trains again: this version's numbers are not those of the finished run")
-            done = train_now(store.assign_name(config, key, resume=unfinished == UNFINISHED[0]), key, listener)
-        else:
-            bridge.say(node, f"already trained: {Path(done.adapter).name}")
-    return results(done, model)
+        if done is not None:
+            return results(done, sentences.already(done), model)
+        done = written_again(config, key, listener)
+        if done is not None:
+            return results(done, sentences.written_again(done), model)
+        listener.why = in_words(store.why_again(key, plan), graph_words())
+        placed = store.assign_name(config, key, resume=unfinished == UNFINISHED[0])
+        return results(*train_now(placed, key, plan, listener), model)
 
 
-def results(done: FinishedRun, model: Any) -> io.NodeOutput:
+def results(done: FinishedRun, sentence: str, model: Any) -> io.NodeOutput:
     lora = load_tensors(done.adapter)
+    returned.remember(sentence, done.adapter)
     return io.NodeOutput(
         lora,
         ExecutionBlocker(None) if model is None else apply_adapter(model, lora, 1.0),
         {"loss": done.losses},
         load_samples(done.samples),
         done.adapter,
-        ui={"text": [f"{Path(done.adapter).name}: {done.steps} steps"]},
+        ui={"text": [sentence]},
     )
 
 
-def train_now(config: TrainConfig, key: str, listener: bridge.NodeListener) -> FinishedRun:
-    with interruptible(), bridge.gpu_for_training():
-        result = train(config, listener)
-    finished = describe(result)
-    if result.stop_reason == "finished":  # one that was stopped early is not yet what its settings ask for
-        run_store().remember(key, finished)
-    return finished
+def train_now(config: TrainConfig, key: str, plan: Plan, listener: bridge.NodeListener) -> tuple[FinishedRun, str]:
+    """Train, and record the run. plan: of what the graph asked for. Return the run and the sentence to end with."""
+    if listener.why:
+        tell.note(listener.why)
+        tell.say(listener.why)
+    try:
+        with interruptible(listener), bridge.gpu_for_training():
+            result = train(config, listener)
+    except RunError as error:
+        saved = f"; saved at step {listener.checkpoint}, Run continues from there" if listener.checkpoint else ""
+        raise RunError(error.text + saved) from None
+    done = run_store().remember(key, describe(result, plan))
+    return done, sentences.done(done, listener.warnings, listener.why)
+
+
+def written_again(config: TrainConfig, key: str, listener: bridge.NodeListener) -> FinishedRun | None:
+    """Write the adapter of a finished run again, whose file is gone; None when its last checkpoint is, too."""
+    store = run_store()
+    found = store.last_checkpoint(key)
+    if found is None:
+        return None
+    run, checkpoint = found
+    path = unused(loras_folder() / f"{run.name}.safetensors")
+    try:
+        with interruptible(listener), bridge.gpu_for_training():
+            write_again(in_this_server(config, run.name), checkpoint, path, listener)
+    except (FileError, SettingError) as error:  # of another version, say
+        tell.warning(error.said(graph_words()))
+        return None
+    return store.remember(key, dataclasses.replace(run, adapter=str(path), adapter_sha256=identity(path)))
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """Raise ComfyUI's own interruption, which is no error, for a run that Cancel ended."""
+def interruptible(listener: bridge.NodeListener) -> Iterator[None]:
+    """Raise ComfyUI's own interruption, which is no error, for a run that Cancel ended, after telling what is left of it."""
     try:
         yield
-    except Interrupted:
+    except Interrupted as error:
+        if not listener.is_cancelled:  # it was asked to stop, and had nothing yet to keep
+            raise
+        tell.say(sentences.cancelled(error.text, listener.step, listener.checkpoint))
         mm.throw_exception_if_processing_interrupted()
-        if bridge.is_ending():
-            raise mm.InterruptProcessingException() from None
-        raise
+        raise mm.InterruptProcessingException() from None
 
 
 def load_samples(paths: list[str]) -> Any:

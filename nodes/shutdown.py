@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 
-from . import bridge
+from . import bridge, tell
 
 TIDY_UP = 5.0  # seconds that ComfyUI gets for what it does after a prompt
 
@@ -21,7 +21,7 @@ def save_before_the_end() -> None:
     def save() -> None:
         if os.getpid() != owner or not bridge.end_all():
             return
-        print("[Anima Trainer] saving the training before the end; Ctrl-C ends at once", flush=True)
+        tell.note("saving the training before the end; Ctrl-C ends at once")
         while bridge.running_nodes():
             time.sleep(0.05)
         deadline = time.monotonic() + TIDY_UP

@@ -20,6 +20,8 @@ def node_of(body: bytes) -> str | None:
         raise BadRequest("the body must be JSON") from None
     if not isinstance(data, dict):
         raise BadRequest('the body must be an object: {"node": "<id>"}, or {} for every training')
+    if unknown := [key for key in data if key != "node"]:
+        raise BadRequest(f'unknown key {unknown[0][:40]!r}; write {{"node": "<id>"}}, or {{}} for every training')
     node = data.get("node")
     if node is None:
         return None

@@ -8,15 +8,20 @@ from ..anima_core.run_store import RunStore
 
 
 def run_store() -> RunStore:
-    return RunStore(store_folder())
+    return RunStore(store_folder(), loras_folders())
 
 
 def store_folder() -> Path:
     return Path(folder_paths.get_output_directory()) / "anima_trainer"
 
 
+def loras_folders() -> list[Path]:
+    """Return the folders of `loras`, where the dropdowns of every LoRA loader look."""
+    return [Path(folder) for folder in folder_paths.get_folder_paths("loras")]
+
+
 def loras_folder() -> Path:
-    """Return the first folder of `loras`, where the dropdowns of every LoRA loader look."""
-    folder = Path(folder_paths.get_folder_paths("loras")[0])
+    """Return the first of them, where adapters are saved."""
+    folder = loras_folders()[0]
     folder.mkdir(parents=True, exist_ok=True)
     return folder

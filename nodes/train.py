@@ -17,9 +17,9 @@ from ..anima_core.settings import (
     SampleConfig,
     TrainConfig,
 )
-from . import types
+from . import returned, types
 from .node import AnimaNode
-from .running import model_input, outputs, run_in_graph, unfinished_input
+from .running import UNFINISHED, model_input, outputs, run_in_graph, unfinished_input
 from .store import loras_folder, store_folder
 from .widgets import inputs, settings_from, widget
 
@@ -67,8 +67,7 @@ LEARNING = (
 )
 FILE = (
     widget("save_precision", OutputConfig, "save_dtype", options=["bf16", "fp16", "fp32"], advanced=True),
-    # optional: prompts that were saved before it was there still run
-    widget("strict", TrainConfig, "strict_data", optional=True, advanced=True),
+    widget("strict", TrainConfig, "strict_data", advanced=True),
 )
 
 
@@ -85,7 +84,6 @@ class AnimaTrain(AnimaNode):
             "twice; Cancel saves the state first.",
             search_aliases=["train lora", "train lokr", "anima lora"],
             is_output_node=True,
-            hidden=[io.Hidden.unique_id],
             inputs=[
                 *SOCKETS,
                 *inputs([*LENGTH, *LEARNING]),
@@ -98,12 +96,16 @@ class AnimaTrain(AnimaNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, **others: Any) -> int:
+        return returned.changes()
+
+    @classmethod
     def run(
         cls,
         dataset: tuple[DatasetConfig, ...],
         network: NetworkConfig,
         optimizer: OptimizerConfig,
-        unfinished: str,
+        unfinished: str = UNFINISHED[0],
         model: Any = None,
         samples: SampleConfig | None = None,
         **given: Any,
@@ -123,7 +125,7 @@ class AnimaTrain(AnimaNode):
             cache_dir=str(store_folder() / "cache"),
             **settings_from(cls.widgets, given, TrainConfig),
         )
-        return run_in_graph(config, model, cls.hidden.unique_id, unfinished)
+        return run_in_graph(config, model, unfinished)
 
 
 def models(

@@ -1,5 +1,6 @@
 """The training node that takes its settings from a TOML."""
 
+import os
 from typing import Any
 
 from comfy_api.latest import io
@@ -7,10 +8,9 @@ from comfy_api.latest import io
 from ..anima_core.compat.arguments import config_from_file
 from ..anima_core.errors import AnimaError
 from ..anima_core.settings import TrainConfig
-from . import types
-from .datasets import datasets_state
+from . import on_disk, returned, tell, types
 from .node import AnimaNode
-from .roots import allowed, check_config, user_path
+from .roots import find_paths, user_file, user_path
 from .running import UNFINISHED, in_this_server, model_input, outputs, run_in_graph, unfinished_input
 
 
@@ -23,37 +23,51 @@ class AnimaTrainFromTOML(AnimaNode):
             category=types.CATEGORY,
             description="Trains as a TOML file says: an earlier run's config.toml, or one of sd-scripts' dialects.",
             is_output_node=True,
-            hidden=[io.Hidden.unique_id],
             inputs=[
                 types.toml_path(),
-                io.String.Input("output_name", default="", tooltip="Name of the adapter file. Empty: the TOML file's own."),
-                unfinished_input(optional=True),
+                io.String.Input(
+                    "output_name",
+                    default="",
+                    optional=True,
+                    tooltip="Name of the adapter file. Empty: the TOML file's own.",
+                ),
+                unfinished_input(),
                 model_input(),
             ],
             outputs=outputs(),
         )
 
     @classmethod
-    def fingerprint_inputs(cls, path: str = "", output_name: str = "", **others: Any) -> str:
+    def fingerprint_inputs(cls, path: str | None = "", **others: Any) -> str | float:
+        if path is None:
+            return on_disk.unknown()
         try:
             config, _notes = read_config(path)
         except AnimaError as error:
             return str(error)
-        return repr(config) + datasets_state(config.datasets)
+        return on_disk.state_of(config) + str(returned.changes())
 
     @classmethod
-    def run(cls, path: str, output_name: str, unfinished: str = UNFINISHED[0], model: Any = None) -> io.NodeOutput:
+    def run(cls, path: str = "", output_name: str = "", unfinished: str = UNFINISHED[0], model: Any = None) -> io.NodeOutput:
         config, notes = read_config(path)
         for note in notes:
-            print(f"[Anima Trainer] {note}")
-        placed = in_this_server(config, output_name or config.output.name)
-        return run_in_graph(placed, model, cls.hidden.unique_id, unfinished)
+            tell.note(note)
+        return run_in_graph(in_this_server(config, output_name or config.output.name), model, unfinished)
 
 
 def read_config(path: str) -> tuple[TrainConfig, tuple[str, ...]]:
-    """Read a training file and its notes. What it names is confined like what is typed into a node, before it is read."""
-    config, notes = config_from_file(user_path(path, "path"), guard=allowed)
-    return check_config(config), notes
+    """Read a training file and its notes. What it names is found, and confined, like what is typed into a node."""
+    file = user_file(path, "path")
+    folders = [os.path.dirname(file)]
+
+    def found(named: str, setting: str) -> str:
+        place = user_path(named, setting, *folders)
+        if setting == "dataset_config":
+            folders.append(os.path.dirname(place))
+        return place
+
+    config, notes = config_from_file(file, guard=found)
+    return find_paths(config, *folders), notes
 
 
 NODES: list[type[io.ComfyNode]] = [AnimaTrainFromTOML]

@@ -34,5 +34,6 @@ def toml_path() -> io.String.Input:
     return io.String.Input(
         "path",
         default="",
-        tooltip="A file inside ComfyUI's input folder, or a full path that the server allows.",
+        optional=True,
+        tooltip="A file inside ComfyUI's input folder or of an earlier run, or a full path that the server allows.",
     )

@@ -34,7 +34,7 @@ class Widget:
         """Make the input for a schema. words: what its node calls other settings, for the tooltip."""
         facts, kind = settings_of(self.owner)[self.field], get_type_hints(self.owner)[self.field]
         options = list(self.words) or list(facts.choices)
-        common = {"default": self.default, "tooltip": in_words(facts.help, words)}
+        common = {"default": self.default, "optional": True, "tooltip": in_words(facts.help, words)}
         if "options" in self.look or options:
             return io.Combo.Input(self.name, **({"options": options} | common | self.look))
         if kind is bool:
@@ -74,8 +74,9 @@ def inputs(widgets: Sequence[Widget]) -> list[io.Input]:
 
 
 def settings_from(widgets: Sequence[Widget], given: Mapping[str, Any], owner: type) -> dict[str, Any]:
-    """Return the settings of one class among a node's inputs, by field. Inputs that an old prompt lacks keep their default."""
-    return {w.field: w.value(given[w.name]) for w in widgets if w.owner is owner and w.name in given}
+    """Return the settings of one class among a node's inputs, by field; inputs that a prompt lacks have their default."""
+    own = [(w, given.get(w.name)) for w in widgets if w.owner is owner]  # ComfyUI gives None for a nested one that is lacking
+    return {w.field: w.value(w.default if value is None else value) for w, value in own}
 
 
 def lines(text: str) -> tuple[str, ...]:

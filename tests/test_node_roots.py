@@ -126,6 +126,52 @@ def test_typed_names(roots, tmp_path):
             roots.user_path(name, "folder")
 
 
+@pytest.mark.parametrize(
+    "typed, found",
+    [
+        ("datasets/cats", "input/datasets/cats"),
+        ("datasets/dogs", "sets/dogs"),
+        ("dogs", "sets/dogs"),
+        ("input/mine", "input/mine"),
+        ("x-run/config.toml", "output/anima_trainer/x-run/config.toml"),
+        ("anima_trainer/x-run/config.toml", "output/anima_trainer/x-run/config.toml"),
+        ("output/anima_trainer/x-run/config.toml", "output/anima_trainer/x-run/config.toml"),
+        ("nowhere/x", "input/nowhere/x"),
+    ],
+)
+def test_names_as_people_write_them(roots, tmp_path, typed, found):
+    """As ComfyUI's own training nodes write them, as the templates do, and from ComfyUI's folder on."""
+    for folder in ("input/datasets/cats", "sets/dogs", "input/mine", "output/anima_trainer/x-run"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "output" / "anima_trainer" / "x-run" / "config.toml").write_text("", encoding="utf-8")
+    assert os.path.normpath(roots.user_path(typed, "folder")) == str(tmp_path / found)
+
+
+def test_what_a_file_names_is_looked_for_beside_it_then_as_it_is_typed(roots, tmp_path):
+    for folder in ("input/project/cats", "input/dogs", "input/both", "input/project/both"):
+        (tmp_path / folder).mkdir(parents=True)
+    beside = str(tmp_path / "input" / "project")
+    found = {name: roots.user_path(name, "image_dir", beside) for name in ("cats", "dogs", "both", "none")}
+    places = {"cats": "project/cats", "dogs": "dogs", "both": "project/both", "none": "project/none"}
+    assert found == {name: str(tmp_path / "input" / place) for name, place in places.items()}
+    with pytest.raises(Exception, match="image_dir=.*outside of the folders"):
+        roots.user_path("../../secret", "image_dir", beside)
+    with pytest.raises(Exception, match="path='': name a file"):
+        roots.user_file("", "path")
+
+
+def test_the_paths_of_a_file_become_full_ones(roots, tmp_path):
+    for folder in ("input/project/cats", "models/vae"):
+        (tmp_path / folder).mkdir(parents=True)
+    named = ModelConfig("t", "../../models/vae", "q", "t5")
+    config = TrainConfig(named, (DatasetConfig((SubsetConfig("cats", mask_dir=""),)),))
+    placed = roots.find_paths(config, str(tmp_path / "input" / "project"))
+    assert placed.datasets[0].subsets[0].image_dir == str(tmp_path / "input" / "project" / "cats")
+    assert os.path.samefile(placed.model.vae, tmp_path / "models" / "vae")
+    assert placed.datasets[0].subsets[0].mask_dir == "" == placed.network.weights
+    assert dataclasses.replace(placed, model=named, datasets=config.datasets) == config  # and nothing else
+
+
 def test_every_path_of_a_config_is_looked_at(roots, tmp_path):
     inside = [str(tmp_path / "models" / name) for name in ("a", "b", "c", "d", "e", "w")]
     subset = SubsetConfig(str(tmp_path / "input"), mask_dir=str(tmp_path / "input"), metadata_file=str(tmp_path / "input"))
@@ -165,6 +211,7 @@ def test_files_that_a_toml_names_are_asked_about_before_they_are_read(tmp_path):
         asked[setting] = path
         if "secret" in path:
             raise PermissionError(setting)
+        return path
 
     with pytest.raises(PermissionError, match="sample_prompts"):
         config_from_file(toml, guard)
@@ -194,6 +241,8 @@ def test_stop_requests(body, node):
 
 HOSTILE = [b"{", b"[]", b'"x"', b"1", b"null", b'{"node": true}', b'{"node": []}', b'{"node": "../x"}', b'{"node": "a b"}']
 HOSTILE += [
+    b'{"nodes": "11"}',  # a typo, which must not stop every training
+    b'{"node": "11", "keep": true}',
     b"[" * 100_000,
     b'{"node": ' + b"9" * 5000 + b"}",
     b'{"node": "' + b"a" * 100 + b'"}',

@@ -94,9 +94,10 @@ def test_other_numbers_of_a_new_version_train_again_and_say_so(store, tmp_path, 
     store.remember("k", FinishedRun(str(adapter), files.identity(adapter), "dir", [0.5], 4, []))
     run_on_disk(store, "begun")
     record(store, "u", json.dumps({"name": "begun", "result_version": run_store.RESULT_VERSION}))
-    assert not store.is_outdated("k")
+    assert store.find("k") is not None
     monkeypatch.setattr(run_store, "RESULT_VERSION", run_store.RESULT_VERSION + 1)
-    assert store.find("k") is None and store.is_outdated("k") and not store.is_outdated("other")
+    assert store.find("k") is None and store.last_checkpoint("k") is None
+    assert "this version's numbers are not those of a.safetensors" in store.why_again("k", plan_of(config_of(store, "new")))
     assert store.assign_name(config_of(store, "new"), "u", resume=True).output.name == "new"
     assert [run.name for run in store.unfinished()] == ["begun"]  # the picker still offers it
 
@@ -138,6 +139,10 @@ def config_of(store, name: str) -> TrainConfig:
     output = OutputConfig(dir=str(folder), name=name, adapter_dir=str(folder))
     data = (DatasetConfig((SubsetConfig("pictures"),)),)
     return TrainConfig(ModelConfig("t", "v", "q", "s"), data, output=output, max_train_steps=900)
+
+
+def plan_of(config: TrainConfig, pictures: tuple = ()):
+    return SimpleNamespace(config=config, pictures=pictures)
 
 
 def record(store, key: str, text: str, age: int = 0) -> Path:
@@ -275,7 +280,7 @@ def test_the_key_leaves_out_what_shapes_no_number(store):
     config = config_of(store, "key")
 
     def key(**changes):
-        return run_key(SimpleNamespace(config=dataclasses.replace(config, **changes), pictures=()))
+        return run_key(plan_of(dataclasses.replace(config, **changes)))
 
     same = dict(device="cpu", cache_dir="x", cache_latents=False, cache_text=False, memory="keep", strict_data=True)
     assert {key(**{name: value}) for name, value in same.items()} == {key()}

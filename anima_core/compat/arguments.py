@@ -83,13 +83,17 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
     return args
 
 
-Guard = Callable[[str, str], Any]  # (path, setting): raises for a path that may not be read
+Guard = Callable[[str, str], str]  # (path, setting) -> where it is; raises for a path that may not be read
 
 
-def request_from(args: argparse.Namespace, guard: Guard = lambda path, setting: None) -> Request:
+def as_written(path: str, setting: str) -> str:
+    return path
+
+
+def request_from(args: argparse.Namespace, guard: Guard = as_written) -> Request:
     """Read the typed flags, and the files they name, as a run. Checks run in sd-scripts' order, with its texts.
 
-    guard: is asked about every path that a file gives before it is read.
+    guard: is asked about every path that a file gives before it is read, and may say where that is.
     """
     typed = typed_flags(args)
     notes = refuse_and_note(vars(args), "--")
@@ -100,7 +104,7 @@ def request_from(args: argparse.Namespace, guard: Guard = lambda path, setting: 
     for flag in mapped_flags():
         value = values[flag.name]
         if value and (flag.kind == "path" or (flag.kind == "prompts" and names_file(value))):
-            guard(value, flag.name)
+            values[flag.name] = guard(value, flag.name)
     config, more = train_config(values, explicit)
     required = values["log_with"] in ("tensorboard", "all")
     board = values["logging_dir"] if required or (not values["log_with"] and "logging_dir" in explicit) else ""
@@ -214,7 +218,7 @@ def config_of(flags: Sequence[str]) -> TrainConfig:
     return request_from(parse(parser, flags)).config
 
 
-def config_from_file(path: str | Path, guard: Guard = lambda path, setting: None) -> tuple[TrainConfig, tuple[str, ...]]:
+def config_from_file(path: str | Path, guard: Guard = as_written) -> tuple[TrainConfig, tuple[str, ...]]:
     """Read a whole run from one file of any dialect, frozen, sectioned or flat; return it and its notes."""
     key = "config" if is_root_style(read_toml(path)) else "config_file"
     request = request_from(argparse.Namespace(**{key: str(path)}), guard)

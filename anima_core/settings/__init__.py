@@ -5,7 +5,7 @@ from .network import NetworkConfig
 from .optimizer import OptimizerConfig
 from .samples import SampleConfig
 from .serial import from_dict, to_dict
-from .setting import walk
+from .setting import walk, with_paths
 from .train import FlowConfig, ModelConfig, OutputConfig, TrainConfig
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "from_dict",
     "to_dict",
     "walk",
+    "with_paths",
 ]

@@ -5,12 +5,13 @@ of a finished run, metadata, documentation. A fact that only one reader needs st
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from ..errors import SettingError
 
+T = TypeVar("T")
 PathUse = Literal["", "read", "written"]
 ResumeRule = Literal["fixed", "change", "free"]
 
@@ -102,6 +103,21 @@ def walk(config: Any, place: str = "") -> Iterator[Found]:
         else:
             for number, item in enumerate(value):
                 yield from walk(item, f"{here}[{number}]")
+
+
+def with_paths(config: T, change: Callable[[str, str], str]) -> T:
+    """Return a config with every path that it reads, where one is set, replaced by change(path, `section.field`)."""
+    facts, values = settings_of(type(config)), {}
+    for f in fields(config):  # type: ignore[arg-type]
+        value = getattr(config, f.name)
+        if f.name in facts:
+            read = facts[f.name].path == "read" and value
+            values[f.name] = change(value, name_of(type(config), f.name)) if read else value
+        elif is_dataclass(value):
+            values[f.name] = with_paths(value, change)
+        else:
+            values[f.name] = tuple(with_paths(item, change) for item in value)
+    return replace(config, **values)  # type: ignore[type-var]
 
 
 def check(config: Any) -> None:

@@ -1,6 +1,6 @@
 """The one event stream of a run: every listener (progress bar, log file, ComfyUI panel) gets the same dicts.
 
-An event is a flat dict with `event` and `time`. Kinds: start, progress (stage, done, total), step (step, loss, lr, …),
+An event is a flat dict with `event` and `time`. Kinds: start, progress (stage, done, total, …), step (step, loss, lr, …),
 sample (step, path), checkpoint (step, path), saved (step, path), warning (text), note (text), finish. Texts name settings
 as messages do, see `errors`. A listener may answer "stop" (end early, keep the adapter) or "cancel" (save the state, end as
 interrupted).
@@ -70,14 +70,14 @@ class Events:
                 text = f"log.jsonl: {error.strerror}; lines are lost"
                 self._listener({"event": "warning", "time": time.time(), "text": text})
 
-    def progress(self, stage: str) -> Callable[[int, int], None]:
-        """Return what reports the progress of work outside of the steps.
+    def progress(self, stage: str, **more: int) -> Callable[[int, int], None]:
+        """Return what reports the progress of work outside of the steps. more: further numbers of the event.
 
         Either command ends such work at once: before the first step there is nothing to keep.
         """
 
         def report(done: int, total: int) -> None:
-            self.emit("progress", stage=stage, done=done, total=total)
+            self.emit("progress", stage=stage, done=done, total=total, **more)
             if self.command is not None:
                 word = "cancelled" if self.command == "cancel" else "stopped"
                 raise Interrupted(f"{word} at {stage}, {done} of {total}, before the first step; the cache keeps what is done")

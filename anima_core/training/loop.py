@@ -42,13 +42,14 @@ KEEP_GOOD_EVERY = 100  # steps between copies of the adapter that a broken run f
 
 @dataclass(frozen=True)
 class TrainResult:
-    """adapter_path: the saved file; losses: one per optimizer step; stop_reason: finished, stopped."""
+    """adapter_path: the saved file; losses: one per optimizer step; stop_reason: finished, stopped; total: steps asked for."""
 
     adapter_path: Path
     steps: int
     losses: list[float]
     run_dir: Path
     stop_reason: str
+    total: int
 
 
 def train(config: TrainConfig, on_event: Listener | None = None) -> TrainResult:
@@ -185,7 +186,8 @@ class Run:
             if isinstance(error, FileError):  # in the middle of a run a full disk is no refused setting
                 raise RunError(error.text) from None
             raise
-        return TrainResult(self.plan.adapter_path, self.state.step, self.state.losses, self.plan.run_dir, reason)
+        path, run_dir, total = self.plan.adapter_path, self.plan.run_dir, self.reporter.total
+        return TrainResult(path, self.state.step, self.state.losses, run_dir, reason, total)
 
     def take_steps(self) -> str:
         """Train until the run's last step or a command. Return why it ended."""
@@ -218,6 +220,8 @@ class Run:
                 self.between_steps()
             self.reporter.report(wait=True)
         self.leave_if_cancelled(command)
+        if command == "stop" and state.step == 0:
+            raise Interrupted("stopped before the first step; there is nothing to keep")
         return "stopped" if command == "stop" else "finished"
 
     def command(self) -> str | None:

@@ -1,7 +1,6 @@
 """Preview pictures while training. They draw from their own generators and never end a run."""
 
 from collections.abc import Callable
-from itertools import count
 from pathlib import Path
 
 import torch
@@ -47,11 +46,11 @@ class Previews:
         vae: AnimaVAE | None = None
         try:
             vae = load_vae(self.vae_path, device=model.device)
-            requests, drawn = self.config.requests(), count(1)
-            progress, total = events.progress("preview"), sum(request.steps for request in requests)
+            requests = self.config.requests()
             for index, request in enumerate(requests):
                 path = self.folder / f"step-{step:08d}-{index}.png"
-                self._draw(model, vae, request, path, on_step=lambda _: progress(next(drawn), total))
+                progress = events.progress("preview", picture=index + 1, pictures=len(requests))
+                self._draw(model, vae, request, path, progress)
                 events.emit("sample", step=step, path=str(path), prompt=request.prompt)
         except Interrupted:  # the loop sees it next
             pass
@@ -64,8 +63,16 @@ class Previews:
 
     @torch.no_grad()
     def _draw(
-        self, model: AnimaTransformer, vae: AnimaVAE, request: PreviewRequest, path: Path, on_step: Callable[[int], None]
+        self,
+        model: AnimaTransformer,
+        vae: AnimaVAE,
+        request: PreviewRequest,
+        path: Path,
+        progress: Callable[[int, int], None],
     ) -> None:
+        def on_step(done: int) -> None:
+            progress(done, request.steps)
+
         positive = self._embeds(request.prompt)
         negative = self._embeds(request.negative) if request.cfg != 1 else None
         noise = noise_for(request.seed, request.width, request.height).to(model.device)

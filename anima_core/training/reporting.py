@@ -3,6 +3,7 @@
 import math
 import time
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,31 @@ from .memory import peak_gb
 from .watchdog import Watchdog
 
 STEPS_AHEAD = 2  # so many steps may the host be ahead of the device
+DECAY = 0.98  # of the shown loss and of the time a step takes: about the last 50 steps
+
+
+class RunningMean:
+    """The mean of the last values, older ones counting less and less; from the first value on, since its weight is known."""
+
+    def __init__(self, values: Iterable[float] = ()) -> None:
+        self._sum = self._weight = 0.0
+        for value in values:
+            self.add(value)
+
+    def add(self, value: float) -> None:
+        """Count a value; one that is not finite is passed over."""
+        if math.isfinite(value):
+            self._sum, self._weight = DECAY * self._sum + value, DECAY * self._weight + 1
+
+    @property
+    def value(self) -> float | None:
+        """The mean; None before there is any value."""
+        return self._sum / self._weight if self._weight else None
+
+
+def smoothed(losses: Iterable[float]) -> float | None:
+    """Return the loss at the end of a history, as it is shown while training."""
+    return RunningMean(losses).value
 
 
 @dataclass
@@ -88,6 +114,7 @@ class StepReporter:
         self.device = device
         self.reader = LossReader(at_once=not together)
         self.commands: dict[int, str] = {}  # step -> what the first process had been asked for when it was taken
+        self.mean_loss, self.mean_seconds = RunningMean(losses), RunningMean()
         self.reported_at = time.perf_counter()
 
     def restart_clock(self) -> None:
@@ -110,6 +137,7 @@ class StepReporter:
             return
         now = time.perf_counter()
         seconds, self.reported_at = (now - self.reported_at) / len(records), now
+        self.mean_seconds.add(seconds)
         for record in records:
             self.tell(record, seconds)
 
@@ -117,6 +145,7 @@ class StepReporter:
         """Emit one step, and what the watchdog has to say about it."""
         finite = math.isfinite(record.loss)
         self.losses.append(record.loss if finite else math.nan)
+        self.mean_loss.add(record.loss)
         if record.command:
             self.commands[record.step] = COMMANDS[int(record.command) - 1]
         self.events.emit(
@@ -124,9 +153,11 @@ class StepReporter:
             step=record.step,
             total=self.total,
             loss=record.loss if finite else None,
+            mean_loss=self.mean_loss.value,
             lr=record.lr,
             grad_norm=record.grad_norm if math.isfinite(record.grad_norm) else None,
             seconds=seconds,
+            eta=(self.total - record.step) * (self.mean_seconds.value or 0.0),
             peak_gb=peak_gb(self.device),
         )
         warning = self.watchdog.check(record.step, record.loss, record.grad_norm, record.pictures, record.scale)

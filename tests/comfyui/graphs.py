@@ -8,7 +8,7 @@ from anima_core.demo.models import write_models
 from anima_core.demo.pictures import write_pictures
 
 from ..tiny import CORPUS
-from .make_workflows import default_of, is_widget, specs
+from .make_workflows import default_of, is_widget, nested, specs
 from .server import ComfyUI
 
 Link = list  # [node id, output index]
@@ -41,8 +41,7 @@ class Graph:
                 chosen = inputs.get(key, options["options"][0]["key"])
                 option = next(o for o in options["options"] if o["key"] == chosen)
                 values[key] = chosen
-                nested = option["inputs"].get("required", {})
-                values |= {f"{key}.{n}": default_of(k, rest[0] if rest else {}) for n, (k, *rest) in nested.items()}
+                values |= {f"{key}.{n}": default_of(k, rest[0] if rest else {}) for n, (k, *rest) in nested(option).items()}
             elif is_widget(type_, options):
                 values[key] = default_of(type_, options)
         self.prompt[name] = {"class_type": kind, "inputs": values | inputs}

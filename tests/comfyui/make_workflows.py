@@ -78,8 +78,13 @@ def widget_values(node: Node, info: dict) -> list[Any]:
 def dynamic_values(name: str, node: Node, options: dict) -> list[Any]:
     key = node.values.get(name, options["options"][0]["key"])
     chosen = next(option for option in options["options"] if option["key"] == key)
-    nested = chosen["inputs"].get("required", {})
-    return [key, *(node.values.get(f"{name}.{n}", default_of(k, rest[0] if rest else {})) for n, (k, *rest) in nested.items())]
+    inputs = nested(chosen).items()
+    return [key, *(node.values.get(f"{name}.{n}", default_of(k, rest[0] if rest else {})) for n, (k, *rest) in inputs)]
+
+
+def nested(option: dict) -> dict[str, list]:
+    """Return the inputs of an option of a DynamicCombo, in the frontend's order."""
+    return option["inputs"].get("required", {}) | option["inputs"].get("optional", {})
 
 
 def default_of(kind: Any, options: dict) -> Any:

@@ -1,10 +1,10 @@
-"""The parts of nodes/ that need no ComfyUI but its `folder_paths`, imported around the folders of one test."""
+"""The parts of nodes/ that need little of ComfyUI, imported around the folders of one test and a server that only listens."""
 
 import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -14,7 +14,8 @@ PACK = "anima_pack"  # a name of its own: nodes import with dots
 
 def import_nodes(base: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
     """-> a function from the name of a module of nodes/ to that module."""
-    monkeypatch.setitem(sys.modules, "folder_paths", folder_paths_of(base))
+    for stand_in in (folder_paths_of(base), *listening_server()):
+        monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
     monkeypatch.delenv("ANIMA_TRAINER_ROOTS", raising=False)
     for name in [name for name in sys.modules if name.startswith(f"{PACK}.")]:
         del sys.modules[name]
@@ -30,7 +31,18 @@ def folder_paths_of(base: Path) -> ModuleType:
     module = ModuleType("folder_paths")
     module.get_input_directory = lambda: str(base / "input")
     module.get_output_directory = lambda: str(base / "output")
-    module.models_dir = str(base / "models")
+    module.base_path, module.models_dir = str(base), str(base / "models")
     kinds = {"loras": "other_disk/loras", "custom_nodes": "custom_nodes", "datasets": "sets", "anima_datasets": "more"}
     module.folder_names_and_paths = {kind: ([str(base / folder)], set()) for kind, folder in kinds.items()}
+    module.get_folder_paths = lambda kind: module.folder_names_and_paths[kind][0]
     return module
+
+
+def listening_server() -> list[ModuleType]:
+    """ComfyUI's modules for text on a node. `server.said` lists what was put on which; node `server.node` is executed."""
+    server, execution, utils = map(ModuleType, ("server", "comfy_execution", "comfy_execution.utils"))
+    server.said, server.node = [], "12"
+    send = SimpleNamespace(send_progress_text=lambda text, node: server.said.append((node, text)))
+    server.PromptServer = SimpleNamespace(instance=send)
+    utils.get_executing_context = lambda: SimpleNamespace(node_id=server.node)
+    return [server, execution, utils]

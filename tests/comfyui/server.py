@@ -121,6 +121,12 @@ def failed_node(entry: dict) -> str:
     return next((m[1]["node_id"] for m in entry["status"]["messages"] if m[0] == "execution_error"), "")
 
 
+def sentence(entry: dict, node: str = "train") -> str:
+    """What the node ended with, which also stands on it."""
+    assert status(entry) == "success", error_of(entry)
+    return entry["outputs"][node]["text"][0]
+
+
 def was_interrupted(entry: dict) -> bool:
     return any(m[0] == "execution_interrupted" for m in entry["status"]["messages"])
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from .graphs import Graph, install_tiny_models
 from .make_workflows import FOLDER, is_widget, specs
-from .server import ComfyUI, error_of, status, was_interrupted
+from .server import ComfyUI, cached_nodes, error_of, sentence, status, was_interrupted
 
 SNAPSHOT = Path(__file__).with_name("schema.json")
 NODES = 19
@@ -50,21 +50,22 @@ def wait_for_step(server: ComfyUI, name: str, step: int) -> None:
 
 
 def shape_of(info: dict) -> dict:
-    """What shared workflows rely on: ids, inputs with types, outputs."""
+    """What shared workflows rely on: ids, inputs with types in their order, which of them must be given, outputs."""
     found = {}
     for name, node in sorted(info.items()):
         if name.startswith("Anima") and node["category"].startswith("Anima Trainer"):
             inputs = {key: kind if isinstance(kind, str) else "COMBO" for key, kind, _ in specs(node)}
-            found[name] = {"inputs": inputs, "outputs": dict(zip(node["output_name"], node["output"]))}
+            required = list(node["input"].get("required", {}))
+            found[name] = {"inputs": inputs, "required": required, "outputs": dict(zip(node["output_name"], node["output"]))}
     return found
 
 
 def test_schema_is_the_snapshot(server):
-    shape = shape_of(server.get("/object_info"))
-    assert len(shape) == NODES
+    text = json.dumps(shape_of(server.get("/object_info")), indent=1) + "\n"
+    assert text.count('"outputs"') == NODES
     if os.environ.get("UPDATE_SCHEMA"):
-        SNAPSHOT.write_text(json.dumps(shape, indent=1) + "\n", encoding="utf-8")
-    assert shape == json.loads(SNAPSHOT.read_text(encoding="utf-8")), "a breaking change? else UPDATE_SCHEMA=1"
+        SNAPSHOT.write_text(text, encoding="utf-8")
+    assert text == SNAPSHOT.read_text(encoding="utf-8"), "a breaking change? else UPDATE_SCHEMA=1"
 
 
 def test_every_input_has_a_tooltip(server):
@@ -108,12 +109,13 @@ def test_the_same_inputs_never_train_twice(server, base):
     again = Graph(server)
     again.training(output_name="once")
     entry = server.run(again.prompt)
-    assert status(entry) == "success" and "once.safetensors: 4 steps" in entry["outputs"]["train"]["text"][0]
+    assert sentence(entry) == "already trained: models/loras/once.safetensors, 4 steps"
     assert (base / "models" / "loras" / "once.safetensors").stat().st_mtime_ns == stamp
     changed = Graph(server)
     changed.training(output_name="once", seed=7)
     entry = server.run(changed.prompt)
-    assert "once-2.safetensors" in entry["outputs"]["train"]["text"][0]  # trained anew, nothing overwritten
+    assert sentence(entry).startswith("done: models/loras/once-2.safetensors, 4 steps, loss ")  # nothing overwritten
+    assert sentence(entry).endswith("\ntrains anew, not as once.safetensors: seed was 42, now 7")
 
 
 def test_a_changed_caption_and_a_new_picture_are_noticed(server, base):
@@ -122,8 +124,7 @@ def test_a_changed_caption_and_a_new_picture_are_noticed(server, base):
         graph.add("own", "AnimaDatasetFolder", folder="own", resolution="64", bucket_step=16, min_side=64)
         graph.training(dataset=["own", 0], output_name="noticed")
         entry = server.run(graph.prompt)
-        assert status(entry) == "success", error_of(entry)
-        return entry["outputs"].get("train", {"text": ["cached"]})["text"][0].split(":")[0]
+        return sentence(entry).split("models/loras/")[1].split(",")[0]
 
     folder = base / "input" / "own"
     folder.mkdir()
@@ -144,6 +145,9 @@ def test_a_changed_caption_and_a_new_picture_are_noticed(server, base):
         (lambda g: g.add("optimizer", "AnimaOptimizer", optimizer="RAdamScheduleFree", lr_warmup_steps=5), "optimizer=RAdamScheduleFree requires lr_warmup_steps=0"),
         (lambda g: g.prompt["train"]["inputs"].update(output_name="../escape"), "output_name='../escape': use a plain file name"),
         (lambda g: g.prompt["data"]["inputs"].update(folder="missing"), "no such folder of pictures; check folder"),
+        (lambda g: g.prompt["data"]["inputs"].update(folder=""), "folder='': name a folder of captioned pictures"),
+        (lambda g: g.prompt["data"]["inputs"].update(resolution=""), "resolution='': write 1024, or 768,1024 for several"),
+        (lambda g: g.add("train", "AnimaTrainFromTOML", path=""), "path='': name a file"),
         (lambda g: g.prompt["train_network"]["inputs"].update(include="nothing.like.this"), "include 'nothing.like.this': matches no layer"),
     ],
 )  # fmt: skip
@@ -181,12 +185,16 @@ def test_stop_and_keep_lets_the_graph_go_on(server, base):
     prompt = server.queue(graph.prompt)
     server.wait_until(lambda: server.get("/anima_trainer/running")["running"] == ["train"])
     wait_for_step(server, "kept", 5)
-    assert server.post("/anima_trainer/stop", {"node": "nobody"})["stopping"] == []
+    assert server.post("/anima_trainer/stop", {"node": "nobody"})["error"] == "node nobody is not training"
     assert server.post("/anima_trainer/stop", {"node": "train"})["stopping"] == ["train"]
     entry = server.result(prompt)
     assert status(entry) == "success" and entry["outputs"]["loss"]["images"]
-    steps = int(entry["outputs"]["train"]["text"][0].split(": ")[1].split()[0])
+    steps = int(sentence(entry).removeprefix("kept at step ").split()[0])
     assert 5 <= steps < 3000 and "kept.safetensors" in loras(base)
+    again = server.run(graph.prompt)  # ComfyUI executes nothing, and the node says it again
+    assert "train" in cached_nodes(again) and sentence(again) == sentence(entry)
+    graph.add("go", "AnimaContinueRun", run="kept", steps=steps + 3, with_changes=True)
+    assert sentence(server.run(graph.prompt), "go").startswith(f"done: models/loras/kept.safetensors, {steps + 3} steps")
 
 
 def test_two_trainings_in_one_graph_and_a_prompt_behind_them(server, base):
@@ -288,7 +296,7 @@ def test_a_run_s_own_file_trains_it_again(server, base):
     graph.training(output_name="as_toml", seed=11)
     assert status(server.run(graph.prompt)) == "success"
     toml = Graph(server)
-    toml.add("train", "AnimaTrainFromTOML", path=str(run_dir(base, "as_toml") / "config.toml"), output_name="again")
+    toml.add("train", "AnimaTrainFromTOML", path="as_toml-run/config.toml", output_name="again")
     entry = server.run(toml.prompt)
     assert status(entry) == "success", error_of(entry)
     one, two = (load_file(base / "models" / "loras" / f"{name}.safetensors") for name in ("as_toml", "again"))
@@ -311,7 +319,7 @@ def test_finished_runs_survive_a_restart(server, base, comfyui):
     stamp = (base / "models" / "loras" / "restart.safetensors").stat().st_mtime_ns
     with ComfyUI(*comfyui, base) as other:
         entry = other.run(graph.prompt)
-    assert status(entry) == "success" and "restart.safetensors" in entry["outputs"]["train"]["text"][0]
+    assert sentence(entry) == "already trained: models/loras/restart.safetensors, 4 steps"
     assert (base / "models" / "loras" / "restart.safetensors").stat().st_mtime_ns == stamp
 
 

@@ -1,0 +1,54 @@
+"""Fingerprints of what inputs name on disk: ComfyUI executes a node again when its fingerprint changes."""
+
+import hashlib
+import os
+from typing import Any
+
+import folder_paths
+
+from ..anima_core.settings import walk
+
+
+def unknown() -> float:
+    """Return the fingerprint of a path that a link brings: ComfyUI does not say which, so it is always looked at.
+
+    Not a number equals nothing, itself included. What is trained already is found again by the store of runs.
+    """
+    return float("nan")
+
+
+def file_state(path: str) -> str:
+    """Return size and time of a file, which change when its content does; empty where there is none."""
+    try:
+        stat = os.stat(path)
+    except (OSError, ValueError):
+        return ""
+    return f"{path}:{stat.st_size}:{stat.st_mtime_ns}"
+
+
+def folder_state(folder: str) -> str:
+    """Hash names, sizes and times of all files below a folder, which change when a picture or caption does."""
+    digest = hashlib.sha256()
+    for root, dirs, names in os.walk(folder):
+        dirs[:] = sorted(d for d in dirs if not d.startswith("."))
+        for name in sorted(names):
+            digest.update(f"{file_state(os.path.join(root, name))}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def state(path: str) -> str:
+    return folder_state(path) if os.path.isdir(path) else file_state(path)
+
+
+def chosen(kind: str, name: str | None) -> str | float:
+    """Return the fingerprint of a dropdown's file or folder: ComfyUI's files may be replaced under their names."""
+    if name is None:
+        return unknown()
+    places = (os.path.join(folder, name) for folder in folder_paths.get_folder_paths(kind))
+    return name + next((state(place.rstrip("/")) for place in places if os.path.exists(place)), "")
+
+
+def state_of(*configs: Any) -> str:
+    """Return settings, and the state of every file and folder that they are made from."""
+    read = [found.value for config in configs for found in walk(config) if found.facts.path == "read" and found.value]
+    return repr(configs) + "".join(map(state, read))
