@@ -53,7 +53,7 @@ def batch_of(live: bool, dtype: torch.dtype) -> Batch:
         text = {"embeds": stack_rows(rows)} | row_counts(list(LENGTHS))
     noise, t = flow.noise_like(latents, g, 0.1), flow.sample_timesteps(2, FlowConfig(), g, tokens=16)
     mask, place = torch.rand(2, 1, 8, 8, generator=g), dict(divisor=2, step_batches=2, ends_step=False, next_position={})
-    return Batch(0, latents, noise, t, mask, torch.ones(2), text, ["a", "b"], **place)
+    return Batch(0, latents, noise, None, t, mask, torch.ones(2), text, ["a", "b"], **place)
 
 
 def step_of(batch: Batch) -> list[Batch]:

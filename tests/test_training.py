@@ -227,7 +227,7 @@ def test_every_kind_of_picture_and_caption(model, tmp_path):
     said = [e["text"] for e in log_of(result) if e["event"] in ("note", "warning")]
     assert all(math.isfinite(loss) for loss in result.losses)
     assert "4 pictures, 12 with repeats" in said[0]
-    assert "pictures without a mask (counted whole): 2 (2.png, 3.png)" in said
+    assert "pictures without a mask (counted whole): 2 (3_mixed/2.png, 3_mixed/3.png)" in said
 
 
 def test_a_single_picture(model, tmp_path):
