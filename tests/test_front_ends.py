@@ -190,6 +190,7 @@ def test_what_is_not_read_is_named(tmp_path, text, said):
 
 def test_what_is_refused_only_where_it_is_asked_for(tmp_path):
     text = "fp8_base = false\nscale_weight_norms = 0\nconditioning = false\nllm_adapter_path = ''\npissa_init = false\n"
+    text += "llm_adapter_lr = 0\nfreeze_llm_adapter = true\n"  # as Anima-Standalone-Trainer says that it is not trained
     assert flat(tmp_path, text).config == flat(tmp_path, "").config
     assert config("--scale_weight_norms", "0", "--llm_adapter_path", "") == config()
 

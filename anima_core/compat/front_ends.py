@@ -58,6 +58,8 @@ IGNORED = {  # key -> reason
     "timestep_bias_strategy": "timestep_sampling alone chooses t",
     "apply_t5_attn_mask": "padding is always masked",
     "transformer_dtype": "mixed_precision sets it",
+    "freeze_llm_adapter": "the LLM adapter is frozen unless --network_args train_llm_adapter=true",
+    "auto_resume_last_state": "use --resume latest",
 }  # fmt: skip
 REFUSED = {  # key -> why, and the way out
     "conditioning": "image editing is not trained here; leave it out",
