@@ -3,6 +3,9 @@
 Its parity with ComfyUI's is in test_tokenizers.py, from caption to hidden states.
 """
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -10,10 +13,14 @@ from safetensors.torch import load_file, save_file
 import anima_core.models.tokenizers as tokenizers_module
 from anima_core.demo.random_text import qwen_state, write_qwen_tokenizer, write_tiny_qwen
 from anima_core.errors import FileError, SettingError
-from anima_core.models.qwen import load_qwen, qwen_config
+from anima_core.models.checkpoint import shapes_of
+from anima_core.models.qwen import load_qwen, meta_qwen, qwen_config
 from anima_core.models.tokenizers import qwen_tokenizer_dir
 
+from . import processes
 from .conftest import relative_error
+
+ROOT = Path(__file__).resolve().parents[1]
 
 CAPTIONS = ["1girl, solo", "", "A girl stands by the sea, the wind in her hair.", "smile", "漢字 😀, " * 30, "\n"]
 
@@ -31,9 +38,22 @@ def path(folder):
 
 def test_sizes_come_from_the_file(path):
     config = qwen_config(path)
-    heads = (config.num_attention_heads, config.num_key_value_heads, config.head_dim)
-    assert (config.num_hidden_layers, config.hidden_size, config.intermediate_size, heads) == (2, 64, 128, (4, 2, 16))
-    assert config.vocab_size == load_file(path)["model.embed_tokens.weight"].shape[0]
+    heads = (config.heads, config.key_heads, config.head_dim)
+    assert (config.layers, config.hidden, config.intermediate, heads) == (2, 64, 128, (4, 2, 16))
+    assert config.vocabulary == load_file(path)["model.embed_tokens.weight"].shape[0]
+
+
+def test_the_tensors_that_a_file_must_have_are_those_of_transformers_model(path):
+    config = qwen_config(path)
+    assert config.shapes() == shapes_of(meta_qwen(config))
+
+
+def test_looking_at_a_file_loads_no_transformers(path):
+    code = (
+        f"import sys; from anima_core.models.qwen import check_qwen; check_qwen({str(path)!r}); import anima_core.training.loop"
+    )
+    done = processes.run([sys.executable, "-c", f"{code}; assert 'transformers' not in sys.modules"], cwd=ROOT)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_caption_does_not_depend_on_its_batch(path):

@@ -7,7 +7,7 @@ Format: 8 bytes little-endian header length, JSON header, then the raw tensors
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,23 +188,28 @@ class Layout:
     transform: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor
 
 
-def check_fits(model: nn.Module, path: str | Path | list[Path], layout: Layout) -> dict[Path, dict[str, str]]:
-    """Check by the headers that a file holds exactly a model's tensors, in its shapes.
+def shapes_of(model: nn.Module) -> dict[str, torch.Size]:
+    """Return the shape of every parameter and persistent buffer of a model, which may be on the meta device."""
+    return {name: tensor.shape for name, tensor in model.state_dict(keep_vars=True).items()}
 
-    model: built on the meta device. path: one file, or the shards of one model. Returns, of each file, the key of each tensor
-    by the model's name. Every parameter and persistent buffer must be in the files and every tensor of theirs must be one of
-    them, else a FileError names the first.
+
+def check_fits(
+    wanted: Mapping[str, tuple[int, ...]], path: str | Path | list[Path], layout: Layout
+) -> dict[Path, dict[str, str]]:
+    """Check by the headers that a file holds exactly the tensors that are wanted, a shape for each of the model's names.
+
+    path: one file, or the shards of one model. Returns, of each file, the key of each tensor by the model's name. Every tensor
+    that is wanted must be in the files and every tensor of theirs must be wanted, else a FileError names the first.
     """
     files = path if isinstance(path, list) else [Path(path)]
-    wanted = dict(model.state_dict(keep_vars=True))
     headers = {file: read_header(file) for file in files}
     sources = {file: _sources(file, headers[file], layout.rename) for file in files}
     _check_names(files[0], layout.what, wanted.keys(), [name for names in sources.values() for name in names])
     for file, names in sources.items():
         for name, key in names.items():
             shape = layout.transform(name, torch.empty(headers[file][key].shape, device="meta")).shape
-            if shape != wanted[name].shape:
-                shapes = f"{list(shape)}, expected {list(wanted[name].shape)}"
+            if shape != wanted[name]:
+                shapes = f"{list(shape)}, expected {list(wanted[name])}"
                 raise FileError(f"{file}: {key} has shape {shapes}; is this the {layout.what}?")
     return sources
 
@@ -217,7 +222,7 @@ def load_strict(
     Raises FileError where `check_fits` does. Parameters come out frozen (`requires_grad=False`).
     """
     state = {}
-    for file, names in check_fits(model, path, layout).items():
+    for file, names in check_fits(shapes_of(model), path, layout).items():
         with readable(file), safe_open(str(file), framework="pt", device="cpu") as tensors:
             for name, key in names.items():
                 tensor = layout.transform(name, tensors.get_tensor(key))

@@ -1,10 +1,14 @@
-"""Qwen3-0.6B as text encoder, through transformers: the last hidden state after the final norm, without padding."""
+"""Qwen3-0.6B as text encoder, through transformers: the last hidden state after the final norm, without padding.
 
+transformers takes seconds to load, so only what encodes a caption does that: a run whose captions are cached needs none of it.
+"""
+
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import Qwen3Config, Qwen3Model
 
 from ..errors import FileError
 from .checkpoint import (
@@ -20,15 +24,50 @@ from .checkpoint import (
 )
 from .tokenizers import QwenTokenizer, load_qwen_tokenizer, qwen_tokenizer_dir
 
+if TYPE_CHECKING:
+    from transformers import Qwen3Model
+
 PREFIXES = ("cond_stage_model.", "text_encoders.", "qwen3_06b.", "transformer.", "model.")
 ROPE_THETA = 1_000_000.0  # of Qwen3
 NORM_EPS = 1e-6
 
 
+@dataclass(frozen=True)
+class QwenConfig:
+    """Sizes of a Qwen3. `key_heads` are its key-value heads."""
+
+    vocabulary: int
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    key_heads: int
+    head_dim: int
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each tensor, by transformers' name."""
+        queries, keys = self.heads * self.head_dim, self.key_heads * self.head_dim
+        layer = {
+            "self_attn.q_proj": (queries, self.hidden),
+            "self_attn.k_proj": (keys, self.hidden),
+            "self_attn.v_proj": (keys, self.hidden),
+            "self_attn.o_proj": (self.hidden, queries),
+            "self_attn.q_norm": (self.head_dim,),
+            "self_attn.k_norm": (self.head_dim,),
+            "mlp.gate_proj": (self.intermediate, self.hidden),
+            "mlp.up_proj": (self.intermediate, self.hidden),
+            "mlp.down_proj": (self.hidden, self.intermediate),
+            "input_layernorm": (self.hidden,),
+            "post_attention_layernorm": (self.hidden,),
+        }
+        found = {f"layers.{n}.{name}.weight": shape for n in range(self.layers) for name, shape in layer.items()}
+        return found | {"embed_tokens.weight": (self.vocabulary, self.hidden), "norm.weight": (self.hidden,)}
+
+
 class AnimaQwen:
     """Captions -> hidden states. Frozen."""
 
-    def __init__(self, model: Qwen3Model, tokenizer: QwenTokenizer) -> None:
+    def __init__(self, model: "Qwen3Model", tokenizer: QwenTokenizer) -> None:
         self.model = model
         self.tokenizer = tokenizer
 
@@ -66,26 +105,44 @@ def load_qwen(
     """
     tokenizer = load_qwen_tokenizer(qwen_tokenizer_dir(path, str(tokenizer_dir)))
     config = qwen_config(path)
-    if tokenizer.pad_id >= config.vocab_size:
+    if tokenizer.pad_id >= config.vocabulary:
         raise FileError(
-            f"{path}: {config.vocab_size} embeddings, its tokenizer needs {tokenizer.pad_id + 1}; use its own tokenizer"
+            f"{path}: {config.vocabulary} embeddings, its tokenizer needs {tokenizer.pad_id + 1}; use its own tokenizer"
         )
-    with torch.device("meta"):
-        model = Qwen3Model(config)
+    model = meta_qwen(config)
     load_strict(model, shards(path), LAYOUT, dtype=dtype, device=device)
-    model.rotary_emb = type(model.rotary_emb)(config).to(device)  # its fp32 table was on the meta device too
+    model.rotary_emb = type(model.rotary_emb)(model.config).to(device)  # its fp32 table was on the meta device too
     return AnimaQwen(model.eval(), tokenizer)
 
 
-def check_qwen(path: str | Path) -> Qwen3Config:
+def meta_qwen(config: QwenConfig) -> "Qwen3Model":
+    """Build transformers' model on the meta device."""
+    from transformers import Qwen3Config, Qwen3Model
+
+    sizes = Qwen3Config(
+        vocab_size=config.vocabulary,
+        hidden_size=config.hidden,
+        intermediate_size=config.intermediate,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.key_heads,
+        head_dim=config.head_dim,
+        rms_norm_eps=NORM_EPS,
+        rope_theta=ROPE_THETA,
+        attn_implementation="sdpa",
+    )
+    with torch.device("meta"):
+        return Qwen3Model(sizes)
+
+
+def check_qwen(path: str | Path) -> QwenConfig:
     """Check by the headers that a file or folder is a whole Qwen3, and return its sizes. Raises FileError."""
     config = qwen_config(path)
-    with torch.device("meta"):
-        check_fits(Qwen3Model(config), shards(path), LAYOUT)
+    check_fits(config.shapes(), shards(path), LAYOUT)
     return config
 
 
-def qwen_config(path: str | Path) -> Qwen3Config:
+def qwen_config(path: str | Path) -> QwenConfig:
     """Read the sizes from the header. Raises FileError when it is quantised or not a Qwen3."""
     header: dict[str, TensorInfo] = {}
     for shard in shards(path):
@@ -96,17 +153,14 @@ def qwen_config(path: str | Path) -> Qwen3Config:
     try:
         vocabulary, hidden = shapes["embed_tokens.weight"]
         head_dim = shapes["layers.0.self_attn.q_norm.weight"][0]
-        return Qwen3Config(
-            vocab_size=vocabulary,
-            hidden_size=hidden,
-            intermediate_size=shapes["layers.0.mlp.gate_proj.weight"][0],
-            num_hidden_layers=len({n.split(".")[1] for n in shapes if n and n.startswith("layers.")}),
-            num_attention_heads=shapes["layers.0.self_attn.q_proj.weight"][0] // head_dim,
-            num_key_value_heads=shapes["layers.0.self_attn.k_proj.weight"][0] // head_dim,
+        return QwenConfig(
+            vocabulary=vocabulary,
+            hidden=hidden,
+            intermediate=shapes["layers.0.mlp.gate_proj.weight"][0],
+            layers=len({n.split(".")[1] for n in shapes if n and n.startswith("layers.")}),
+            heads=shapes["layers.0.self_attn.q_proj.weight"][0] // head_dim,
+            key_heads=shapes["layers.0.self_attn.k_proj.weight"][0] // head_dim,
             head_dim=head_dim,
-            rms_norm_eps=NORM_EPS,
-            rope_theta=ROPE_THETA,
-            attn_implementation="sdpa",
         )
     except (KeyError, IndexError, ValueError) as error:
         missing = str(error.args[0]) if isinstance(error, KeyError) else "layers"

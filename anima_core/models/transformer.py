@@ -15,7 +15,17 @@ from torch.utils.checkpoint import checkpoint
 
 from ..errors import FileError, SettingError
 from .attention import Rope, apply_rope, attention, rope_table
-from .checkpoint import Layout, TensorInfo, check_fits, check_one_model, load_strict, read_header, strip_prefix, wrong_kind
+from .checkpoint import (
+    Layout,
+    TensorInfo,
+    check_fits,
+    check_one_model,
+    load_strict,
+    read_header,
+    shapes_of,
+    strip_prefix,
+    wrong_kind,
+)
 from .llm_adapter import MIN_TEXT_ROWS, LLMAdapter, LLMAdapterConfig
 
 PATCH = 2  # latent pixels per token side
@@ -314,7 +324,7 @@ def load_transformer(
 def check_transformer(path: str | Path) -> TransformerConfig:
     """Check by its header that a file is a whole Anima transformer, and return its sizes. Raises FileError."""
     model = meta_transformer(path)
-    check_fits(model, path, LAYOUT)
+    check_fits(shapes_of(model), path, LAYOUT)
     return model.config
 
 

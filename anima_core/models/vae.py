@@ -17,7 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import FileError, RunError, SettingError, is_out_of_memory
-from .checkpoint import Layout, TensorInfo, check_fits, check_one_model, load_strict, read_header, strip_prefix, wrong_kind
+from .checkpoint import (
+    Layout,
+    TensorInfo,
+    check_fits,
+    check_one_model,
+    load_strict,
+    read_header,
+    shapes_of,
+    strip_prefix,
+    wrong_kind,
+)
 from .tiling import tiled
 
 log = logging.getLogger(__name__)
@@ -253,7 +263,7 @@ def vae_config(path: str | Path, header: dict[str, TensorInfo]) -> VAEConfig:
 
 def check_vae(path: str | Path) -> None:
     """Check by its header that a file is a whole Qwen-Image VAE. Raises FileError."""
-    check_fits(meta_vae(path), path, LAYOUT)
+    check_fits(shapes_of(meta_vae(path)), path, LAYOUT)
 
 
 def load_vae(path: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> AnimaVAE:

@@ -137,7 +137,7 @@ def check_models(config: TrainConfig) -> TransformerConfig:
     paths = config.model
     sizes = check_transformer(paths.transformer)
     check_vae(paths.vae)
-    hidden = check_qwen(paths.qwen).hidden_size
+    hidden = check_qwen(paths.qwen).hidden
     if hidden != sizes.llm_adapter.source_dim:
         wanted = sizes.llm_adapter.source_dim
         raise FileError(f"{paths.qwen}: hidden size {hidden}, the transformer was made for {wanted}; use Qwen3-0.6B")
