@@ -92,7 +92,7 @@ class Seen:
     def kinds(self) -> list[tuple[str, Callable[[], int], int]]:
         """Name, count, and the number up to which a kill may wait: it is reached in every run."""
         return [
-            ("modules", lambda: said(self.out).read_bytes().count(b"import time:"), 2000),
+            ("modules", lambda: said(self.out).read_bytes().count(b"import time:"), 1200),
             ("cached files", lambda: len(files(self.out, "cache/**/*.safetensors")), 3 * PICTURES),
             ("events", lambda: self.log().count(b"\n"), 20),
             ("more events", lambda: self.log().count(b"\n"), 80),
