@@ -1,5 +1,7 @@
 """An epoch is ceil(batches / (accumulation x processes)) steps; its last step averages what is left of it."""
 
+import dataclasses
+import json
 import math
 import types
 
@@ -7,6 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from anima_core.demo.pictures import write_pictures
+from anima_core.files import digest
 from anima_core.settings import OutputConfig, SampleConfig
 from anima_core.training.feed import Feed
 from anima_core.training.loop import train
@@ -94,3 +97,18 @@ def test_a_run_resumed_within_an_epoch_ends_its_steps_where_the_whole_one_does(m
     whole = run(tmp_path / "whole", 5)
     run(tmp_path / "parts", 3)
     assert same_tensors(whole, run(tmp_path / "parts", 5, resume="latest"))
+
+
+def test_a_checkpoint_of_steps_that_crossed_epochs_goes_on_and_says_so(model, pictures, tmp_path):
+    config = one_by_one(model, pictures, tmp_path, gradient_accumulation_steps=2, max_train_steps=1)
+    first = train(config)
+    (checkpoint,) = (first.run_dir / "checkpoints").iterdir()
+    plain = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    (checkpoint / "state.json").write_text(json.dumps(plain | {"version": 2}), encoding="utf-8")
+    digests = json.loads((checkpoint / "sha256.json").read_text(encoding="utf-8"))
+    digests["state.json"] = digest(checkpoint / "state.json")
+    (checkpoint / "sha256.json").write_text(json.dumps(digests), encoding="utf-8")
+    events = []
+    output = dataclasses.replace(config.output, resume="latest")
+    assert train(dataclasses.replace(config, output=output, max_train_steps=2), events.append).steps == 2
+    assert any("a step ends with its epoch now" in event.get("text", "") for event in events)

@@ -1,15 +1,18 @@
 """Steps whose loss or gradient is not finite: nothing moves, everybody is told, and a run of nothing else is an error."""
 
+import dataclasses
 import itertools
 import json
 import math
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from anima_core import train
 from anima_core.demo.pictures import write_pictures
 from anima_core.errors import RunError
+from anima_core.settings import OutputConfig
 from anima_core.training.ema import EMA
 from anima_core.training.gradient import FlatGradient
 from anima_core.training.optimizers import step_if_finite
@@ -125,4 +128,72 @@ def test_a_run_without_one_finite_loss_is_an_error(model, pictures, tmp_path, st
     with pytest.raises(RunError, match=f"none of {steps} steps had a finite loss and gradient: nothing was trained; check"):
         train_changed(config, change)
     assert not (tmp_path / "test.safetensors").exists()
+    assert not list(tmp_path.rglob("state.safetensors"))  # else the next start would go on from the end, and call it done
     assert train(config).steps == steps
+
+
+def test_a_run_that_turns_bad_after_it_was_resumed_keeps_the_steps_before(model, pictures, tmp_path):
+    """Its adapter is known to be good up to where it was resumed."""
+    output = OutputConfig(str(tmp_path), "test", save_dtype="fp32")
+    first = train(train_config(model, pictures, tmp_path, max_train_steps=3, output=output))
+    good = load_file(first.adapter_path)
+
+    def poison(run):
+        real = run.state.optimizer.step
+
+        def step():
+            real()
+            with torch.no_grad():
+                next(run.state.network.parameters()).fill_(math.nan)
+
+        run.state.optimizer.step = step
+
+    events = []
+    config = train_config(model, pictures, tmp_path, output=dataclasses.replace(output, resume="latest"), ema_decay=0.9)
+    config = dataclasses.replace(config, output=dataclasses.replace(config.output, resume_with_changes=True))
+    with pytest.raises(RunError, match=r"not finite"):
+        train_changed(config, poison, events.append)
+    assert any("the one of step 3 is kept" in text for text in warnings_of(events))
+    kept = load_file(tmp_path / "test-run" / "test-step00000003.safetensors")
+    assert same_tensors(kept, good)
+    assert [path.name for path in (tmp_path / "test-run" / "checkpoints").iterdir()] == ["step-00000003"]
+
+
+def test_an_adapter_that_is_not_finite_pushes_no_good_one_out(model, pictures, tmp_path):
+    def poison(run):
+        real = run.between_steps
+
+        def between_steps():
+            if run.state.step == 3:
+                with torch.no_grad():
+                    next(run.state.network.parameters()).fill_(math.nan)
+            real()
+
+        run.between_steps = between_steps
+
+    output = OutputConfig(str(tmp_path), "test", save_every_n_steps=1, save_last_n=1)
+    with pytest.raises(RunError, match="step 3: the adapter is not finite any more"):
+        train_changed(train_config(model, pictures, tmp_path, output=output), poison)
+    (kept,) = tmp_path.glob("test-step*")
+    assert kept.name == "test-step00000002.safetensors"
+    assert all(tensor.isfinite().all() for tensor in load_file(kept).values())
+
+
+def test_where_the_device_does_not_look_at_the_flag_the_host_decides(monkeypatch):
+    """The MPS kernel of fused AdamW takes `found_inf` and steps all the same."""
+    asked = []
+
+    class Fused(torch.optim.AdamW):
+        _step_supports_amp_scaling = True
+
+        def step(self):
+            asked.append(1)
+
+    class OnMps(torch.Tensor):
+        device = torch.device("mps")
+
+        def isfinite(self):
+            return torch.isfinite(torch.tensor(math.nan))
+
+    step_if_finite(Fused([torch.nn.Parameter(torch.zeros(1))]), None, torch.zeros(()).as_subclass(OnMps))
+    assert not asked

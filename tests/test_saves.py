@@ -94,6 +94,24 @@ def test_a_kill_while_an_old_checkpoint_is_deleted_leaves_none_that_looks_whole(
     assert [path.name for path in (tmp_path / "checkpoints").glob("step-*")] == ["step-00000002"]
 
 
+def test_a_run_folder_behind_a_link_finds_its_adapters(tmp_path):
+    """ComfyUI's output folder is often a link to a larger disk, and models/loras is not."""
+    disk, loras = tmp_path / "disk" / "deep" / "output", tmp_path / "comfy" / "models" / "loras"
+    disk.mkdir(parents=True)
+    loras.mkdir(parents=True)
+    (tmp_path / "comfy" / "output").symlink_to(disk, target_is_directory=True)
+    run_dir = tmp_path / "comfy" / "output" / "x-run"
+    run_dir.mkdir()
+    saves = Saves(run_dir, "adapters")
+    for step in (1, 2):
+        path = loras / f"x-step0000000{step}.safetensors"
+        saves.add(path, step, STEP)
+        path.write_bytes(b"")
+    saves.prune(Keep(newest=1))
+    assert [path.name for path in loras.iterdir()] == ["x-step00000002.safetensors"]
+    assert saves.set_aside(run_dir / "aside") == [run_dir / "aside" / "x-step00000002.safetensors"]
+
+
 def test_a_damaged_list_deletes_nothing(tmp_path):
     saves = listed(tmp_path, 2, 4)
     for text in ("", "[]", '{"adapters": '):

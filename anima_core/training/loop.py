@@ -83,7 +83,7 @@ def opened(config: TrainConfig, on_event: Listener | None = None) -> Iterator["R
             let_go(error)
             if isinstance(error, RuntimeError) and is_out_of_memory(error):  # while loading, or in the optimizer
                 said = str(error).partition("\n")[0][:120]
-                way_out = f"free memory on {plan.device}, or use a smaller `network.rank`"
+                way_out = f"free memory on {plan.device}" + (", or use a smaller `network.rank`" if run else "")
                 raise RunError(f"out of memory ({said}); {way_out}") from None
             raise
         finally:
@@ -127,7 +127,7 @@ def build_run(plan: Plan, ranks: Ranks, events: Events) -> "Run":
     events.emit("note", text=network.describe())
     for text in schedules.warnings(config.optimizer, data.steps):
         events.emit("warning", text=text)
-    watchdog = Watchdog(network, data.masked)
+    watchdog = Watchdog(network, data.masked, state.step)
     reporter = StepReporter(events, watchdog, state.losses, data.steps, plan.device, together=ranks.world > 1)
     saver = Saver(plan, events, state, reporter, watchdog, data.metadata(), config_text) if ranks.first else None
     samples = plan.run_dir / "samples"
@@ -323,10 +323,7 @@ class Run:
 
     def finish(self, reason: str) -> None:
         """Save a run that took its last step. Raises RunError when its adapter is not finite, or was never moved."""
-        good_step = self.watchdog.restore_if_broken()
-        if good_step is not None:
-            was, way_out = f"it was at step {good_step}", "lower `optimizer.learning_rate`"
-            raise RunError(f"the adapter is not finite any more ({was}); {way_out}")
+        self.watchdog.check_finite(self.state.step)
         self.watchdog.check_trained()
         if self.saver:
             self.saver.finish(reason)

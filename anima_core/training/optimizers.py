@@ -103,10 +103,13 @@ def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> to
 def step_if_finite(optimizer: torch.optim.Optimizer, ema: EMA | None, grad_norm: Tensor) -> None:
     """Take a step, the average's too, unless the gradient is not finite: then neither weight, moment nor counter moves.
 
-    Fused AdamW decides that on the device. Others, and the average, count in Python: there the host waits for the norm.
+    Fused AdamW decides that on the device. Others, and the average, count in Python: there the host waits for the norm. So it
+    does on MPS, whose kernel takes the flag and does not look at it (pytorch, aten/src/ATen/native/mps/operations/
+    FusedAdamWKernelImpl.mm).
     """
     finite = grad_norm.isfinite()
-    if ema is None and getattr(optimizer, "_step_supports_amp_scaling", False):  # what torch's own GradScaler asks
+    decides = getattr(optimizer, "_step_supports_amp_scaling", False)  # what torch's own GradScaler asks
+    if ema is None and decides and grad_norm.device.type in ("cpu", "cuda", "xpu"):
         optimizer.grad_scale, optimizer.found_inf = None, (~finite).float()  # type: ignore[attr-defined]
         optimizer.step()
     elif finite:

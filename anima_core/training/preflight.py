@@ -179,9 +179,10 @@ def check_writable(folder: Path) -> None:
 
 def check_path_lengths(config: TrainConfig, run_dir: Path, cache_dir: Path) -> None:
     """Check the longest paths that the run will write against what the system takes. Raises SettingError."""
-    limit = longest_path()
+    limit, adapters = longest_path(), Path(config.output.adapter_dir or config.output.dir)
     folders = {
         "output.dir": (config.output.dir, run_dir / "checkpoints" / ".step-00000000.replaced" / "state.safetensors"),
+        "output.adapter_dir": (adapters, adapters / f".{config.output.name}-step00000000.00000000.tmp"),
         "train.cache_dir": (cache_dir, cache_dir / "latents" / "00" / f".{'0' * 32}.00000000.tmp"),
     }
     for setting, (folder, longest) in folders.items():

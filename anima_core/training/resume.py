@@ -11,7 +11,7 @@ from ..data.folder import Picture
 from ..errors import SettingError
 from ..settings import TrainConfig, from_dict, walk
 from ..settings.toml_file import read_toml
-from .state import read_content
+from .state import CROSSED_EPOCHS, read_content, read_plain
 
 # Settings that are paths, and what a checkpoint calls their content. The folders of pictures are "the data".
 CONTENTS = {
@@ -56,6 +56,8 @@ def compare_with(checkpoint: Path, config: TrainConfig, content: dict[str, str])
         listed = ", ".join(differences[:3])
         way_out = "allow it with `output.resume_with_changes`, and it continues with the new ones"
         raise SettingError(f"resume: {len(differences)} settings differ ({listed}); {way_out}")
+    if config.gradient_accumulation_steps > 1 and read_plain(checkpoint)["version"] == CROSSED_EPOCHS:
+        differences.append("a step ends with its epoch now, and averages what is left of it")
     return [f"resumed with a change: {text}" for text in differences]
 
 

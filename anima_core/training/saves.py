@@ -77,7 +77,7 @@ class Saves:
     def prune(self, keep: Keep) -> list[str]:
         """Delete what has outlived its time. Return warnings: what cannot be deleted now is tried again next time."""
         old = outlived(self.read(), keep)
-        gone = [save for save in old if discard(self.run_dir / save.path)]
+        gone = [save for save in old if discard(self._path(save))]
         if gone:
             self._write([save for save in self.read() if save not in gone])
         return [f"{save.path}: cannot be deleted, something has it open; it is tried again" for save in old if save not in gone]
@@ -85,10 +85,14 @@ class Saves:
     def set_aside(self, folder: Path, after: int = -1) -> list[Path]:
         """Move what was saved after a step into a folder, and drop it from the list. Return where it is now."""
         later = [save for save in self.read() if save.step > after]
-        moved = [moved_into(folder, path) for save in later if (path := self.run_dir / save.path).exists()]
+        moved = [moved_into(folder, path) for save in later if (path := self._path(save)).exists()]
         if later:
             self._write([save for save in self.read() if save not in later])
         return moved
+
+    def _path(self, save: Save) -> Path:
+        """Return where a save is. By its name alone, as it was listed: the run folder may be below a link to another disk."""
+        return Path(os.path.normpath(self.run_dir / save.path))
 
     def _name(self, path: Path) -> str:
         try:

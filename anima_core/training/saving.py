@@ -1,5 +1,6 @@
 """What a run leaves on disk: adapter files, checkpoints, and what is rescued when it fails."""
 
+import contextlib
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -56,6 +57,7 @@ class Saver:
         output, step = self.output, self.state.step
         path = self.plan.adapter_path.parent / f"{output.name}-step{step:08d}.safetensors"
         saves = Saves(self.plan.run_dir, "adapters")
+        self.watchdog.check_finite(step)  # else it would push out the last good one
         if path.exists() and not saves.has(path):
             aside = moved_into(self.plan.run_dir / "set_aside", path)
             self.events.emit("note", text=f"{path} is not of this run; it is kept as {aside}")
@@ -88,14 +90,15 @@ class Saver:
         for text in warnings:
             self.events.emit("warning", text=text)
 
-    def save_adapter(self, path: Path) -> None:
+    def save_adapter(self, path: Path, averaged: bool = True) -> None:
+        """Write the adapter file. averaged: as a user gets it; else as the parameters are, the averages being broken."""
         extra = self.metadata | {
             "ss_steps": str(self.state.step),
             "ss_gradient_checkpointing": str(self.state.network.model.gradient_checkpointing),
             "ss_training_started_at": str(self.started),
             "ss_training_finished_at": str(time.time()),
         }
-        with self.state.saved_weights():
+        with self.state.saved_weights() if averaged else contextlib.nullcontext():
             tensors = adapter_state(self.state.network, self.output.key_format, DTYPES[self.output.save_dtype])
             save_adapter(path, tensors, build_metadata(self.plan.config, extra, tensors))
         self.events.emit("saved", step=self.state.step, path=str(path))
@@ -108,12 +111,17 @@ class Saver:
         self.events.emit("finish", step=self.state.step, reason=reason, path=str(path))
 
     def rescue(self, error: BaseException) -> None:
-        """Keep what there is of a run that did not finish, and say where."""
+        """Keep what there is of a run that did not finish, and say where.
+
+        Of a run that gained nothing nothing is kept: a later start would take it for trained.
+        """
+        with contextlib.suppress(AnimaError):  # it is the error of this run already, or one more of its kind
+            self.reporter.report(wait=True)
         broken = self.watchdog.restore_if_broken()
         if broken is not None:
             self.events.emit("warning", text=f"the adapter was not finite any more: the one of step {broken} is kept")
         step = self.state.step if broken is None else broken
-        if step == 0:
+        if step == 0 or not self.watchdog.has_gained:
             return
         if self.state.within_step:
             self.events.emit("warning", text=f"failed within step {step + 1}: the checkpoint before is the last")
@@ -138,6 +146,6 @@ class Saver:
         if consistent:
             self.save_checkpoint(folder, AUTO)
         saves.add(path, step, RESCUE)
-        self.save_adapter(path)
+        self.save_adapter(path, averaged=consistent)
         self.warn(saves.prune(self.keep_adapters))
         return path

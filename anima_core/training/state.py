@@ -25,7 +25,8 @@ from .ema import EMA
 from .gradient import FlatGradient
 from .optimizers import evaluating
 
-CHECKPOINT_VERSION = 2
+CHECKPOINT_VERSION = 3
+CROSSED_EPOCHS = 2  # the version before: the same files, but a step went on into the next epoch
 REPLACED = ".replaced"  # ends the hidden name of a checkpoint while the new one of its step takes its place
 FILES = ("state.safetensors", "state.json", "config.toml")
 FOREIGN_STATE = ("random_states_0.pkl", "optimizer.bin", "scheduler.bin", "train_state.json", "resume_snapshot.json")
@@ -109,7 +110,7 @@ class TrainState:
             tensors = load((folder / "state.safetensors").read_bytes())  # see `load_tensors`
         except Exception as error:
             raise FileError(f"{folder}: not a readable checkpoint ({error}); resume an earlier one") from None
-        if plain["version"] != CHECKPOINT_VERSION:
+        if plain["version"] not in (CROSSED_EPOCHS, CHECKPOINT_VERSION):
             found = f"checkpoint version {plain['version']}, this program reads {CHECKPOINT_VERSION}"
             raise FileError(f"{folder}: {found}; start a new run, from its adapter file with `network.weights`")
         self.step, self.losses = plain["step"], plain["losses"]
@@ -143,8 +144,14 @@ def optimizer_settings(optimizer: torch.optim.Optimizer, group: dict[str, Any]) 
 
 def read_content(checkpoint: Path) -> dict[str, str]:
     """Return the hashes that a checkpoint was written with. Raises FileError."""
+    return dict(read_plain(checkpoint)["content"])
+
+
+def read_plain(checkpoint: Path) -> dict[str, Any]:
+    """Return what a checkpoint holds beside tensors: at least `content` and `version`. Raises FileError."""
     try:
-        return dict(json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["content"])
+        plain = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        return {**plain, "content": dict(plain["content"]), "version": int(plain["version"])}
     except (OSError, ValueError, KeyError, TypeError):
         raise FileError(
             f"{checkpoint}: not a checkpoint of this version; start a new run, from its adapter file with `network.weights`"

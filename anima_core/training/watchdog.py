@@ -15,16 +15,17 @@ DEAD_AFTER_STEPS = 5  # the zero-initialised factors must have moved by then
 class Watchdog:
     """Raises RunError when the run has gone wrong; `last_good` is the adapter of the last check that was finite.
 
-    masked: whether masks weigh the loss, which may be black where they should not.
+    masked: whether masks weigh the loss, which may be black where they should not. good_step: the step of the adapter as it is.
     steps, good_steps: how many were seen since the run was started or continued, and had a finite loss and gradient.
     """
 
-    def __init__(self, network: AdapterNetwork, masked: bool = False) -> None:
+    def __init__(self, network: AdapterNetwork, masked: bool = False, good_step: int = 0) -> None:
         self.network = network
         self.masked = masked
         self.non_finite = 0
         self.steps = self.good_steps = 0
-        self.good_step = 0
+        self.moves = True  # as far as is known
+        self.good_step = good_step
         self.last_good = self._copy()
 
     def _copy(self) -> dict[str, Tensor]:
@@ -57,6 +58,11 @@ class Watchdog:
         number = grad_norm if what == "gradient" else loss
         return f"step {step}: the {what} is {number}; the step was left out (pictures: {pictures})"
 
+    @property
+    def has_gained(self) -> bool:
+        """Tell whether there is anything that a later start should go on from, beyond what this one began with."""
+        return self.moves and (self.good_steps > 0 or self.steps == 0)
+
     def check_trained(self) -> None:
         """Raise RunError when all steps, of which there were some, were left out."""
         if self.steps and not self.good_steps:
@@ -87,7 +93,8 @@ class Watchdog:
     def check_moving(self) -> None:
         """Raise RunError when every zero-initialised factor is still zero: then nothing is being trained."""
         factors = list(self.network.zero_init_parameters())
-        if factors and not any(bool(parameter.any()) for _, parameter in factors):
+        self.moves = not factors or any(bool(parameter.any()) for _, parameter in factors)
+        if not self.moves:
             masks = "the masks (`subset.mask_dir`, `subset.alpha_mask`: black is not trained), " if self.masked else ""
             raise RunError(
                 f"after {DEAD_AFTER_STEPS} steps all {len(factors)} zero-initialised factors are still zero: the adapter gets "
