@@ -7,7 +7,7 @@ PACKAGE := $(VENV)/package/anima_trainer
 # Two files at a time, each with one thread: many tests wait for processes of their own.
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup lint types test fast comfy faults docs demo clean
+.PHONY: setup lint types test long fast comfy faults docs demo clean
 
 setup: $(VENV)/.ready
 
@@ -27,11 +27,15 @@ types: setup
 	MYPYPATH=$(dir $(PACKAGE)) $(RUN) -m mypy -p anima_trainer.anima_core -p anima_trainer.nodes
 
 test: lint types
-	$(PYTEST)
+	$(PYTEST) -m "not long"
+
+# What takes minutes each: campaigns of kills, thousands of steps. CI runs it behind `make test`.
+long: setup
+	$(PYTEST) -m long --dist load
 
 # Under a minute: no ComfyUI, no faults, no long training.
 fast: lint
-	$(PYTEST) -m "not comfyui and not faults and not slow"
+	$(PYTEST) -m "not comfyui and not faults and not slow and not long"
 
 comfy: lint
 	$(PYTEST) -m comfyui

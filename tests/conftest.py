@@ -38,8 +38,8 @@ def pytest_collection_modifyitems(items):
             item.add_marker("comfyui")
         if item.path.is_relative_to(ROOT / "tests" / "faults"):
             item.add_marker("faults")
-    long = {item.path for item in items if {"comfyui", "faults", "slow"} & {mark.name for mark in item.iter_markers()}}
-    items.sort(key=lambda item: item.path not in long)
+    first = {item.path for item in items if {"comfyui", "faults", "slow", "long"} & {mark.name for mark in item.iter_markers()}}
+    items.sort(key=lambda item: item.path not in first)
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import pytest
 
 from . import processes
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.long]
 ROOT = Path(__file__).resolve().parents[1]
 
 

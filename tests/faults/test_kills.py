@@ -122,6 +122,7 @@ def same_as_uninterrupted(model, pictures, parts: Path, **changes) -> bool:
     return same_tensors(load_file(whole / "x.safetensors"), load_file(parts / "x.safetensors"))
 
 
+@pytest.mark.long
 def test_thirty_kills_cost_nothing_but_time(model, pictures, tmp_path):
     """SIGKILL while loading, caching, training and saving; the end is the uninterrupted run's, bit for bit."""
     parts, chance, reached = tmp_path / "parts", random.Random(0), []
@@ -141,6 +142,7 @@ def test_thirty_kills_cost_nothing_but_time(model, pictures, tmp_path):
     assert same_as_uninterrupted(model, pictures, parts)
 
 
+@pytest.mark.long
 def test_kills_at_the_worst_moments(model, pictures, tmp_path):
     """In the middle of caching, of a checkpoint, of the adapter file: twice each, as what is left half done shows."""
     parts = tmp_path / "parts"
