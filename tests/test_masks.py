@@ -1,12 +1,16 @@
 """Masks: which belongs to which picture, and every way in which they can be wrong, counted and named before a model loads."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from PIL import Image
 
+from anima_core.data.check import check_datasets
 from anima_core.data.folder import scan
 from anima_core.data.index import FileIndex
 from anima_core.errors import FileError, RunError
+from anima_core.settings import DatasetConfig
 from anima_core.training.watchdog import Watchdog
 
 from .test_index import age
@@ -81,15 +85,58 @@ def test_masks_beside_the_pictures_are_no_pictures(pictures):
     assert f"{said}: 1 (a-masklabel)" in report.warnings()
 
 
+BLACK = "masks that are black everywhere: their pictures train nothing"
+NOTHING = "nothing of the {} pictures would be trained: their masks are black everywhere, or they are transparent everywhere"
+
+
+def checked(*datasets):
+    return check_datasets(datasets, None, None)
+
+
 def test_black_masks_are_counted_and_refused_when_all_are(pictures):
     mask(pictures / "m", "a.png", shade=0)
     mask(pictures / "m", "b.png", shade=1)
-    assert scan(masked(pictures))[1].warnings() == ["masks that are black everywhere: their pictures train nothing: 1 (a.png)"]
+    assert scan(masked(pictures))[1].warnings() == [f"{BLACK}: 1 (a.png)"]
     mask(pictures / "m", "b.png", shade=0)
-    with pytest.raises(
-        FileError, match="m: all 2 masks are black everywhere: nothing would be trained; white is trained, black"
-    ):
-        scan(masked(pictures))
+    with pytest.raises(FileError, match=f"p: {NOTHING.format(2)}"):
+        checked(masked(pictures))
+
+
+def test_a_black_mask_is_no_reason_to_refuse_while_anything_is_trained(pictures):
+    """A picture without a mask counts whole; and another subset or dataset may have the good masks."""
+    mask(pictures / "m", "a.png", shade=0)
+    ((found, report),) = checked(masked(pictures))
+    assert [p.blank for p in found] == [True, False] and f"{BLACK}: 1 (a.png)" in report.warnings()
+    mask(pictures / "m", "b.png", shade=0)
+    write(pictures / "good", "c.png", colour="blue")
+    black, good = masked(pictures), dataset(pictures / "good")
+    assert [p.blank for p, *_ in checked(DatasetConfig((*black.subsets, *good.subsets)))[0][:1]] == [True]
+    assert len(checked(black, good)) == 2
+
+
+def test_a_mask_wins_over_transparency(tmp_path):
+    write(tmp_path / "p", "a.png")
+    Image.new("RGBA", (64, 48), (9, 9, 9, 0)).save(tmp_path / "p" / "a.png")
+    mask(tmp_path / "m", "a.png")
+    ((found, report),) = checked(masked(tmp_path, alpha_mask=True))
+    assert not found[0].blank and not any("transparent everywhere" in line for line in report.warnings())
+
+
+def test_what_trains_nothing_is_known_of_an_unchanged_folder_too(tmp_path):
+    write(tmp_path / "p", "a.png")
+    Image.new("RGBA", (64, 48), (9, 9, 9, 0)).save(tmp_path / "p" / "a.png")
+    age(tmp_path / "p")
+    for _ in range(2):
+        with pytest.raises(FileError, match=NOTHING.format(1)):
+            check_datasets((dataset(tmp_path / "p", alpha_mask=True),), tmp_path, None)
+
+
+def test_one_mask_of_two_sub_folders_pictures_is_named(tmp_path):
+    for folder, colour in (("2_x", "red"), ("3_y", "blue")):
+        write(tmp_path / "p" / folder, "a.png", colour=colour)
+    mask(tmp_path / "m", "a.png")
+    said = "pictures with the mask of another sub-folder's picture, by its name alone (put masks in sub-folders"
+    assert scan(masked(tmp_path))[1].warnings() == [f"{said} too): 1 (3_y/a.png (that of 2_x/a.png))"]
 
 
 @pytest.mark.parametrize("mode, shade", [("RGB", (0, 0, 0)), ("RGBA", (0, 0, 0, 255)), ("I;16", 0), ("1", 0)])
@@ -97,8 +144,8 @@ def test_black_is_black_in_every_mode(pictures, mode, shade):
     for name in "ab":
         mask(pictures / "m", f"{name}.png")
         Image.new(mode, (64, 48), shade).save(pictures / "m" / f"{name}.png")
-    with pytest.raises(FileError, match="all 2 masks are black everywhere"):
-        scan(masked(pictures))
+    with pytest.raises(FileError, match=NOTHING.format(2)):
+        checked(masked(pictures))
 
 
 def test_pictures_that_are_transparent_everywhere_are_black_masks_too(tmp_path):
@@ -109,8 +156,8 @@ def test_pictures_that_are_transparent_everywhere_are_black_masks_too(tmp_path):
     assert scan(dataset(tmp_path, alpha_mask=True))[1].warnings() == [said]
     assert not scan(dataset(tmp_path))[1].warnings()
     (tmp_path / "b.png").unlink()
-    with pytest.raises(FileError, match="all 1 pictures are transparent everywhere: nothing would be trained; leave"):
-        scan(dataset(tmp_path, alpha_mask=True))
+    with pytest.raises(FileError, match=NOTHING.format(1)):
+        checked(dataset(tmp_path, alpha_mask=True))
 
 
 def test_a_mask_that_cannot_be_read_is_an_error_before_training(pictures):
@@ -120,6 +167,20 @@ def test_a_mask_that_cannot_be_read_is_an_error_before_training(pictures):
         scan(masked(pictures))
     with pytest.raises(FileError, match="gone: no such folder of masks"):
         scan(dataset(pictures / "p", mask_dir=str(pictures / "gone")))
+
+
+def test_a_mask_that_may_not_be_read_is_the_same_error_with_the_systems_reason(pictures, monkeypatch):
+    mask(pictures / "m", "a.png")
+    real = Path.read_bytes
+
+    def locked(path):
+        if path.parent == pictures / "m":
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", locked)
+    with pytest.raises(FileError, match=r"a.png: cannot be read as a mask \(unreadable: Permission denied\); repair"):
+        scan(masked(pictures))
 
 
 def test_masks_are_looked_at_once(pictures, monkeypatch):

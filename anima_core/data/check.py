@@ -12,7 +12,7 @@ from ..models.tokenizers import T5Tokenizer
 from ..settings import DatasetConfig
 from .buckets import Size, bucket_table, choose_bucket
 from .cache_folder import INDEX
-from .folder import Picture, Stage, excerpt, scan, silent, without_collector
+from .folder import ALONE, Picture, Stage, excerpt, left_out, scan, silent, without_collector
 from .index import FileIndex
 from .report import NAMES_SHOWN, DataReport
 
@@ -38,11 +38,25 @@ def check_datasets(
             check_sizes(dataset, pictures, report)
             check_captions(pictures, report, t5)
             found.append((pictures, report))
-    if not any(pictures for pictures, _ in found):
-        folder = datasets[0].subsets[0].image_dir
-        raise FileError(f"{folder}: only regularisation pictures; name a folder of other pictures in the same dataset")
+    check_usable(datasets[0].subsets[0].image_dir, found)
     count_shared(found)
     return found
+
+
+def check_usable(folder: str, found: Checked) -> None:
+    """Refuse data of which nothing at all would be trained: a part without effect is only reported. Raises FileError.
+
+    folder: the first one, to be named.
+    """
+    pictures = [picture for some, _ in found for picture in some]
+    if not pictures and any(left_out(ALONE) in report.findings for _, report in found):
+        raise FileError(f"{folder}: only regularisation pictures; name a folder of other pictures in the same dataset")
+    if not pictures:
+        raise FileError(f"{folder}: every folder is switched off by 0 repeats; check `subset.num_repeats`")
+    if all(picture.blank for picture in pictures):
+        why = "their masks are black everywhere, or they are transparent everywhere"
+        way_out = "white and opaque is trained; check `subset.mask_dir` and `subset.alpha_mask`"
+        raise FileError(f"{folder}: nothing of the {len(pictures)} pictures would be trained: {why}; {way_out}")
 
 
 def count_shared(found: Checked) -> None:

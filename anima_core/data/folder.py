@@ -42,6 +42,9 @@ NOTED_TRAITS = {
     "transparent": "transparent pictures, put on white",
 }
 
+ALONE = "their dataset has no other pictures"  # why regularisation pictures are left out
+RECALLED = ("name", "size", "digest", "caption", "blank")  # of each picture of an unchanged folder
+
 Stage = Callable[[str], Progress]  # the name of a piece of work -> where its progress goes
 
 
@@ -54,6 +57,7 @@ class Picture(NamedTuple):  # a hundred thousand are made at each start: tuples 
     digest: str  # SHA-256 of the file
     caption: str  # as in its file
     mask_path: Path | None = None
+    blank: bool = False  # black or transparent everywhere where white or opaque is trained: it trains nothing
 
     @property
     def path(self) -> Path:
@@ -92,7 +96,8 @@ def silent(stage: str) -> Progress:
 def scan(dataset: DatasetConfig, index: FileIndex | None = None, stage: Stage = silent) -> tuple[list[Picture], DataReport]:
     """Return all usable pictures of a dataset, in a fixed order, each decoded once in its life, and the report.
 
-    Raises FileError for a folder that is missing or holds no usable picture, and for a dataset without any caption.
+    None where every folder is switched off. Raises FileError for a folder that is missing or holds no usable picture, and for
+    a dataset without any caption.
     """
     report, index = DataReport(), index or FileIndex()
     pictures: list[Picture] = []
@@ -100,7 +105,7 @@ def scan(dataset: DatasetConfig, index: FileIndex | None = None, stage: Stage = 
     with whole_files_only():
         for subset in dataset.subsets:
             pictures += scan_subset(subset, seen, report, index, stage)
-    check_usable(dataset, pictures, report)
+    check_captioned(dataset, pictures, report)
     pictures = balanced(pictures, report)
     report.pictures = len(pictures)
     report.draws = sum(p.repeats for p in pictures)
@@ -108,18 +113,12 @@ def scan(dataset: DatasetConfig, index: FileIndex | None = None, stage: Stage = 
     return pictures, report
 
 
-def check_usable(dataset: DatasetConfig, pictures: list[Picture], report: DataReport) -> None:
+def check_captioned(dataset: DatasetConfig, pictures: list[Picture], report: DataReport) -> None:
     subset = dataset.subsets[0]
-    if not pictures:
-        raise FileError(f"{subset.image_dir}: every folder is switched off by 0 repeats; check `subset.num_repeats`")
-    if not any(p.caption or p.subset.class_tokens for p in pictures):
+    if pictures and not any(p.caption or p.subset.class_tokens for p in pictures):
         way_out = f"put {subset.caption_extension} files beside the pictures, or set `subset.class_tokens`"
         found = "; ".join(line for line in report.warnings() if line.startswith("captions "))
         raise FileError(f"{subset.image_dir}: no captions; {way_out}{f' ({found})' if found else ''}")
-    invisible = report.findings.get(INVISIBLE)
-    if invisible is not None and len(invisible.names) == len(pictures):
-        way_out = "nothing would be trained; leave `subset.alpha_mask` off"
-        raise FileError(f"{subset.image_dir}: all {len(pictures)} pictures are transparent everywhere: {way_out}")
 
 
 def balanced(pictures: list[Picture], report: DataReport) -> list[Picture]:
@@ -138,11 +137,15 @@ def balanced(pictures: list[Picture], report: DataReport) -> list[Picture]:
             used.append(picture)
             draws += picture.repeats
         else:
-            why = "more than the draws of the other pictures" if wanted else "their dataset has no other pictures"
-            report.warn(f"regularisation pictures left out ({why})", picture.name)
+            why = "more than the draws of the other pictures" if wanted else ALONE
+            report.warn(left_out(why), picture.name)
     turns, rest = divmod(max(0, wanted - draws), len(used)) if used else (0, 0)
     repeats = {p: p.repeats + turns + (number < rest) for number, p in enumerate(used)}
     return [p._replace(repeats=repeats.get(p, p.repeats)) for p in pictures if not p.subset.is_reg or p in repeats]
+
+
+def left_out(why: str) -> str:
+    return f"regularisation pictures left out ({why})"
 
 
 def count_doubles(pictures: list[Picture], report: DataReport) -> None:
@@ -227,13 +230,13 @@ def folder_key(files: dict[str, Stamp], state: Scan) -> str:
     if state.masks is not None or state.entries is not None:
         return ""
     subset = state.subset
-    reading = (subset.caption_extension, subset.class_tokens, subset.alpha_mask, sorted(KINDS))
+    reading = (RECALLED, subset.caption_extension, subset.class_tokens, subset.alpha_mask, sorted(KINDS))
     return hashlib.blake2b(marshal.dumps((reading, files), 2)).hexdigest()  # version 2 writes equal things equally
 
 
 def to_text(pictures: list[Picture], report: DataReport) -> str:
     """Serialise a folder by columns: a hundred thousand rows would take four times as long to read."""
-    columns = [[getattr(picture, column) for picture in pictures] for column in ("name", "size", "digest", "caption")]
+    columns = [[getattr(picture, column) for picture in pictures] for column in RECALLED]
     return json.dumps([columns, [[what, f.warns, f.names] for what, f in report.findings.items()]], ensure_ascii=False)
 
 
@@ -242,9 +245,10 @@ def recall(folder: Path, key: str, state: Scan) -> tuple[list[Picture], DataRepo
     text = state.index.known_folder(folder, key) if key else None
     if text is None:
         return None
-    (names, sizes, digests, captions), findings = json.loads(text)
-    own, repeats = repeat(state.subset), repeat(state.subset.num_repeats)
-    pictures = list(map(Picture, repeat(folder), names, own, repeats, map(tuple, sizes), digests, captions))
+    (names, sizes, digests, captions, blanks), findings = json.loads(text)
+    own, repeats, no_mask = repeat(state.subset), repeat(state.subset.num_repeats), repeat(None)
+    columns = (names, own, repeats, map(tuple, sizes), digests, captions, no_mask, blanks)
+    pictures = list(map(Picture, repeat(folder), *columns))
     return pictures, DataReport(findings={what: Finding(warns, names) for what, warns, names in findings})
 
 
@@ -307,20 +311,22 @@ def read_picture(
     caption = entry_of(name, stem, state) if state.entries is not None else caption_of(captions.get(stem), name, found, state)
     if caption is None:
         return None
-    note_traits(facts.traits, name, state)
     mask = state.masks.find(state.place, stem, name, facts.size, report) if state.masks is not None else None
-    return Picture(folder, name, subset, subset.num_repeats, facts.size, facts.digest, caption, mask)
+    alpha = subset.alpha_mask and mask is None  # a mask wins over it
+    note_traits(facts.traits, name, alpha, report)
+    blank = alpha and "invisible" in facts.traits if state.masks is None or mask is None else state.masks.is_black(mask)
+    return Picture(folder, name, subset, subset.num_repeats, facts.size, facts.digest, caption, mask, blank)
 
 
-def note_traits(traits: tuple[str, ...], name: str, state: Scan) -> None:
-    alpha = state.subset.alpha_mask
+def note_traits(traits: tuple[str, ...], name: str, alpha: bool, report: DataReport) -> None:
+    """Report what becomes of a picture. alpha: its transparency is its mask."""
     for trait in traits:
         if trait in WARNED_TRAITS:
-            state.report.warn(WARNED_TRAITS[trait], name)
+            report.warn(WARNED_TRAITS[trait], name)
         elif trait == "invisible" and alpha:
-            state.report.warn(INVISIBLE, name)
+            report.warn(INVISIBLE, name)
         elif trait in NOTED_TRAITS and not (trait == "transparent" and alpha):
-            state.report.note(NOTED_TRAITS[trait], name)
+            report.note(NOTED_TRAITS[trait], name)
 
 
 def caption_of(file: str | None, picture: str, found: dict[str, str], state: Scan) -> str | None:

@@ -16,6 +16,7 @@ MARKS = ("-masklabel", "_mask")  # OneTrainer's ending of a mask's name, and eve
 SAME_SHAPE = 0.03  # by which width / height may differ: masks are often made at a rounded size
 UNUSABLE = ("unreadable", "truncated", "huge")
 BLACK = "masks that are black everywhere: their pictures train nothing"
+SHARED = "pictures with the mask of another sub-folder's picture, by its name alone (put masks in sub-folders too)"
 
 
 class Masks:
@@ -31,7 +32,7 @@ class Masks:
         self.beside = is_same(self.root, subset.image_dir)  # the pictures: only a marked name is a mask's
         self.facts: dict[Path, Facts] = {}
         self.by_name: dict[tuple[str, str], Path] = {}  # sub-folder, stem of the picture
-        self.used: set[Path] = set()
+        self.used: dict[Path, tuple[str, str]] = {}  # -> sub-folder and name of the first picture that it is of
         for folder, dirs, _ in os.walk(self.root):
             dirs[:] = sorted(name for name in dirs if name[0] != ".")
             self._read(Path(folder), index, progress)
@@ -58,21 +59,26 @@ class Masks:
 
     def find(self, place: str, stem: str, name: str, size: Size, report: DataReport) -> Path | None:
         """Return the mask of a picture in the sub-folder `place`."""
-        for folder in dict.fromkeys((place, "")):
-            for mark in ("",) if self.beside else ("", *MARKS):
-                path = self.by_name.get((folder, stem + mark))
-                if path is not None:
-                    self.used.add(path)
-                    self._compare(path, name, size, report)
-                    return path
-        report.warn("pictures without a mask (counted whole)", name)
-        return None
+        marks = ("",) if self.beside else ("", *MARKS)
+        keys = ((folder, stem + mark) for folder in dict.fromkeys((place, "")) for mark in marks)
+        path = next((self.by_name[key] for key in keys if key in self.by_name), None)
+        if path is None:
+            report.warn("pictures without a mask (counted whole)", name)
+            return None
+        first = self.used.setdefault(path, (place, name))
+        if first[0] != place:
+            report.warn(SHARED, f"{name} (that of {'/'.join(filter(None, first))})")
+        self._compare(path, name, size, report)
+        return path
+
+    def is_black(self, path: Path) -> bool:
+        return "black" in self.facts[path].traits
 
     def _compare(self, path: Path, name: str, size: Size, report: DataReport) -> None:
         facts = self.facts[path]
-        if facts.problem in UNUSABLE:
+        if facts.problem.partition(":")[0] in UNUSABLE:  # what follows is the system's reason
             raise FileError(f"{path}: cannot be read as a mask ({facts.problem}); repair or remove it")
-        if "black" in facts.traits:
+        if self.is_black(path):
             report.warn(BLACK, path.name)
         if abs(facts.size[0] * size[1] / (facts.size[1] * size[0]) - 1) > SAME_SHAPE:
             report.warn(
@@ -80,14 +86,9 @@ class Masks:
             )
 
     def judge(self, report: DataReport) -> None:
-        """Say what was not used. Raises FileError when no mask is of any picture, or none lets anything be trained."""
+        """Say what was not used. Raises FileError when no mask is of any picture."""
         way_out = "a mask has its picture's name; check `subset.mask_dir`"
         if not self.used:
             raise FileError(f"{self.root}: none of the {len(self.facts)} masks in it has a picture; {way_out}")
-        if all("black" in self.facts[path].traits for path in self.used):
-            meaning = "white is trained, black is not; invert them, or leave `subset.mask_dir` empty"
-            raise FileError(
-                f"{self.root}: all {len(self.used)} masks are black everywhere: nothing would be trained; {meaning}"
-            )
-        for path in sorted(self.facts.keys() - self.used):
+        for path in sorted(self.facts.keys() - self.used.keys()):
             report.warn("masks without a picture", path.relative_to(self.root).as_posix())

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import FileError
 from ..settings import SubsetConfig
 from .listing import list_files, list_folders, picture_stem
 from .report import DataReport
@@ -41,7 +40,7 @@ def numbered_sets(subset: SubsetConfig, report: DataReport) -> list[PictureSet] 
     folders = [name for name in list_folders(root) if not is_same(root / name, subset.mask_dir)]
     named = [(name, number) for name in folders if (number := number_of(name)) is not None]
     if not named:
-        if NUMBERED.fullmatch(root.name) and subset.num_repeats == 1:
+        if number_of(root.name) is not None and subset.num_repeats == 1:
             report.note(
                 "a number in the folder's own name is not read (name the folder above it, or set the repeats)", root.name
             )
@@ -69,13 +68,12 @@ def set_of(subset: SubsetConfig, name: str, number: int, report: DataReport) -> 
 
 
 def number_of(name: str) -> int | None:
-    """Read the repeats in a folder's name. Raises FileError for a number that can only be a mistake."""
+    """Read the repeats in a folder's name; None for another name, and for a date."""
     found = NUMBERED.fullmatch(name)
-    if found is None:
+    if found is None or len(found[1]) > 9:  # Python refuses to read thousands of digits
         return None
-    if len(found[1]) > 9 or int(found[1]) > MOST_REPEATS:
-        raise FileError(f"{name}: as a folder's name this means {found[1]} repeats of each picture; rename it if it is a date")
-    return int(found[1])
+    number = int(found[1])
+    return number if number <= MOST_REPEATS else None
 
 
 def note_unread(subset: SubsetConfig, read: set[str], report: DataReport) -> None:
