@@ -47,6 +47,13 @@ def test_a_text_file_in_any_encoding_that_old_editors_write(tmp_path, encoding, 
     assert any("p.txt: read as " in text for text in answer.notes) == note
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "gbk", "utf-16"])
+def test_a_toml_file_too(tmp_path, encoding):
+    text = "# 注释\n[prompt]\nwidth = 768\n[[prompt.subset]]\nprompt = '一个女孩，单人，蓝色的眼睛'\n"
+    found, notes = read_prompts(written(tmp_path, "p.toml", text, encoding))
+    assert found == ("一个女孩，单人，蓝色的眼睛 --w 768",) and len(notes) == (encoding != "utf-8-sig")
+
+
 @pytest.mark.parametrize("prompt", ["1girl, solo", "a/b, c --w 512", "two\nlines", "1girl", "(masterpiece:1.2), .hack"])
 def test_a_prompt_may_stand_in_the_flag_itself(prompt):
     assert not names_file(prompt) and read_prompts(prompt) == (tuple(prompt.splitlines()), [])

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..data.caption_files import decode
 from ..errors import FileError
-from ..settings.toml_file import read_toml
+from ..settings.toml_file import parse_toml
 
 KEYS = {  # of a prompt in JSON and TOML -> the flag of a line that says the same
     "negative_prompt": "n",
@@ -78,7 +78,7 @@ def read_json(text: str, path: str) -> tuple[str, ...]:
 
 def read_tables(text: str, path: str) -> tuple[str, ...]:
     """Read [prompt], which holds for all, and [[prompt.subset]], one for each prompt."""
-    shared = read_toml(path).get("prompt")
+    shared = parse_toml(text, path).get("prompt")
     subsets = shared.get("subset") if isinstance(shared, dict) else None
     if not isinstance(shared, dict) or not isinstance(subsets, list) or not all(isinstance(s, dict) for s in subsets):
         raise FileError(f"{path}: no [[prompt.subset]]; add one for each prompt")

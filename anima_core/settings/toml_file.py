@@ -39,7 +39,11 @@ def dump_toml(data: dict[str, Any]) -> str:
 
 def read_toml(path: str | Path) -> dict[str, Any]:
     """Read a TOML file, or JSON of the same content, as sd-scripts does. Raises FileError: what is wrong, and in which line."""
-    text = read_text(path)
+    return parse_toml(read_text(path), path)
+
+
+def parse_toml(text: str, path: str | Path) -> dict[str, Any]:
+    """Do the same with the text of a file that was read. path: to be named."""
     if text.lstrip().startswith("{"):  # no TOML does
         return read_json(path, text)
     try:
