@@ -8,10 +8,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from anima_core.adapters.formats import adapter_state, convert_file, left_out, load_into, read_adapter, save_adapter
-from anima_core.adapters.from_file import network_of
+from anima_core.adapters.from_file import default_layers, glob_of, network_of
 from anima_core.adapters.inspection import summarise
 from anima_core.adapters.keys import convert_keys, read_key
 from anima_core.adapters.network import AdapterNetwork
+from anima_core.adapters.targets import select_targets
 from anima_core.cli import main
 from anima_core.compat.arguments import config_of
 from anima_core.errors import FileError, SettingError
@@ -218,6 +219,10 @@ def test_dim_from_weights_makes_the_files_network(layout, tmp_path):
 def test_dim_from_weights_of_a_plain_file_sets_rank_and_alpha_only(tmp_path):
     save_adapter(tmp_path / "a.safetensors", adapter_state(trained(NetworkConfig(rank=4, alpha=2))), {})
     assert network_of(tmp_path / "a.safetensors") == {"rank": 4, "alpha": 2.0}
+
+
+def test_the_layers_of_a_plain_file_are_those_that_the_model_and_the_preset_give():
+    assert default_layers() == set(map(glob_of, select_targets(tiny_transformer(), NetworkConfig())))
 
 
 def test_dim_from_weights_leaves_what_is_typed(tmp_path, model):

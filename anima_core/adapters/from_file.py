@@ -6,15 +6,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ..models.llm_adapter import LLMAdapterConfig
+from ..models.transformer import Block, TransformerConfig
+from ..settings import NetworkConfig
 from ..settings.network import FULL_MATRIX_RANK
 from .adapter_type import Size
 from .formats import read_adapter
 from .recognise import NORM, type_name, type_of
+from .targets import linear_names, preset_words, words_of
 
-ATTENTION = [
-    f"{place}.{leaf}" for place in ("self_attn", "cross_attn") for leaf in ("q_proj", "k_proj", "v_proj", "output_proj")
-]
-DEFAULT_LAYERS = {f"blocks.*.{leaf}" for leaf in (*ATTENTION, "mlp.layer1", "mlp.layer2")}  # those of attn+mlp
+SMALLEST = TransformerConfig(1, 1, 1, 1, 1, 1, 1, 1, LLMAdapterConfig(1, 1, 1, 1, 1, 1, 1))  # no name depends on a size
 
 
 def network_of(path: str | Path) -> dict[str, Any]:
@@ -34,11 +37,19 @@ def network_of(path: str | Path) -> dict[str, Any]:
         own |= read.settings
     found = ranks_of({name: size for name, size in sizes.items() if size.rank is not None}) | own
     included = patterns(sizes, sizes)
-    if set(included) != DEFAULT_LAYERS:
+    if set(included) != default_layers():
         found |= {"targets": "", "include": included}
     if any(type_name(tensors) == NORM for tensors in layers.values()):
         found["train_norm"] = True
     return found
+
+
+def default_layers() -> set[str]:
+    """Return the patterns of the layers that are adapted when nothing is said."""
+    with torch.device("meta"):
+        names = [f"blocks.0.{name}" for name in linear_names(Block(SMALLEST))]
+    wanted = preset_words(NetworkConfig().targets)
+    return {glob_of(name) for name in names if words_of(name) & wanted}
 
 
 def ranks_of(sizes: dict[str, Size]) -> dict[str, Any]:
