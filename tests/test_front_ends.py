@@ -6,7 +6,7 @@ import pytest
 
 from anima_core.compat import front_ends
 from anima_core.compat.arguments import config_from_file
-from anima_core.compat.flags import known_names
+from anima_core.compat.flags import PRODIGY, known_names
 from anima_core.errors import SettingError
 from anima_core.settings import TrainConfig
 
@@ -102,6 +102,23 @@ network_args = "loraplus_lr_ratio=4,rank_dropout=0.1"
     assert (c.optimizer.learning_rate, c.network.rank, c.max_train_steps, c.optimizer.warmup_ratio) == (5e-5, 16, 500, 0.1)
     assert (c.optimizer.weight_decay, c.optimizer.betas) == (0.1, (0.9, 0.95))
     assert (c.network.loraplus_lr_ratio, c.network.rank_dropout) == (4.0, 0.1)
+
+
+@pytest.mark.parametrize("key", ["network_args_custom", "optimizer_args_custom"])
+@pytest.mark.parametrize("value", ["5", "true", "[1]"])
+def test_a_front_ends_list_that_is_none_is_refused_with_its_line(tmp_path, key, value):
+    with pytest.raises(SettingError, match=rf"flat.toml, line 6: {key}=.*: must be list"):
+        flat(tmp_path, f"{key} = {value}\n")
+
+
+def test_a_front_ends_list_is_read_as_the_flags(tmp_path):
+    c = flat(tmp_path, 'optimizer_args_custom = "weight_decay=0.1, betas=(0.9, 0.95)"\n').config
+    assert (c.optimizer.weight_decay, c.optimizer.betas) == (0.1, (0.9, 0.95))
+
+
+def test_prodigys_keys_are_the_same_in_every_kind_of_file(tmp_path):
+    text = "optimizer_type = 'Prodigy'\n" + "".join(f"{key} = '2'\n" for key in PRODIGY)
+    assert set(flat(tmp_path, text).config.optimizer.args) == {f"{name}=2" for name in PRODIGY.values()}
 
 
 def test_numbers_of_a_dataset_file_may_come_as_text_too(tmp_path):

@@ -12,7 +12,7 @@ from ..errors import in_words
 from ..settings import OptimizerConfig
 from ..settings.optimizer import OPTIMIZERS
 from . import dataset_config, front_ends, root_toml
-from .flags import ALGORITHMS, LYCORIS, MAPPED, MODULE_DEFAULTS, NETWORK_ARGS, OTHER_DEFAULTS, setting_words
+from .flags import ALGORITHMS, LYCORIS, MAPPED, MODULE_DEFAULTS, NETWORK_ARGS, OTHER_DEFAULTS, PRODIGY, setting_words
 from .unmapped import ARGUMENTS_IGNORED, ARGUMENTS_REFUSED, IGNORED, REFUSED
 
 HEAD = """# sd-scripts flags and TOML keys
@@ -112,7 +112,8 @@ def front_end_tables() -> list[str]:
     parts += [f"| `{key}` | `--{flag}` |" for key, flag in front_ends.RENAMED.items()]
     parts += [f"| `{key}` | adds to `--{flag}` |" for key, flag in front_ends.LISTS.items()]
     parts += [f"| `{key}` | `--network_args {name}=` |" for key, name in front_ends.ARGUMENTS.items()]
-    parts += [f"| `{key}` | `--optimizer_args {name}=` |" for key, name in (front_ends.OPTIMIZER | front_ends.PRODIGY).items()]
+    parts += [f"| `{key}` | `--optimizer_args {name}=` |" for key, name in front_ends.OPTIMIZER.items()]
+    parts += [f"| `{key}` | `--optimizer_args {name}=` (Prodigy) |" for key, name in PRODIGY.items()]
     parts += ["| `positive_prompts` | the previews' prompt |"]
     parts += [f"| `{key}` | `--{flag}` of that prompt |" for key, flag in front_ends.PREVIEWS.items()]
     parts += ["| `enable_preview` | false: no previews |", "| `lora_type` | `--network_module`, when that is empty |"]
@@ -139,7 +140,7 @@ def sectioned_tables() -> list[str]:
     parts += [f"| `lora.{key}` | `--network_args`, same name |" for key in root_toml.NETWORK_ARGS]
     parts += [f"| `lora.anima_target_preset = {name}` | `targets={preset}` |" for name, preset in root_toml.PRESETS.items()]
     parts += ["| `optimizer.weight_decay`, `.eps`, `.beta1`, `.beta2` | `--optimizer_args` |"]
-    parts += [f"| `optimizer.{key}` | `--optimizer_args {name}=` (Prodigy) |" for key, name in root_toml.PRODIGY.items()]
+    parts += [f"| `optimizer.{key}` | `--optimizer_args {name}=` (Prodigy) |" for key, name in PRODIGY.items()]
     parts.append("\nWithout effect:\n\n| key | reason |\n|---|---|")
     parts += [f"| `{table}.{key}` | {why} |" for (table, key), why in root_toml.WITHOUT_EFFECT.items()]
     parts += [f"| `[{table}]` | {why} |" for table, why in root_toml.TABLES_WITHOUT_EFFECT.items()]

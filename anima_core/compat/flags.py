@@ -313,6 +313,13 @@ NETWORK_ARGS = {
 }
 LYCORIS = "lycoris.kohya"  # a --network_module whose type stands in --network_args algo
 ALGORITHMS = {"lora": "lora", "locon": "lora", "lokr": "lokr"}  # LyCORIS' words -> our types
+PRODIGY = {  # a key of files -> name within --optimizer_args, where Prodigy is the optimizer
+    "prodigy_d0": "d0",
+    "prodigy_d_coef": "d_coef",
+    "prodigy_decouple": "decouple",
+    "prodigy_use_bias_correction": "use_bias_correction",
+    "prodigy_safeguard_warmup": "safeguard_warmup",
+}
 MODULE_DEFAULTS = {  # (module, type) -> what the settings start from there, where that is not what they start from here
     ("networks.lokr", "lokr"): {"factor": -1},
     (LYCORIS, "lokr"): {"factor": -1},

@@ -42,7 +42,7 @@ def read_flat(data: dict[str, Any], path: str) -> tuple[Values, list[str]]:
         elif reason := ({key: why for key, (_, why) in IGNORED.items()} | front_ends.IGNORED).get(key):
             notes += [f"{where} has no effect: {reason}"] if is_on(value) else []
         elif key in front_ends.KEYS:
-            own[key] = value
+            own[key] = as_flag_kind(flags[front_ends.LISTS[key]], value, where) if key in front_ends.LISTS else value
     return front_ends.flag_values(own, values), notes
 
 

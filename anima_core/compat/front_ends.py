@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import SettingError
+from .flags import PRODIGY
 from .prompts import one_line
 from .unmapped import HARDWARE, is_on
 
@@ -28,7 +29,6 @@ ARGUMENTS = {  # the page for LyCORIS -> name within --network_args
     **{name: name for name in ("full_matrix", "decompose_both", "rank_dropout", "module_dropout", "dropout", "conv_dim", "conv_alpha", "use_cp", "use_scalar", "dora_wd", "bypass_mode", "rank_dropout_scale", "block_size", "constraint", "rescaled", "rs_lora")},
 }  # fmt: skip
 OPTIMIZER = {"weight_decay": "weight_decay", "betas": "betas", "eps": "eps"}  # -> name within --optimizer_args
-PRODIGY = {"prodigy_d0": "d0", "prodigy_d_coef": "d_coef"}  # the same, where Prodigy is the optimizer
 LISTS = {"network_args_custom": "network_args", "optimizer_args_custom": "optimizer_args"}  # -> flag that they add to
 PREVIEWS = {  # of one prompt -> its flag
     "negative_prompts": "n",
@@ -74,11 +74,10 @@ KEYS = (*RENAMED, *ARGUMENTS, *OPTIMIZER, *PRODIGY, *LISTS, *PREVIEWS, *RULES, *
 
 
 def flag_values(own: Mapping[str, Any], flags: Values) -> Values:
-    """Return what the front end's keys make of a file's flags. own: those keys, where they are set."""
+    """Return what the front end's keys make of a file's flags. own: those keys, where they are set, each as its kind."""
     values = dict(flags)
     for key, flag in LISTS.items():
-        more = own.get(key, ())
-        values[flag] = [*values.get(flag, ()), *([more] if isinstance(more, str) else map(str, more))]
+        values[flag] = [*values.get(flag, ()), *own.get(key, ())]
     add_missing(values, "network_args", {name: own[key] for key, name in ARGUMENTS.items() if key in own})
     prodigy = str(values.get("optimizer_type", "")).lower() == "prodigy"
     optimizer = OPTIMIZER | (PRODIGY if prodigy else {})

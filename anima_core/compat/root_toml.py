@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import SettingError
 from ..settings.toml_file import line_of
-from .flags import as_flag_kind, mapped_flags
+from .flags import PRODIGY, as_flag_kind, mapped_flags
 from .unknown import Unknown, refuse_unknown
 
 Values = dict[str, Any]
@@ -69,13 +69,6 @@ NETWORK_ARGS = (
     "train_norm",
 )
 PRESETS = {"v101": "+llm_adapter", "anima_block": "+adaln", "anima_block_llm": "+adaln+llm_adapter"}
-PRODIGY = {
-    "prodigy_d0": "d0",
-    "prodigy_d_coef": "d_coef",
-    "prodigy_decouple": "decouple",
-    "prodigy_use_bias_correction": "use_bias_correction",
-    "prodigy_safeguard_warmup": "safeguard_warmup",
-}
 WITHOUT_EFFECT = {
     ("dataset", "max_ar"): "every aspect ratio within min_reso and max_reso has its bucket",
     ("dataset", "shuffle_caption_per_epoch"): "captions are shuffled anew in every epoch",
