@@ -61,6 +61,8 @@ def read_config(path: str) -> tuple[TrainConfig, tuple[str, ...]]:
     folders = [os.path.dirname(file)]
 
     def found(named: str, setting: str) -> str:
+        if setting == "resume":  # the node's own input says whether a run goes on
+            return ""
         place = user_path(named, setting, *folders)
         if setting == "dataset_config":
             folders.append(os.path.dirname(place))

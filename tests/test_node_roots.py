@@ -202,7 +202,7 @@ def test_files_that_a_toml_names_are_asked_about_before_they_are_read(tmp_path):
         f"{name} = '{value}'"
         for name, value in (("anima_transformer", model.transformer), ("vae", model.vae), ("qwen", model.qwen))
     ]
-    lines += [f"t5_tokenizer_dir = '{model.t5_tokenizer_dir}'", f"train_data_dir = '{tmp_path}'"]
+    lines += [f"t5_tokenizer_dir = '{model.t5_tokenizer_dir}'", f"train_data_dir = '{tmp_path}'", "resume = 'a-run'"]
     toml = tmp_path / "x.toml"
     toml.write_text("\n".join([*lines, f"sample_prompts = '{tmp_path / 'secret.txt'}'"]), encoding="utf-8")
     asked = {}
@@ -215,7 +215,7 @@ def test_files_that_a_toml_names_are_asked_about_before_they_are_read(tmp_path):
 
     with pytest.raises(PermissionError, match="sample_prompts"):
         config_from_file(toml, guard)
-    assert set(asked) >= {"anima_transformer", "vae", "qwen", "t5_tokenizer_dir", "train_data_dir", "sample_prompts"}
+    assert set(asked) >= {"anima_transformer", "vae", "qwen", "t5_tokenizer_dir", "train_data_dir", "resume", "sample_prompts"}
 
 
 # --- the body of a stop request

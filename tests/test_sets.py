@@ -1,14 +1,19 @@
 """Which folders are trained and how often their pictures come: sd-scripts' rules, one a test."""
 
 import argparse
+import json
+import re
 
 import pytest
 
+from anima_core import files
 from anima_core.compat.arguments import config_of, request_from
 from anima_core.data.check import check_datasets
 from anima_core.data.folder import scan
 from anima_core.errors import FileError, SettingError
-from anima_core.settings import DatasetConfig, SubsetConfig
+from anima_core.settings import DatasetConfig, SubsetConfig, to_dict
+from anima_core.settings.toml_file import dump_toml
+from anima_core.training.state import DIGESTS, FILES
 
 from .tiny import dataset, write
 
@@ -92,12 +97,17 @@ def test_repeats_beside_numbered_sub_folders_are_said_to_do_nothing(tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", ["20240131_party", "99999999999999999999_x"])
-def test_a_date_is_no_number_of_repeats(tmp_path, name):
+@pytest.mark.parametrize("name", ["20240131_party", "10001", "99999999999999999999_x"])
+def test_a_date_is_no_number_of_repeats_and_its_folder_one_that_is_not_read(tmp_path, name):
+    said = f"sub-folders not read (name them N_words for N draws): 1 ({name})"
     write(tmp_path / name, "a.png")
-    with pytest.raises(FileError, match="repeats of each picture; rename it if it is a date"):
-        scan(dataset(tmp_path))
     assert draws(dataset(tmp_path / name)) == {f"{name}/a.png": 1}
+    with pytest.raises(FileError, match=re.escape(f"no usable pictures ({said})")):
+        scan(dataset(tmp_path))
+    write(tmp_path, "loose.png", colour="blue")
+    assert draws(dataset(tmp_path)) == {f"{tmp_path.name}/loose.png": 1} and said in warned(dataset(tmp_path))
+    write(tmp_path / "3_set", "c.png", colour="green")
+    assert draws(dataset(tmp_path)) == {"3_set/c.png": 3} and said in warned(dataset(tmp_path))
 
 
 def test_sets_without_pictures_and_all_switched_off(tmp_path):
@@ -109,7 +119,18 @@ def test_sets_without_pictures_and_all_switched_off(tmp_path):
         scan(dataset(tmp_path))
     (tmp_path / "3_empty").rename(tmp_path / "0_empty")
     with pytest.raises(FileError, match="every folder is switched off by 0 repeats"):
-        scan(dataset(tmp_path))
+        check_datasets((dataset(tmp_path),), None, None)
+
+
+def test_a_dataset_that_is_switched_off_whole_leaves_the_others(tmp_path):
+    write(tmp_path / "a", "a.png")
+    write(tmp_path / "b", "b.png", colour="blue")
+    off = dataset(tmp_path / "a", num_repeats=0)
+    (none, report), (some, _) = check_datasets((off, dataset(tmp_path / "b")), None, None)
+    assert none == [] and [p.name for p in some] == ["b.png"] and report.batches == 0
+    assert report.notes() == ["folders that are switched off (0 repeats): 1 (a)"]
+    with pytest.raises(FileError, match="every folder is switched off by 0 repeats"):
+        check_datasets((off, off), None, None)
 
 
 def test_zero_repeats_switch_a_subset_off(tmp_path):
@@ -205,3 +226,22 @@ def test_a_seed_of_minus_one_is_drawn_and_said(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SettingError, match="seed=-1: each of several processes would draw its own; name a seed"):
         request_from(given)
+
+
+def test_a_run_that_goes_on_keeps_the_seed_that_it_has_drawn(tmp_path, monkeypatch):
+    given = REQUIRED | {"train_data_dir": "x", "seed": -1, "output_dir": str(tmp_path), "output_name": "n"}
+    checkpoint = tmp_path / "n-run" / "checkpoints" / "step-00000007"
+    checkpoint.mkdir(parents=True)
+    config = request_from(argparse.Namespace(**given)).config
+    for name in FILES:
+        text = dump_toml(to_dict(config)) if name == "config.toml" else "a file"
+        (checkpoint / name).write_text(text, encoding="utf-8")
+    (checkpoint / DIGESTS).write_text(json.dumps({name: files.digest(checkpoint / name) for name in FILES}), encoding="utf-8")
+    monkeypatch.setenv("WORLD_SIZE", "2")  # all read the same one
+    for resume in ("latest", str(checkpoint), str(tmp_path / "n-run")):
+        resumed = request_from(argparse.Namespace(**given, resume=resume))
+        assert resumed.config.seed == config.seed
+        assert f"seed=-1: {config.seed} of the checkpoint that is resumed" in resumed.notes
+    assert request_from(argparse.Namespace(**(given | {"seed": 3}), resume="latest")).config.seed == 3
+    with pytest.raises(FileError, match="no checkpoint in"):
+        request_from(argparse.Namespace(**(given | {"output_name": "other"}), resume="latest"))

@@ -103,7 +103,7 @@ def request_from(args: argparse.Namespace, guard: Guard = as_written) -> Request
     values, explicit, file_notes = all_values(typed)
     for flag in mapped_flags():
         value = values[flag.name]
-        if value and (flag.kind == "path" or (flag.kind == "prompts" and names_file(value))):
+        if value and (flag.kind == "path" or flag.name == "resume" or (flag.kind == "prompts" and names_file(value))):
             values[flag.name] = guard(value, flag.name)
     config, more = train_config(values, explicit)
     required = values["log_with"] in ("tensorboard", "all")

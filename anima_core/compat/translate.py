@@ -19,10 +19,12 @@ from ..settings import (
     SampleConfig,
     SubsetConfig,
     TrainConfig,
+    from_dict,
 )
 from ..settings.network import FULL_MATRIX_RANK
 from ..settings.optimizer import OPTIMIZERS
 from ..settings.setting import name_of
+from ..settings.toml_file import read_toml
 from .dataset_config import DATASET_KEYS, SUBSET_KEYS, datasets_from, read_dataset_config, resolution
 from .flags import ADAFACTOR, ALGORITHMS, LYCORIS, MODULE_DEFAULTS, NETWORK_ARGS, known_arguments, mapped_flags
 from .prompts import read_prompts
@@ -46,7 +48,7 @@ def train_config(values: Values, explicit: set[str]) -> tuple[TrainConfig, list[
     """Return the run, and notes. explicit: what was given, typed or in a file; the rest are defaults."""
     notes: list[str] = []
     check_required(values)
-    seed, seed_notes = chosen_seed(values["seed"])
+    seed, seed_notes = chosen_seed(values)
     values, notes = values | {"seed": seed}, notes + seed_notes
     optimizer = optimizer_config(values, notes)  # before any file is looked at: its refusals are documented to come first
     datasets, more = dataset_configs(values, explicit)
@@ -64,14 +66,28 @@ def train_config(values: Values, explicit: set[str]) -> tuple[TrainConfig, list[
     return config, notes
 
 
-def chosen_seed(seed: int) -> tuple[int, list[str]]:
-    """Draw a seed for -1, as front ends mean it, and say so. Several processes would each draw another: refused."""
-    if seed != -1:
-        return seed, []
+def chosen_seed(values: Values) -> tuple[int, list[str]]:
+    """Draw a seed for -1, as front ends mean it, and say so; a run that goes on keeps the one that it has drawn.
+
+    Several processes would each draw another: refused.
+    """
+    if values["seed"] != -1:
+        return values["seed"], []
+    if values["resume"]:
+        kept = checkpoint_seed(OutputConfig(**settings_for(OutputConfig, values)))
+        return kept, [f"seed=-1: {kept} of the checkpoint that is resumed"]
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise SettingError("seed=-1: each of several processes would draw its own; name a seed")
     drawn = random.SystemRandom().randrange(2**31)
     return drawn, [f"seed=-1: {drawn} was drawn; the run's config.toml has it"]
+
+
+def checkpoint_seed(output: OutputConfig) -> int:
+    """Return the seed of the run that is resumed. Raises FileError when there is no checkpoint."""
+    from ..training.state import find_checkpoint  # loads torch
+
+    checkpoint, _ = find_checkpoint(output.resume, output.run_dir)
+    return from_dict(TrainConfig, read_toml(checkpoint / "config.toml"), "checkpoint").seed
 
 
 def settings_for(cls: type, values: Values) -> Values:

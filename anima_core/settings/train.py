@@ -6,6 +6,7 @@ set", because TOML, which freezes a run, has no null.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ..errors import SettingError
 from ..files import MAX_NAME_BYTES, is_plain_name
@@ -161,6 +162,11 @@ class OutputConfig:
         require(is_plain_name(self.name), "output.name", repr(self.name), "must be a plain file name")
         short = len(self.name.encode()) <= MAX_NAME_BYTES
         require(short, "output.name", f"{self.name[:20]!r}…", f"must be at most {MAX_NAME_BYTES} bytes long")
+
+    @property
+    def run_dir(self) -> Path:
+        """Return the folder of the run's log, checkpoints and previews."""
+        return Path(self.dir) / f"{self.name}-run"
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def preflight(config: TrainConfig, ranks: Ranks | None = None, on_event: Listene
     warnings = (*optimizers.preflight(config.optimizer, device), *config.samples.warnings())
     sizes = check_models(config)
     warnings += tuple(check_network(config, sizes))
-    run_dir = Path(config.output.dir) / f"{config.output.name}-run"
+    run_dir = config.output.run_dir
     resume_from, passed_over = find_checkpoint(config.output.resume, run_dir) if config.output.resume else (None, [])
     cache_dir = cache_folder(config)
     for folder in (config.output.dir, config.output.adapter_dir or config.output.dir, cache_dir):
