@@ -247,3 +247,14 @@ def test_only_the_transformers_part_is_read(tmp_path):
     save_file(tensors("lora_down.weight lora_up.weight", TEXT), tmp_path / "t.safetensors")
     with pytest.raises(FileError, match="holds no layer of Anima's transformer"):
         read_adapter(tmp_path / "t.safetensors")
+
+
+def test_convert_replaces_no_file_and_writes_under_no_other_ending(tmp_path):
+    save_file({"diffusion_model.blocks.0.mlp.layer1.lora_down.weight": torch.zeros(2, 4)}, tmp_path / "a.safetensors")
+    before = (tmp_path / "a.safetensors").read_bytes()
+    with pytest.raises(FileError, match="is there already"):
+        convert_file(tmp_path / "a.safetensors", tmp_path / "a.safetensors", "lora_unet")
+    with pytest.raises(SettingError, match=r"ends in \.safetensors"):
+        convert_file(tmp_path / "a.safetensors", tmp_path / "a.ckpt", "lora_unet")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+    assert (tmp_path / "a.safetensors").read_bytes() == before

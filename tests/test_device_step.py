@@ -285,7 +285,7 @@ def test_the_feeding_thread_works_on_its_own_device_and_hands_out_page_locked_te
     monkeypatch.setattr("anima_core.training.feed.current", fake_current)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: current.append((tensor.shape, list(inside))) or tensor)
     feed = object.__new__(Feed)
-    feed.__init__(types.SimpleNamespace(), types.SimpleNamespace(device=device), 0, Ranks())
+    feed.__init__(types.SimpleNamespace(), types.SimpleNamespace(device=device), 0, 1, Ranks())
     batch = batch_of(True, torch.bfloat16)
     feed._make_step = lambda: iter([batch.pinned()])
     with feed:

@@ -39,7 +39,7 @@ def micro_batches(config, count, ranks):
         data.batches.load_state_dict({"epoch": 0, "index": 0})
         plan = types.SimpleNamespace(config=config, device=preflight(config).device)
         plan.batches_per_step = config.gradient_accumulation_steps * ranks
-        with Feed(data, plan, 0, types.SimpleNamespace(world=ranks, rank=rank)) as feed:
+        with Feed(data, plan, 0, count, types.SimpleNamespace(world=ranks, rank=rank)) as feed:
             found.append([next(feed) for _ in range(count)])
     return found
 
@@ -112,3 +112,19 @@ def test_a_checkpoint_of_steps_that_crossed_epochs_goes_on_and_says_so(model, pi
     output = dataclasses.replace(config.output, resume="latest")
     assert train(dataclasses.replace(config, output=output, max_train_steps=2), events.append).steps == 2
     assert any("a step ends with its epoch now" in event.get("text", "") for event in events)
+
+
+def test_no_caption_is_made_for_an_epoch_that_the_run_does_not_reach(model, pictures, tmp_path):
+    """The feeding thread is ahead of the steps, but not of the last one."""
+    events = []
+    config = one_by_one(model, pictures, tmp_path, max_train_epochs=2, subset=dict(shuffle_caption=True))
+    assert train(config, events.append).steps == 6
+    assert [event["text"] for event in events if event["event"] == "warning"] == []
+
+
+def test_a_run_that_has_all_its_steps_says_so(model, pictures, tmp_path):
+    config, events = one_by_one(model, pictures, tmp_path, max_train_steps=3), []
+    first = train(config)
+    output = dataclasses.replace(config.output, resume="latest")
+    assert train(dataclasses.replace(config, output=output, max_train_steps=2), events.append).losses == first.losses
+    assert any("max_train_steps`=2: all are done, and no step is trained" in event.get("text", "") for event in events)

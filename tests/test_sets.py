@@ -208,7 +208,7 @@ def test_regularisation_alone_is_nothing_to_train_on(tmp_path):
     write(tmp_path / "r", "a.png")
     write(tmp_path / "t", "b.png", colour="blue")
     alone = dataset(tmp_path / "r", is_reg=True)
-    with pytest.raises(FileError, match="only regularisation pictures; name a folder of other pictures in the same dataset"):
+    with pytest.raises(FileError, match="only regularisation pictures are left; name a folder of others in the same dataset"):
         check_datasets((alone,), None, None)
     (_, report), _ = check_datasets((alone, dataset(tmp_path / "t")), None, None)
     assert report.warnings() == ["regularisation pictures left out (their dataset has no other pictures): 1 (a.png)"]

@@ -25,7 +25,7 @@ def pictures(tmp_path_factory):
 
 def batches(config, count: int = 3) -> list[Batch]:
     data, _, _ = prepared(config)
-    with Feed(data, preflight(config), 0, Ranks()) as feed:
+    with Feed(data, preflight(config), 0, 10, Ranks()) as feed:
         return [next(feed) for _ in range(count)]
 
 

@@ -55,8 +55,13 @@ def convert_file(source: str | Path, target: str | Path, to: str) -> tuple[int, 
     Those of the text encoder stay as they are: ComfyUI reads them beside either family. Raises FileError, SettingError.
     """
     check_adapter(source)
+    path = Path(target)
+    if path.suffix != ".safetensors":
+        raise SettingError(f"{path}: an adapter file ends in .safetensors; name it so")
+    if path.exists():
+        raise FileError(f"{path}: is there already; choose another name")
     state = convert_keys(load_tensors(source), to)
-    save_adapter(Path(target), state, read_metadata(source))
+    save_adapter(path, state, read_metadata(source))
     own = sum(read_key(key).part == TRANSFORMER for key in state)
     return own, len(state) - own
 

@@ -50,7 +50,8 @@ def check_usable(folder: str, found: Checked) -> None:
     """
     pictures = [picture for some, _ in found for picture in some]
     if not pictures and any(left_out(ALONE) in report.findings for _, report in found):
-        raise FileError(f"{folder}: only regularisation pictures; name a folder of other pictures in the same dataset")
+        way_out = "name a folder of others in the same dataset, with `subset.num_repeats` above 0"
+        raise FileError(f"{folder}: only regularisation pictures are left; {way_out}")
     if not pictures:
         raise FileError(f"{folder}: every folder is switched off by 0 repeats; check `subset.num_repeats`")
     if all(picture.blank for picture in pictures):

@@ -99,7 +99,11 @@ class TextStore:
             self.cache.put(self._key(caption), entry)
 
     def _encode(self, captions: list[str], qwen: AnimaQwen) -> list[Entry]:
-        texts = zip(qwen.encode(captions), self.t5.encode(captions))
+        hidden = qwen.encode(captions)
+        for caption, rows in zip(captions, hidden):
+            if not rows.isfinite().all():
+                raise RunError(f"the text of {caption[:80]!r} is not finite; download the Qwen file (`model.qwen`) again")
+        texts = zip(hidden, self.t5.encode(captions))
         return [{"hidden": h.to("cpu", self.dtype), "ids": torch.tensor(i, dtype=torch.int32)} for h, i in texts]
 
     def _key(self, caption: str) -> str:

@@ -59,14 +59,16 @@ class Batch:
 
 
 class Feed:
-    """Iterate for endless batches, starting with micro-batch `first`. A context manager: leaving it ends the thread.
+    """Iterate for the batches of so many steps, starting with micro-batch `first`. Leaving the context ends the thread.
 
-    A failure in the thread is raised by the iteration.
+    Not one batch more is made: captions of an epoch that the run does not reach are cached nowhere. A failure in the thread is
+    raised by the iteration.
     """
 
-    def __init__(self, data: TrainingData, plan: Plan, first: int, ranks: Ranks) -> None:
+    def __init__(self, data: TrainingData, plan: Plan, first: int, steps: int, ranks: Ranks) -> None:
         self._data, self._plan, self._ranks = data, plan, ranks
         self._number = first  # of the first micro-batch of the next step
+        self._steps = steps
         self._queue: queue.Queue[Any] = queue.Queue(BATCHES_AHEAD)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._work, name="anima-feed", daemon=True)
@@ -95,9 +97,11 @@ class Feed:
     def _work(self) -> None:
         try:
             with current(self._plan.device):
-                while not self._closed.is_set():
+                for _ in range(self._steps):
                     for batch in self._make_step():
                         self._put(batch)
+                    if self._closed.is_set():
+                        return
         except BaseException as error:  # handed to the loop, which raises it
             self._put(error)
 

@@ -124,6 +124,8 @@ def build_run(plan: Plan, ranks: Ranks, events: Events) -> "Run":
     if plan.resume_from:
         data.batches.load_state_dict(state.data_position)
         events.emit("note", text=f"resumed at step {state.step} from {plan.resume_from.name}")
+        if state.step >= data.steps:
+            events.emit("warning", text=f"`train.max_train_steps`={data.steps}: all are done, and no step is trained")
     events.emit("note", text=network.describe())
     for text in schedules.warnings(config.optimizer, data.steps):
         events.emit("warning", text=text)
@@ -198,7 +200,7 @@ class Run:
             self.preview()
         self.reporter.restart_clock()
         command = None
-        with Feed(self.data, self.plan, state.micro_batches, self.ranks) as feed:
+        with Feed(self.data, self.plan, state.micro_batches, total - state.step, self.ranks) as feed:
             while state.step < total and (command := self.command()) is None:
                 factor = schedules.lr_factor(config.optimizer, state.step, total)
                 schedules.apply_lr(state.optimizer, factor)
