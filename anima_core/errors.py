@@ -67,6 +67,10 @@ class FileError(AnimaError):
     exit_status = 2
 
 
+class CheckpointError(FileError):
+    """A checkpoint of another version, from which no run goes on. A full disk or a locked name is another error."""
+
+
 class RunError(AnimaError):
     """A failure in the run itself: non-finite loss, an adapter that does not move, out of memory."""
 

@@ -21,6 +21,7 @@ from .training.resume import CONTENTS, difference
 from .training.state import checkpoints_in, damaged_file, step_of
 
 RESULT_VERSION = 2  # of the numbers that settings lead to; raised only when they change, since finished runs then train again
+WHAT_CHANGED = "steps end with their epoch where batches are accumulated"  # with this version
 DIFFERENCES_SHOWN = 3
 CHANGED_SUFFIX = "-changed"  # ends the key of a run that continued with other data, or whose graph has started over
 
@@ -60,6 +61,7 @@ class UnfinishedRun:
     step: int
     total: int
     saved_at: float  # seconds since 1970
+    result_version: int = RESULT_VERSION
 
 
 def run_key(plan: Plan) -> str:
@@ -111,6 +113,11 @@ def describe(result: TrainResult, plan: Plan) -> FinishedRun:
         total=result.total,
         made_from=made_from(plan),
     )
+
+
+def of_name(name: str) -> re.Pattern[str]:
+    """Match the names of runs that were made from one, as name-2."""
+    return re.compile(rf"{re.escape(name)}(-\d+)?")
 
 
 def is_intact(run: FinishedRun) -> bool:
@@ -176,14 +183,14 @@ class RunStore:
     def why_again(self, key: str, plan: Plan) -> str:
         """Say why a graph trains although it, or another under the same name, was trained before; empty if none was."""
         own = self._read_finished(self._finished(key))
-        if own is not None and own.result_version != RESULT_VERSION:
-            return f"trains again: this version's numbers are not those of {Path(own.adapter).name}"
+        former = own or self._former(plan.config.output.name)
+        if former is None:
+            return ""
+        if former.result_version != RESULT_VERSION or not (own or former.made_from):
+            return f"trains again: {Path(former.adapter).name} was made by an earlier version of this program"
         if own is not None:
             gone = f"{Path(own.adapter).name} was changed or deleted"
-            return f"trains again: {gone}, and the last checkpoint of its run is gone or damaged"
-        former = self._former(plan.config.output.name)
-        if former is None or not former.made_from:
-            return ""
+            return f"trains again: {gone}, and the last checkpoint of its run is gone, damaged or of another version"
         before, now = former.made_from, made_from(plan)
         names = {found.place: found.name for found in walk(plan.config) if not found.facts.path}
         called = CONTENTS | {"data": "the set of pictures and captions"}
@@ -196,10 +203,24 @@ class RunStore:
 
     def _former(self, name: str) -> FinishedRun | None:
         """Return the run that was finished last under this name or one that was made from it, as name-2."""
-        own = re.compile(rf"{re.escape(name)}(-\d+)?")
+        own = of_name(name)
+        return next((run for run in self._all_finished() if own.fullmatch(run.name)), None)
+
+    def _all_finished(self) -> Iterator[FinishedRun]:
+        """Yield every finished run, the latest first."""
         records = sorted((self.folder / "finished").glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-        found = map(self._read_finished, records)
-        return next((run for run in found if run is not None and own.fullmatch(run.name)), None)
+        yield from (run for record in records if (run := self._read_finished(record)) is not None)
+
+    def left_behind(self, key: str, plan: Plan) -> UnfinishedRun | None:
+        """Return the newest unfinished run of a graph's name where the graph continues none.
+
+        Its inputs were others, or it was begun by another version. What the user kept, or lets start over, is left on purpose.
+        """
+        own, found = of_name(plan.config.output.name), self.unfinished()
+        if any(run.key.startswith(key) and run.result_version == RESULT_VERSION for run in found):
+            return None
+        kept = {run.name for run in self._all_finished()}
+        return next((run for run in found if own.fullmatch(run.name) and run.name not in kept), None)
 
     def finished_under(self, name: str) -> FinishedRun | None:
         """Return a finished run by its name."""
@@ -238,8 +259,7 @@ class RunStore:
         """
         record = self.folder / "unfinished" / f"{key}.json"
         if record.exists() and not (resume and self._version_of(record) == RESULT_VERSION):
-            changed = files.unused(record.with_name(f"{key}{CHANGED_SUFFIX}"), taken=_is_record)
-            files.replace(record, changed.with_suffix(".json"))
+            self._set_apart(key)
         name = self._name_of(record)
         if name is None or not checkpoints_in(self.run_folder(name)):
             name = self._unused_name(config)
@@ -257,10 +277,18 @@ class RunStore:
 
     def set_apart(self, run: UnfinishedRun) -> str:
         """File a run that continues with other data under a new key, so that the graph of the data before does not claim it."""
-        record = self.folder / "unfinished" / f"{run.key}.json"
-        apart = record.with_name(f"{run.key.removesuffix(CHANGED_SUFFIX)}{CHANGED_SUFFIX}.json")
-        files.replace(record, apart)
-        return apart.stem
+        return run.key if CHANGED_SUFFIX in run.key else self._set_apart(run.key)
+
+    def _set_apart(self, key: str) -> str:
+        """File the unfinished run of a key under one that no other has, finished or not. Return it."""
+        folder = self.folder / "unfinished"
+
+        def taken(path: Path) -> bool:
+            return any(path.with_name(f"{path.name}.json").exists() for path in (path, self.folder / "finished" / path.name))
+
+        apart = files.unused(folder / f"{key}{CHANGED_SUFFIX}", taken).name
+        files.replace(folder / f"{key}.json", folder / f"{apart}.json")
+        return apart
 
     def _unused_name(self, config: TrainConfig) -> str:
         output = config.output
@@ -289,7 +317,8 @@ class RunStore:
             if name is None or newest is None:
                 return None
             total = self.frozen_config(name).max_train_steps
-            return UnfinishedRun(name, record.stem, step_of(newest), total, newest.stat().st_mtime)
+            saved_at, version = newest.stat().st_mtime, self._version_of(record)
+            return UnfinishedRun(name, record.stem, step_of(newest), total, saved_at, version)
         except (OSError, ValueError, AnimaError):
             return None
 
@@ -320,7 +349,3 @@ class RunStore:
     def _write(self, path: Path, data: dict[str, Any]) -> None:
         """Write a record that survives a power cut: a run without its record is not offered again."""
         files.write_whole(path, json.dumps(data))
-
-
-def _is_record(path: Path) -> bool:
-    return path.with_suffix(".json").exists()

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import comfy.model_management as mm
@@ -15,6 +16,7 @@ from ..anima_core.errors import in_words
 from ..anima_core.progress_bar import progress_text
 from . import tell
 from .node import graph_words
+from .store import store_folder
 
 TEXT_EVERY = 0.5  # seconds between texts on the node
 PREVIEW_SIDE = 768  # px
@@ -73,10 +75,12 @@ class NodeListener:
 
     why: why it trains although the graph, or one of its name, was trained before; a second line below every text.
     warnings: all so far, in the graph's words. step, checkpoint: the last that was taken, and was written, by this node.
+    goes_on_by_itself: whether the next Run continues from that checkpoint; False where a graph always starts over.
     """
 
-    def __init__(self, node: str) -> None:
+    def __init__(self, node: str, goes_on_by_itself: bool = True) -> None:
         self.node = node
+        self.goes_on_by_itself = goes_on_by_itself
         self.why = ""
         self.warnings: list[str] = []
         self.step = self.checkpoint = 0
@@ -129,7 +133,8 @@ class NodeListener:
         self.bar.update_absolute(self.bar.current, self.bar.total, ("JPEG", picture, PREVIEW_SIDE))
 
     def on_checkpoint(self, event: dict[str, Any]) -> None:
-        self.checkpoint = event["step"]
+        if Path(event["path"]).is_relative_to(store_folder()):  # one that was rescued to another disk is not looked for
+            self.checkpoint = event["step"]
 
     def on_warning(self, event: dict[str, Any]) -> None:
         self.warnings.append(in_words(event["text"], graph_words()))

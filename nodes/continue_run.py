@@ -6,7 +6,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..anima_core.errors import SettingError
-from ..anima_core.run_store import FinishedRun, UnfinishedRun
+from ..anima_core.run_store import RESULT_VERSION, FinishedRun, UnfinishedRun
 from ..anima_core.settings import OptimizerConfig, OutputConfig, TrainConfig
 from ..anima_core.training.preflight import preflight
 from ..anima_core.training.resume import contents
@@ -110,7 +110,8 @@ def with_other(config: TrainConfig, steps: int, learning_rate: float) -> TrainCo
 def continue_run(run: UnfinishedRun, asked: TrainConfig, with_changes: bool) -> tuple[FinishedRun, str]:
     """Train a run to its end. Return it, and the sentence to end with.
 
-    If data or settings changed, the run is filed under a new key so that the original graph does not claim its result.
+    If data, settings or the program's numbers changed, the run is filed under a new key so that the original graph does not
+    claim its result.
     """
     store = run_store()
     config = check_config(in_this_server(asked, run.name, resume="latest", resume_with_changes=with_changes))
@@ -119,7 +120,10 @@ def continue_run(run: UnfinishedRun, asked: TrainConfig, with_changes: bool) -> 
             plan = preflight(config, on_event=listener)
         assert plan.resume_from is not None
         same_data = contents(config, plan.pictures) == read_content(plan.resume_from)
-        same = same_data and asked == store.frozen_config(run.name)
+        same_numbers = run.result_version == RESULT_VERSION
+        if not same_numbers:
+            listener({"event": "warning", "text": sentences.of_two_versions(run)})
+        same = same_data and same_numbers and asked == store.frozen_config(run.name)
         return train_now(config, run.key if same else store.set_apart(run), plan, listener)
 
 

@@ -27,9 +27,16 @@ def file_state(path: str) -> str:
 
 
 def folder_state(folder: str) -> str:
-    """Hash names, sizes and times of all files below a folder, which change when a picture or caption does."""
-    digest = hashlib.sha256()
-    for root, dirs, names in os.walk(folder):
+    """Hash names, sizes and times of all files below a folder, which change when a picture or caption does.
+
+    Behind links, too: data are read there. Each folder once, since a link may lead back to where it is.
+    """
+    digest, seen = hashlib.sha256(), set[str]()
+    for root, dirs, names in os.walk(folder, followlinks=True):
+        if (place := os.path.realpath(root)) in seen:
+            dirs.clear()
+            continue
+        seen.add(place)
         dirs[:] = sorted(d for d in dirs if not d.startswith("."))
         for name in sorted(names):
             digest.update(f"{file_state(os.path.join(root, name))}\n".encode(errors="surrogateescape"))

@@ -13,7 +13,7 @@ from comfy_api.latest import io
 from comfy_execution.graph import ExecutionBlocker
 from PIL import Image
 
-from ..anima_core.errors import FileError, Interrupted, RunError, SettingError, in_words
+from ..anima_core.errors import CheckpointError, Interrupted, RunError, in_words
 from ..anima_core.files import identity, safe_name, unused
 from ..anima_core.models.checkpoint import load_tensors
 from ..anima_core.run_store import FinishedRun, describe, run_key
@@ -67,7 +67,7 @@ def run_in_graph(config: TrainConfig, model: Any, unfinished: str = UNFINISHED[0
     """Return the finished run of these inputs, or train; then build the node's outputs."""
     returned.forget()
     store = run_store()
-    with bridge.NodeListener(tell.this_node()) as listener:
+    with bridge.NodeListener(tell.this_node(), goes_on_by_itself=unfinished == UNFINISHED[0]) as listener:
         with interruptible(listener):
             plan = preflight(config, on_event=listener)
         key = run_key(plan)
@@ -78,7 +78,8 @@ def run_in_graph(config: TrainConfig, model: Any, unfinished: str = UNFINISHED[0
         if done is not None:
             return results(done, sentences.written_again(done), model)
         listener.why = in_words(store.why_again(key, plan), graph_words())
-        placed = store.assign_name(config, key, resume=unfinished == UNFINISHED[0])
+        listener.why = "; ".join(filter(None, [listener.why, sentences.left_behind(store.left_behind(key, plan))]))
+        placed = store.assign_name(config, key, resume=listener.goes_on_by_itself)
         return results(*train_now(placed, key, plan, listener), model)
 
 
@@ -104,14 +105,16 @@ def train_now(config: TrainConfig, key: str, plan: Plan, listener: bridge.NodeLi
         with interruptible(listener), bridge.gpu_for_training():
             result = train(config, listener)
     except RunError as error:
-        saved = f"; saved at step {listener.checkpoint}, Run continues from there" if listener.checkpoint else ""
-        raise RunError(error.text + saved) from None
+        raise RunError(sentences.failed(error.text, listener.checkpoint, listener.goes_on_by_itself)) from None
     done = run_store().remember(key, describe(result, plan))
     return done, sentences.done(done, listener.warnings, listener.why)
 
 
 def written_again(config: TrainConfig, key: str, listener: bridge.NodeListener) -> FinishedRun | None:
-    """Write the adapter of a finished run again, whose file is gone; None when its last checkpoint is, too."""
+    """Write the adapter of a finished run again, whose file is gone; None when its last checkpoint is, too, or unusable.
+
+    What else goes wrong, a full disk say, is raised: no reason to train for hours.
+    """
     store = run_store()
     found = store.last_checkpoint(key)
     if found is None:
@@ -121,7 +124,7 @@ def written_again(config: TrainConfig, key: str, listener: bridge.NodeListener) 
     try:
         with interruptible(listener), bridge.gpu_for_training():
             write_again(in_this_server(config, run.name), checkpoint, path, listener)
-    except (FileError, SettingError) as error:  # of another version, say
+    except CheckpointError as error:
         tell.warning(error.said(graph_words()))
         return None
     return store.remember(key, dataclasses.replace(run, adapter=str(path), adapter_sha256=identity(path)))
@@ -135,7 +138,7 @@ def interruptible(listener: bridge.NodeListener) -> Iterator[None]:
     except Interrupted as error:
         if not listener.is_cancelled:  # it was asked to stop, and had nothing yet to keep
             raise
-        tell.say(sentences.cancelled(error.text, listener.step, listener.checkpoint))
+        tell.say(sentences.cancelled(error.text, listener.step, listener.checkpoint, listener.goes_on_by_itself))
         mm.throw_exception_if_processing_interrupted()
         raise mm.InterruptProcessingException() from None
 

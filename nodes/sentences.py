@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
-from ..anima_core.run_store import FinishedRun
+from ..anima_core.run_store import RESULT_VERSION, WHAT_CHANGED, FinishedRun, UnfinishedRun
 from ..anima_core.training.reporting import smoothed
 from .tell import shown
 
 WARNINGS_SHOWN = 3
+PICKER = "Continue Anima Run"
 
 
 def done(run: FinishedRun, warnings: Sequence[str] = (), why: str = "") -> str:
@@ -21,7 +22,7 @@ def done(run: FinishedRun, warnings: Sequence[str] = (), why: str = "") -> str:
 
 def outcome(run: FinishedRun) -> str:
     if run.is_kept:
-        return f"kept at step {run.steps} of {run.total}: {shown(run.adapter)}; Continue Anima Run goes on"
+        return f"kept at step {run.steps} of {run.total}: {shown(run.adapter)}; {PICKER} goes on"
     loss = smoothed(run.losses)
     return f"done: {shown(run.adapter)}, {run.steps} steps" + ("" if loss is None else f", loss {loss:.3f}")
 
@@ -36,8 +37,33 @@ def written_again(run: FinishedRun) -> str:
     return f"{outcome(run)}; {why}, and is written again from the run's last checkpoint, without a step"
 
 
-def cancelled(text: str, step: int, checkpoint: int) -> str:
-    """Tell what a cancelled run leaves. text: where it was, as the core says it. checkpoint: the last step that was saved."""
+def cancelled(text: str, step: int, checkpoint: int, goes_on_by_itself: bool = True) -> str:
+    """Tell what a cancelled run leaves. text: where it was, as the core says it. checkpoint: the last step that was saved.
+
+    goes_on_by_itself: as the listener has it.
+    """
+    way_on = "Run continues" if goes_on_by_itself else f"{PICKER} goes on"
     if not checkpoint:
-        return f"{text}; Run goes on"
-    return f"{text}, saved; Run continues" if checkpoint >= step else f"{text}; Run continues from step {checkpoint}"
+        return f"{text}; Run {'goes on' if goes_on_by_itself else 'starts over'}"
+    return f"{text}, saved; {way_on}" if checkpoint >= step else f"{text}; {way_on} from step {checkpoint}"
+
+
+def failed(text: str, checkpoint: int, goes_on_by_itself: bool = True) -> str:
+    """Tell from where a run goes on that has failed. text: what was wrong, as the core says it."""
+    if not checkpoint:
+        return text
+    return f"{text}; saved at step {checkpoint}, {'Run' if goes_on_by_itself else PICKER} continues from there"
+
+
+def left_behind(run: UnfinishedRun | None) -> str:
+    """Tell of a run that was begun under the same name, and that a graph does not continue."""
+    if run is None:
+        return ""
+    other = "with other inputs" if run.result_version == RESULT_VERSION else "by an earlier version of this program"
+    return f"{run.name} was begun {other} and is left at step {run.step}: {PICKER} goes on with it"
+
+
+def of_two_versions(run: UnfinishedRun) -> str:
+    """Tell what a run is that an earlier version of this program began."""
+    begun = f"{run.name} was begun by an earlier version of this program"
+    return f"{begun}; from step {run.step} on its numbers are others: {WHAT_CHANGED}"

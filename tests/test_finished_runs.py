@@ -1,6 +1,7 @@
 """Finished runs whose adapter was renamed, moved, deleted or stopped early: found, written again, or trained with a reason."""
 
 import dataclasses
+import json
 import os
 import shutil
 from pathlib import Path
@@ -10,12 +11,15 @@ from safetensors.torch import load_file, save_file
 
 from anima_core import files, run_store
 from anima_core.demo.pictures import write_pictures
+from anima_core.errors import AnimaError, CheckpointError
 from anima_core.models.checkpoint import read_metadata
 from anima_core.run_store import FinishedRun, RunStore, describe, run_key
 from anima_core.settings import OptimizerConfig, TrainConfig
 from anima_core.training.export import write_again
 from anima_core.training.loop import train
 from anima_core.training.preflight import preflight
+from anima_core.training.rundir import locked
+from anima_core.training.state import DIGESTS, FILES
 
 from .comfyui.server import link_folder
 from .tiny import same_tensors, train_config
@@ -125,6 +129,27 @@ def test_a_damaged_checkpoint_is_no_way_back(config, store):
     with open(checkpoint / "state.safetensors", "r+b") as file:
         file.truncate(1000)
     assert store.last_checkpoint(key) is None
+
+
+@pytest.mark.parametrize(
+    "file, before, after", [("state.json", '"version": ', '"version": 9'), ("config.toml", "seed =", "sed =")]
+)
+def test_a_checkpoint_of_another_version_is_told_from_a_disk_that_is_full_or_a_name_that_is_locked(
+    config, store, tmp_path, file, before, after
+):
+    """Only the first means that hours of training are needed."""
+    key, run = trained(store, config)
+    _, checkpoint = store.last_checkpoint(key)
+    placed, again = renamed(config, run.name), tmp_path / "again.safetensors"
+    with locked(preflight(placed)), pytest.raises(AnimaError) as refused:
+        write_again(placed, checkpoint, again)
+    assert not isinstance(refused.value, CheckpointError)
+    text = (checkpoint / file).read_text(encoding="utf-8")
+    (checkpoint / file).write_text(text.replace(before, after), encoding="utf-8")
+    digests = {name: files.digest(checkpoint / name) for name in FILES}
+    (checkpoint / DIGESTS).write_text(json.dumps(digests), encoding="utf-8")
+    with pytest.raises(CheckpointError):
+        write_again(placed, checkpoint, again)
 
 
 def test_nothing_trains_again_without_a_reason(config, store, tmp_path):

@@ -9,10 +9,11 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from anima_core.run_store import FinishedRun
+from anima_core.run_store import FinishedRun, UnfinishedRun
 from anima_core.settings import DatasetConfig, SubsetConfig
 
 from .comfyui.pack import ROOT, import_nodes
+from .comfyui.server import link_folder
 
 
 @pytest.fixture
@@ -57,6 +58,25 @@ def test_the_sentence_of_a_cancelled_run_promises_what_is_there(nodes):
     assert told.cancelled(text, 36, 36) == f"{text}, saved; Run continues"
     assert told.cancelled(text, 36, 25) == f"{text}; Run continues from step 25"  # the last save failed
     assert told.cancelled(text, 0, 0) == f"{text}; Run goes on"
+    assert told.failed("out of memory", 25) == "out of memory; saved at step 25, Run continues from there"
+    assert told.failed("out of memory", 0) == "out of memory"
+
+
+def test_of_a_graph_that_always_starts_over_the_node_is_named_that_goes_on(nodes):
+    told, text = nodes("sentences"), "cancelled at step 36 of 200"
+    assert told.cancelled(text, 36, 36, False) == f"{text}, saved; Continue Anima Run goes on"
+    assert told.cancelled(text, 36, 25, False) == f"{text}; Continue Anima Run goes on from step 25"
+    assert told.cancelled(text, 0, 0, False) == f"{text}; Run starts over"
+    assert told.failed("out of memory", 25, False) == "out of memory; saved at step 25, Continue Anima Run continues from there"
+
+
+def test_a_run_that_is_left_behind_is_named_with_the_way_on(nodes):
+    told, run = nodes("sentences"), UnfinishedRun("style", "key", 40, 900, 0.0, result_version=1)
+    by = "style was begun by an earlier version of this program and is left at step 40: Continue Anima Run goes on with it"
+    assert told.left_behind(run) == by and told.left_behind(None) == ""
+    same = UnfinishedRun("style", "key", 40, 900, 0.0)
+    assert told.left_behind(same).startswith("style was begun with other inputs and is left at step 40")
+    assert told.of_two_versions(run).endswith("steps end with their epoch where batches are accumulated")
 
 
 def test_a_training_node_is_executed_again_when_its_file_is_not_what_it_returned(nodes, said, tmp_path):
@@ -130,6 +150,19 @@ def test_everything_that_a_file_names_is_looked_at(nodes, tmp_path):
         (tmp_path / name).write_bytes(b"")
         states.append(on_disk.state_of(DatasetConfig(subsets)))
     assert len(set(states)) == 4
+
+
+def test_what_lies_behind_a_link_is_looked_at_once(nodes, tmp_path):
+    """Data are read there, so a caption that is edited there must be noticed; and a link may lead back."""
+    on_disk, elsewhere = nodes("on_disk"), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "data").mkdir()
+    link_folder(elsewhere, tmp_path / "data" / "5_style")
+    link_folder(tmp_path / "data", elsewhere / "back")
+    before = on_disk.folder_state(str(tmp_path / "data"))
+    assert before == on_disk.folder_state(str(tmp_path / "data"))
+    (elsewhere / "a.txt").write_text("a caption", encoding="utf-8")
+    assert on_disk.folder_state(str(tmp_path / "data")) != before
 
 
 def test_names_that_are_no_text_do_not_break_a_fingerprint(nodes, tmp_path):

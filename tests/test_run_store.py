@@ -97,9 +97,53 @@ def test_other_numbers_of_a_new_version_train_again_and_say_so(store, tmp_path, 
     assert store.find("k") is not None
     monkeypatch.setattr(run_store, "RESULT_VERSION", run_store.RESULT_VERSION + 1)
     assert store.find("k") is None and store.last_checkpoint("k") is None
-    assert "this version's numbers are not those of a.safetensors" in store.why_again("k", plan_of(config_of(store, "new")))
+    why = "trains again: a.safetensors was made by an earlier version of this program"
+    assert store.why_again("k", plan_of(config_of(store, "new"))) == why
     assert store.assign_name(config_of(store, "new"), "u", resume=True).output.name == "new"
     assert [run.name for run in store.unfinished()] == ["begun"]  # the picker still offers it
+
+
+@pytest.mark.parametrize("own", [{}, {"made_from": {"seed": 1}, "result_version": 1}], ids=["without reasons", "other numbers"])
+def test_a_run_of_an_earlier_version_is_named_though_its_key_is_another(store, own):
+    """A new setting is part of every key, so an upgrade finds none of the runs before it."""
+    store.folder.mkdir()
+    store.remember("old", dataclasses.replace(finished_run(store, "style-2"), **own))
+    why = store.why_again("new", plan_of(config_of(store, "style")))
+    assert why == "trains again: style-2.safetensors was made by an earlier version of this program"
+    assert store.why_again("new", plan_of(config_of(store, "other"))) == ""
+
+
+def test_an_unfinished_run_that_its_graph_finds_no_more_is_named(store):
+    plan = plan_of(config_of(store, "style"))
+    run_on_disk(store, "other")
+    record(store, "other", json.dumps({"name": "other"}))
+    assert store.left_behind("new", plan) is None
+    run_on_disk(store, "style")
+    old = record(store, "old", json.dumps({"name": "style", "result_version": 1}))
+    left = store.left_behind("new", plan)
+    assert left is not None and (left.name, left.key, left.step, left.result_version) == ("style", "old", 40, 1)
+    assert store.left_behind("old", plan) == left  # found, and not gone on with: its numbers are others
+    old.write_text(json.dumps({"name": "style"}), encoding="utf-8")
+    assert store.left_behind("old", plan) is None  # it goes on
+    store.assign_name(config_of(store, "style"), "old", resume=False)
+    assert store.left_behind("old", plan) is None  # the user let it start over
+    store.remember("old", dataclasses.replace(finished_run(store, "style"), steps=40, total=900))
+    assert store.left_behind("new", plan) is None  # kept on purpose, and named by `why_again`
+
+
+def test_runs_that_are_set_apart_one_after_the_other_keep_their_records(store):
+    """Two graphs of one key, each continued with other data; then one more, when the first is finished."""
+    keys = []
+    for name in ("first", "second"):
+        run_on_disk(store, name)
+        record(store, "key", json.dumps({"name": name}))
+        keys.append(store.set_apart(next(run for run in store.unfinished() if run.name == name)))
+    assert sorted(run.name for run in store.unfinished()) == ["first", "second"]
+    store.remember(keys[0], finished_run(store, "first"))
+    run_on_disk(store, "third")
+    record(store, "key", json.dumps({"name": "third"}))
+    third = store.set_apart(next(run for run in store.unfinished() if run.name == "third"))
+    assert len({*keys, third}) == 3 and store.finished_under("first") is not None
 
 
 def test_names_are_never_taken_twice_and_unfinished_runs_keep_theirs(store, tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..errors import FileError, SettingError
-from ..files import write_whole
+from ..files import digest, write_whole
 from ..settings import DatasetConfig, TrainConfig, from_dict, to_dict
 from ..settings.toml_file import dump_toml, read_toml
 from .flags import MAPPED, Flag, known_names, mapped_flags
@@ -90,10 +90,11 @@ def as_written(path: str, setting: str) -> str:
     return path
 
 
-def request_from(args: argparse.Namespace, guard: Guard = as_written) -> Request:
+def request_from(args: argparse.Namespace, guard: Guard = as_written, seed_of_file: str = "") -> Request:
     """Read the typed flags, and the files they name, as a run. Checks run in sd-scripts' order, with its texts.
 
-    guard: is asked about every path that a file gives before it is read, and may say where that is.
+    guard: is asked about every path that a file gives before it is read, and may say where that is. seed_of_file: gives the
+    seed where -1 stands for one, instead of chance.
     """
     typed = typed_flags(args)
     notes = refuse_and_note(vars(args), "--")
@@ -105,6 +106,9 @@ def request_from(args: argparse.Namespace, guard: Guard = as_written) -> Request
         value = values[flag.name]
         if value and (flag.kind == "path" or (flag.kind == "prompts" and names_file(value))):
             values[flag.name] = guard(value, flag.name)
+    if seed_of_file and values["seed"] == -1:
+        values["seed"] = int(digest(Path(seed_of_file))[:8], 16) >> 1  # 31 bits, as a drawn one
+        file_notes.append(f"seed=-1: {values['seed']}, which follows from the content of {Path(seed_of_file).name}")
     config, more = train_config(values, explicit)
     required = values["log_with"] in ("tensorboard", "all")
     board = values["logging_dir"] if required or (not values["log_with"] and "logging_dir" in explicit) else ""
@@ -219,9 +223,12 @@ def config_of(flags: Sequence[str]) -> TrainConfig:
 
 
 def config_from_file(path: str | Path, guard: Guard = as_written) -> tuple[TrainConfig, tuple[str, ...]]:
-    """Read a whole run from one file of any dialect, frozen, sectioned or flat; return it and its notes."""
+    """Read a whole run from one file of any dialect, frozen, sectioned or flat; return it and its notes.
+
+    Every reading gives the same run, also of a file that says `seed = -1`: whoever asks for it again is not to train again.
+    """
     key = "config" if is_root_style(read_toml(path)) else "config_file"
-    request = request_from(argparse.Namespace(**{key: str(path)}), guard)
+    request = request_from(argparse.Namespace(**{key: str(path)}), guard, seed_of_file=str(path))
     board = ("TensorBoard files are written by the command line only",) if request.tensorboard else ()
     return request.config, (*request.notes, *board)
 

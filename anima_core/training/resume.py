@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import files
 from ..data.folder import Picture
-from ..errors import SettingError
+from ..errors import AnimaError, CheckpointError, SettingError
 from ..settings import TrainConfig, from_dict, walk
 from ..settings.toml_file import read_toml
 from .state import CROSSED_EPOCHS, read_content, read_plain
@@ -41,7 +41,7 @@ def compare_with(checkpoint: Path, config: TrainConfig, content: dict[str, str])
 
     Raises SettingError for a difference that cannot work, and for one that can unless it is allowed.
     """
-    former = from_dict(TrainConfig, read_toml(checkpoint / "config.toml"), "checkpoint")
+    former = settings_of(checkpoint)
     before, now = compared(former) | read_content(checkpoint), compared(config) | content
     names = {found.place: found.name for both in (former, config) for found in walk(both)}
     differences, fixed = [], fixed_places(config)
@@ -59,6 +59,14 @@ def compare_with(checkpoint: Path, config: TrainConfig, content: dict[str, str])
     if config.gradient_accumulation_steps > 1 and read_plain(checkpoint)["version"] == CROSSED_EPOCHS:
         differences.append("a step ends with its epoch now, and averages what is left of it")
     return [f"resumed with a change: {text}" for text in differences]
+
+
+def settings_of(checkpoint: Path) -> TrainConfig:
+    """Return the settings that a checkpoint was written with. Raises CheckpointError for those of another version."""
+    try:
+        return from_dict(TrainConfig, read_toml(checkpoint / "config.toml"), "checkpoint")
+    except AnimaError as error:
+        raise CheckpointError(error.text) from None
 
 
 def compared(config: TrainConfig) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .. import files
 from ..adapters.network import AdapterNetwork
-from ..errors import FileError
+from ..errors import CheckpointError, FileError
 from .ema import EMA
 from .gradient import FlatGradient
 from .optimizers import evaluating
@@ -112,7 +112,7 @@ class TrainState:
             raise FileError(f"{folder}: not a readable checkpoint ({error}); resume an earlier one") from None
         if plain["version"] not in (CROSSED_EPOCHS, CHECKPOINT_VERSION):
             found = f"checkpoint version {plain['version']}, this program reads {CHECKPOINT_VERSION}"
-            raise FileError(f"{folder}: {found}; start a new run, from its adapter file with `network.weights`")
+            raise CheckpointError(f"{folder}: {found}; start a new run, from its adapter file with `network.weights`")
         self.step, self.losses = plain["step"], plain["losses"]
         self.micro_batches, self.data_position = plain["batch"], plain["data"]
         self.network.load_state_dict(_part(tensors, "adapter."))
@@ -153,7 +153,7 @@ def read_plain(checkpoint: Path) -> dict[str, Any]:
         plain = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
         return {**plain, "content": dict(plain["content"]), "version": int(plain["version"])}
     except (OSError, ValueError, KeyError, TypeError):
-        raise FileError(
+        raise CheckpointError(
             f"{checkpoint}: not a checkpoint of this version; start a new run, from its adapter file with `network.weights`"
         ) from None
 

@@ -1,6 +1,7 @@
 """Lost servers, folders that a graph may not name, hostile requests: what a real ComfyUI makes of them."""
 
 import json
+import re
 import signal
 import time
 import urllib.error
@@ -108,13 +109,19 @@ def test_a_server_without_a_training_ends_as_ever(comfyui, base):
         assert idle.process.wait(HANGS) == -signal.SIGTERM and "saving the training" not in idle.text()
 
 
-def stop_early(server, base, name: str) -> None:
+def steps_of(server, name: str) -> int:
+    (run,) = [run for run in server.get("/anima_trainer/runs")["runs"] if run["name"] == name]
+    return run["step"]
+
+
+def stop_early(server, base, name: str) -> Graph:
     graph = Graph(server)
     graph.training(output_name=name, steps=3000, checkpoint_every=0)
     prompt = server.queue(graph.prompt)
     wait_for('"step": 5,', server, name)
     server.post("/interrupt", {})
     server.result(prompt)
+    return graph
 
 
 def test_a_run_whose_pictures_changed_is_named_and_goes_on_when_told_to(server, base):
@@ -160,12 +167,27 @@ def test_a_run_goes_on_with_other_steps_and_another_learning_rate(server, base):
 
 def test_a_run_is_finished_at_once_with_as_many_steps_as_it_has(server, base):
     stop_early(server, base, "enough")
-    (run,) = [run for run in server.get("/anima_trainer/runs")["runs"] if run["name"] == "enough"]
+    steps = steps_of(server, "enough")
     picker = Graph(server)
-    picker.add("go", "AnimaContinueRun", run="enough", steps=run["step"])
+    picker.add("go", "AnimaContinueRun", run="enough", steps=steps)
     entry = server.run(picker.prompt)
-    assert sentence(entry, "go").startswith(f"done: models/loras/enough.safetensors, {run['step']} steps")
+    assert sentence(entry, "go").startswith(f"done: models/loras/enough.safetensors, {steps} steps")
     assert (base / "models" / "loras" / "enough.safetensors").is_file()
+
+
+def test_a_run_that_an_earlier_version_began_goes_on_and_says_that_its_numbers_are_of_two(server, base):
+    """Its graph says so too, and does not take the adapter for its own."""
+    graph = stop_early(server, base, "older")
+    (record,) = [p for p in (store(base) / "unfinished").glob("*.json") if '"older"' in p.read_text(encoding="utf-8")]
+    record.write_text(json.dumps({"name": "older", "result_version": 1}), encoding="utf-8")
+    graph.prompt["train"]["inputs"]["steps"] = 2
+    told = sentence(server.run(graph.prompt))
+    assert re.search(r"older was begun by an earlier version .* is left at step \d+: Continue Anima Run goes on with it", told)
+    picker = Graph(server)
+    picker.add("go", "AnimaContinueRun", run="older", steps=steps_of(server, "older"), with_changes=True)
+    told = sentence(server.run(picker.prompt), "go")
+    assert re.search(r"older was begun by an earlier version of this program; from step \d+ on its numbers are others", told)
+    assert (store(base) / "finished" / f"{record.stem}-changed.json").is_file()
 
 
 def test_a_run_goes_on_when_only_memory_is_changed(server, base):
