@@ -132,6 +132,13 @@ def _subset(entry: dict[str, Any], outer: dict[str, Any], where: str, notes: lis
     return checked(SubsetConfig, where, image_dir=str(folder), mask_dir=str(masks), folder_numbers=False, **settings)
 
 
+def overridden(data: dict[str, Any], given: dict[str, Any]) -> list[str]:
+    """List the keys of `given` for which a file, at any level, has another value of its own."""
+    subsets = [subset for entry in data["datasets"] for subset in entry["subsets"]]
+    tables = (data.get("general", {}), *data["datasets"], *subsets)
+    return [key for key, value in given.items() if any(str(table.get(key, value)) != str(value) for table in tables)]
+
+
 def folder_of(metadata_file: Any) -> str:
     """Return the folder that a metadata file lies in, which is the pictures' where nothing else is said."""
     return str(Path(metadata_file).parent) if isinstance(metadata_file, str) and metadata_file else ""

@@ -350,7 +350,8 @@ def setting_words() -> dict[str, str]:
     within |= {f"optimizer.{name}": f"--optimizer_args {name}" for name in ("weight_decay", "betas", "eps")}
     within |= {"optimizer.step_rules": "--lr_scheduler_args step_rules", "optimizer.decay_ratio": "--lr_decay_steps"}
     within |= {"flow.logit_mean": "--logit_mean", "sample.prompts": "--sample_prompts"}
-    within |= {"subset.image_dir": "--train_data_dir", "sample.width": "--sample_size", "sample.height": "--sample_size"}
+    within |= {"subset.image_dir": "--train_data_dir, --reg_data_dir or the dataset file's image_dir"}
+    within |= {"sample.width": "--sample_size", "sample.height": "--sample_size"}
     within |= {"train.memory=recompute": "--gradient_checkpointing", "train.memory=keep": "--no-gradient_checkpointing"}
     return within | {flag.setting: f"--{flag.name}" for flag in mapped_flags() if flag.setting}
 
