@@ -142,8 +142,8 @@ def edited(root: Path, old: str, new: str) -> str:
     "old, new, text",
     [
         ("lora_rank = 100000", "lora_rnak = 8", "line 39: unknown key lora.lora_rnak; did you mean lora_rank?"),
-        ("seed = 7", 'seed = "seven"', "line 31: training.seed='seven': must be int"),
-        ("grad_checkpoint = true", "grad_checkpoint = 1", "training.grad_checkpoint=1: must be switch"),
+        ("seed = 7", 'seed = "seven"', "line 31: training.seed='seven': must be a whole number"),
+        ("grad_checkpoint = true", "grad_checkpoint = 1", "training.grad_checkpoint=1: must be true or false"),
         ('network_type = "lokr"', 'network_type = "loha"', "lora.network_type='loha': must be one of lokr, lora"),
         ('t5_tokenizer_dir = "t5"', "", "Input config is missing model.t5_tokenizer_dir/model.t5_tokenizer_path."),
         ("[output]", "[ouput]", "unknown table [ouput]"),
@@ -156,6 +156,14 @@ def test_mistakes_in_a_file_name_their_place(root, old, new, text):
     with pytest.raises(AnimaError) as refused:
         request("--config", edited(root, old, new))
     assert text in str(refused.value)
+
+
+def test_a_switch_of_a_sectioned_file_that_says_false_as_text_is_off(root):
+    targets = [
+        request("--config", edited(root, "[lora]", f"[lora]\ntrain_llm_adapter = '{word}'")).config.network.targets
+        for word in ("false", "true")
+    ]
+    assert [("llm_adapter" in text) for text in targets] == [False, True]
 
 
 def test_empty_keys_of_a_sectioned_file_are_not_set(root):
@@ -250,7 +258,7 @@ def test_dataset_config_levels(tmp_path):
     "old, new, text",
     [
         ("num_repeats = 3", "num_repaets = 3", "line 13: unknown key num_repaets; did you mean num_repeats?"),
-        ("batch_size = 2", 'batch_size = "two"', "batch_size='two': must be int"),
+        ("batch_size = 2", 'batch_size = "two"', "batch_size='two': must be a whole number"),
         ("image_dir = 'a'", "", "without image_dir"),
         ("resolution = [768, 512]", "resolution = 'big'", "write 1024 or [1024, 768]"),
     ],

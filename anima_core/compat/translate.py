@@ -26,6 +26,7 @@ from ..settings.setting import name_of
 from ..settings.toml_file import read_toml
 from .dataset_config import DATASET_KEYS, SUBSET_KEYS, datasets_from, overridden, resolution
 from .flags import ADAFACTOR, ALGORITHMS, LYCORIS, MODULE_DEFAULTS, NETWORK_ARGS, known_arguments, mapped_flags
+from .kinds import EXPECTED, KINDS
 from .named_values import boolean, key_values, pairs, python_list
 from .prompts import read_prompts
 from .unmapped import ARGUMENTS_IGNORED, ARGUMENTS_REFUSED, is_on
@@ -179,20 +180,27 @@ def optimizer_config(values: Values, notes: list[str]) -> OptimizerConfig:
         if values[flag]:
             found["type"] = kind
     found |= OPTIMIZERS[found["type"]].library
-    try:
-        for name in ("weight_decay", "eps"):
-            if name in own:
-                found[name] = float(own.pop(name))
-        if "betas" in own:
-            found["betas"] = tuple(float(b) for b in own.pop("betas").strip("()[] ").split(","))
-    except ValueError as error:
-        raise SettingError(f"optimizer_args: {error}") from None
+    found |= numbers_of_the_optimizer(own)
     if OPTIMIZERS[found["type"]].name == "Adafactor":
         absolute_steps_only(own)
     found |= schedule_lengths(values) | schedule_arguments(values, notes)
     found["learning_rate"] = values["unet_lr"] or found["learning_rate"]
     found["args"] = tuple(f"{k}={v}" for k, v in own.items())
     return OptimizerConfig(**found)
+
+
+def numbers_of_the_optimizer(own: dict[str, str]) -> Values:
+    """Take out the --optimizer_args that are settings of ours. Raises SettingError that names the argument."""
+    found: Values = {}
+    for name in [name for name in ("weight_decay", "eps", "betas") if name in own]:
+        text = own.pop(name)
+        try:
+            numbers = tuple(float(part) for part in text.strip("()[] ").split(","))
+            found[name] = numbers if name == "betas" else float(text)
+        except ValueError:
+            way_out = "write two numbers, such as 0.9,0.99" if name == "betas" else "write a number, such as 0.01 or 1e-8"
+            raise SettingError(f"optimizer_args: {name}={text}: {way_out}") from None
+    return found
 
 
 def schedule_lengths(values: Values) -> Values:
@@ -286,7 +294,7 @@ def arguments_from(own: dict[str, str]) -> Values:
         try:
             found[field] = boolean(text, key) if kind is bool else kind(text)
         except ValueError:
-            raise SettingError(f"network_args: {key}={text}: must be {kind.__name__}") from None
+            raise SettingError(f"network_args: {key}={text}: must be {EXPECTED[KINDS[kind]]}") from None
     return found
 
 
