@@ -21,11 +21,11 @@ from ..settings import (
     from_dict,
 )
 from ..settings.network import FULL_MATRIX_RANK
-from ..settings.optimizer import OPTIMIZERS
+from ..settings.optimizer import OPTIMIZERS, READ_BY
 from ..settings.setting import name_of
 from ..settings.toml_file import read_toml
 from .dataset_config import DATASET_KEYS, SUBSET_KEYS, datasets_from, overridden, resolution
-from .flags import ADAFACTOR, ALGORITHMS, LYCORIS, MODULE_DEFAULTS, NETWORK_ARGS, known_arguments, mapped_flags
+from .flags import ADAFACTOR, ALGORITHMS, LYCORIS, MODULE_DEFAULTS, NETWORK_ARGS, known_arguments, mapped_flags, setting_words
 from .kinds import EXPECTED, KINDS
 from .named_values import boolean, key_values, pairs, python_list
 from .prompts import read_prompts
@@ -186,7 +186,19 @@ def optimizer_config(values: Values, notes: list[str]) -> OptimizerConfig:
     found |= schedule_lengths(values) | schedule_arguments(values, notes)
     found["learning_rate"] = values["unet_lr"] or found["learning_rate"]
     found["args"] = tuple(f"{k}={v}" for k, v in own.items())
-    return OptimizerConfig(**found)
+    notes += not_read_by_the_schedule(config := OptimizerConfig(**found))
+    return config
+
+
+def not_read_by_the_schedule(config: OptimizerConfig) -> list[str]:
+    """Name the numbers of other schedules that were given; front ends write each with its default."""
+    asked = [name for name, schedules in READ_BY.items() if config.scheduler not in schedules]
+    return [
+        f"{setting_words()[name_of(OptimizerConfig, name)]} has no effect with lr_scheduler={config.scheduler}: "
+        f"{', '.join(READ_BY[name])} {'reads' if len(READ_BY[name]) == 1 else 'read'} it"
+        for name in asked
+        if getattr(config, name) != getattr(OptimizerConfig, name)
+    ]
 
 
 def numbers_of_the_optimizer(own: dict[str, str]) -> Values:
