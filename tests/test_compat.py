@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from anima_core.cli import main
 from anima_core.compat.arguments import config_from_file, write_config
-from anima_core.errors import SettingError
+from anima_core.compat.flags import setting_words
+from anima_core.errors import SettingError, in_words
 from anima_core.settings import (
     DatasetConfig,
     FlowConfig,
@@ -141,8 +142,8 @@ def edited(root: Path, old: str, new: str) -> str:
     "old, new, text",
     [
         ("lora_rank = 100000", "lora_rnak = 8", "line 39: unknown key lora.lora_rnak; did you mean lora_rank?"),
-        ("seed = 7", 'seed = "seven"', "line 31: training.seed='seven': must be int"),
-        ("grad_checkpoint = true", "grad_checkpoint = 1", "training.grad_checkpoint=1: must be switch"),
+        ("seed = 7", 'seed = "seven"', "line 31: training.seed='seven': must be a whole number"),
+        ("grad_checkpoint = true", "grad_checkpoint = 1", "training.grad_checkpoint=1: must be true or false"),
         ('network_type = "lokr"', 'network_type = "loha"', "lora.network_type='loha': must be one of lokr, lora"),
         ('t5_tokenizer_dir = "t5"', "", "Input config is missing model.t5_tokenizer_dir/model.t5_tokenizer_path."),
         ("[output]", "[ouput]", "unknown table [ouput]"),
@@ -155,6 +156,14 @@ def test_mistakes_in_a_file_name_their_place(root, old, new, text):
     with pytest.raises(AnimaError) as refused:
         request("--config", edited(root, old, new))
     assert text in str(refused.value)
+
+
+def test_a_switch_of_a_sectioned_file_that_says_false_as_text_is_off(root):
+    targets = [
+        request("--config", edited(root, "[lora]", f"[lora]\ntrain_llm_adapter = '{word}'")).config.network.targets
+        for word in ("false", "true")
+    ]
+    assert [("llm_adapter" in text) for text in targets] == [False, True]
 
 
 def test_empty_keys_of_a_sectioned_file_are_not_set(root):
@@ -249,7 +258,7 @@ def test_dataset_config_levels(tmp_path):
     "old, new, text",
     [
         ("num_repeats = 3", "num_repaets = 3", "line 13: unknown key num_repaets; did you mean num_repeats?"),
-        ("batch_size = 2", 'batch_size = "two"', "batch_size='two': must be int"),
+        ("batch_size = 2", 'batch_size = "two"', "batch_size='two': must be a whole number"),
         ("image_dir = 'a'", "", "without image_dir"),
         ("resolution = [768, 512]", "resolution = 'big'", "write 1024 or [1024, 768]"),
     ],
@@ -260,6 +269,34 @@ def test_dataset_config_mistakes(tmp_path, old, new, text):
     with pytest.raises(SettingError) as refused:
         request(*REQUIRED, "--dataset_config", str(path))
     assert text in str(refused.value)
+
+
+def data_notes(path: Path, *argv: str) -> list[str]:
+    path.write_text(DATA, encoding="utf-8")
+    return [note for note in request(*REQUIRED, "--dataset_config", str(path), *argv).notes if note.startswith("--")]
+
+
+def test_flags_that_a_dataset_file_overrides_are_told(tmp_path):
+    path = tmp_path / "data.toml"
+    typed = ("--train_batch_size", "9", "--resolution", "128", "--num_repeats", "7", "--caption_prefix", "x")
+    words = [("train_batch_size", "batch_size"), ("dataset_repeats", "num_repeats"), ("resolution", "resolution")]
+    expected = {f"--{flag} has no effect where {path} has its own {key}" for flag, key in words}
+    assert set(data_notes(path, *typed)) == expected
+    assert data_notes(path) == []
+
+
+def test_folders_beside_a_dataset_file_are_told(root, tmp_path):
+    folders = ("--train_data_dir", "x", "--reg_data_dir", "y")
+    told = [f"--{flag} has no effect: --dataset_config names the folders" for flag in ("train_data_dir", "reg_data_dir")]
+    assert data_notes(tmp_path / "data.toml", *folders) == told
+    inline = request("--config", str(root), "--train_data_dir", "x", "--train_batch_size", "9").notes
+    assert "--train_data_dir has no effect: [dataset] names the folders" in inline
+    assert "--train_batch_size has no effect where [dataset] has its own batch_size" in inline
+
+
+def test_a_missing_folder_names_every_place_that_may_have_given_it():
+    said = in_words("check `subset.image_dir`", setting_words())
+    assert said == "check --train_data_dir, --reg_data_dir or the dataset file's image_dir"
 
 
 def test_output_config_writes_a_file_that_is_the_same_run(root, tmp_path):

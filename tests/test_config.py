@@ -77,7 +77,7 @@ def test_wrong_keys_and_types_name_their_place():
     data = to_dict(config())
     with pytest.raises(SettingError, match=r"config\.network: unknown setting rnak"):
         from_dict(TrainConfig, data | {"network": {"rnak": 4}})
-    with pytest.raises(SettingError, match=r"config\.network\.rank='four': must be int"):
+    with pytest.raises(SettingError, match=r"config\.network\.rank='four': must be a whole number"):
         from_dict(TrainConfig, data | {"network": {"rank": "four"}})
     with pytest.raises(SettingError, match=r"config\.seed=True"):
         from_dict(TrainConfig, data | {"seed": True})

@@ -16,8 +16,9 @@ from anima_core.compat.flags import MAPPED, OTHER_DEFAULTS, known_names, mapped_
 from anima_core.compat.unmapped import IGNORED, REFUSED
 from anima_core.errors import SettingError
 from anima_core.settings import DatasetConfig, OptimizerConfig, SubsetConfig, TrainConfig, walk
-from anima_core.settings.optimizer import OPTIMIZERS
+from anima_core.settings.optimizer import OPTIMIZERS, READ_BY, SCHEDULES
 from anima_core.training.optimizers import optimizer_class
+from anima_core.training.schedules import lr_factor
 
 REQUIRED = ["--anima_transformer", "t.safetensors", "--vae", "v", "--qwen", "q", "--t5_tokenizer_dir", "t5"]
 FOLDER = ["--train_data_dir", "pics"]
@@ -123,7 +124,12 @@ def test_network_args(argv, read):
         ),
         (["--network_args", "train_norm=maybe"], "train_norm=maybe: must be true or false"),
         (["--network_args", "exclude_patterns=.*mlp.*"], "write it as"),
-        (["--network_args", "lokr_factor=x"], "lokr_factor=x: must be int"),
+        (["--network_args", "lokr_factor=x"], "lokr_factor=x: must be a whole number"),
+        (["--optimizer_args", "weight_decay=abc"], "optimizer_args: weight_decay=abc: write a number"),
+        (["--optimizer_args", "eps="], "optimizer_args: eps=: write a number"),
+        (["--optimizer_args", "betas=0.9;0.99"], "optimizer_args: betas=0.9;0.99: write two numbers, such as 0.9,0.99"),
+        (["--lr_warmup_steps", "ten"], "'ten': must be a number of steps, a share below 1, or 10%"),
+        (["--network_dim", "x"], "'x': must be a whole number"),
         (["--fp8_base"], "--fp8_base: 8-bit base weights are not available"),
         (["--scale_weight_norms", "1"], "--scale_weight_norms: weight norms are not limited here"),
         (["--deepspeed"], "--deepspeed"),
@@ -189,6 +195,32 @@ def test_the_docs_table_is_the_code():
     for flag in mapped_flags():
         assert f"`--{flag.name}`" in written
     assert set(MAPPED) == {"models", "data", "network", "optimizer", "training", "output"}
+
+
+@pytest.mark.parametrize(
+    "schedule, argv, said",
+    [
+        ("cosine", ["--lr_scheduler_num_cycles", "3"], "--lr_scheduler_num_cycles has no effect with lr_scheduler=cosine: "),
+        ("cosine", ["--lr_scheduler_args", "step_rules=1:500,0.1"], "--lr_scheduler_args step_rules has no effect with lr_scheduler=cosine: piecewise_constant reads it"),
+        ("linear", ["--lr_decay_steps", "10%"], "--lr_decay_steps has no effect with lr_scheduler=linear: warmup_stable_decay reads it"),
+        ("cosine", ["--lr_scheduler_num_cycles", "1", "--lr_scheduler_power", "1"], ""),
+        ("cosine_with_restarts", ["--lr_scheduler_num_cycles", "3"], ""),
+    ],
+)  # fmt: skip
+def test_a_number_that_the_schedule_does_not_read_is_told(schedule, argv, said):
+    notes = request(*REQUIRED, *FOLDER, "--lr_scheduler", schedule, *argv).notes
+    assert [note.startswith(said) for note in notes] == ([True] if said else [])
+
+
+@pytest.mark.parametrize("name", READ_BY)
+def test_a_schedule_reads_exactly_the_numbers_that_it_is_said_to_read(name):
+    """Another value changes the rate of those schedules at some step, and of no other."""
+    rules, other = {"step_rules": "1:3,0.5"}, {"step_rules": "1:9,0.2", "min_lr_ratio": 0.5, "decay_ratio": 0.5}
+    for schedule in SCHEDULES:
+        before = OptimizerConfig(scheduler=schedule, **rules, decay_steps=0 if name == "decay_ratio" else 5)
+        after = dataclasses.replace(before, **{name: other.get(name, 3)})
+        rates = [[lr_factor(c, step, 20) for step in range(20)] for c in (before, after)]
+        assert (rates[0] != rates[1]) == (schedule in READ_BY[name]), schedule
 
 
 def test_adafactor_and_prodigy_rules():

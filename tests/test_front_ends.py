@@ -107,7 +107,7 @@ network_args = "loraplus_lr_ratio=4,rank_dropout=0.1"
 @pytest.mark.parametrize("key", ["network_args_custom", "optimizer_args_custom"])
 @pytest.mark.parametrize("value", ["5", "true", "[1]"])
 def test_a_front_ends_list_that_is_none_is_refused_with_its_line(tmp_path, key, value):
-    with pytest.raises(SettingError, match=rf"flat.toml, line 6: {key}=.*: must be list"):
+    with pytest.raises(SettingError, match=rf"flat.toml, line 6: {key}=.*: must be a list of name=value"):
         flat(tmp_path, f"{key} = {value}\n")
 
 
@@ -131,9 +131,35 @@ def test_numbers_of_a_dataset_file_may_come_as_text_too(tmp_path):
     assert (subset.num_repeats, subset.caption_dropout_rate, subset.keep_tokens) == (3, 0.05, 0)
 
 
+def test_switches_of_files_may_come_as_text_too(tmp_path):
+    path = tmp_path / "data.toml"
+    subset = "[[datasets.subsets]]\nimage_dir = 'p'\nis_reg = 'false'\nflip_aug = 'True'\n"
+    path.write_text(f"[[datasets]]\nenable_bucket = 'true'\nprior_loss_weight = 0.5\n{subset}", encoding="utf-8")
+    (dataset,) = request(*REQUIRED, "--dataset_config", str(path)).config.datasets
+    (subset,) = dataset.subsets
+    assert (dataset.enable_bucket, subset.is_reg, subset.flip_aug, subset.loss_weight) == (True, False, True, 1.0)
+    text = "enable_bucket = 'false'\nenable_preview = 'False'\npositive_prompts = 'x'\n"
+    flat_run = flat(tmp_path, text).config
+    assert not flat_run.datasets[0].enable_bucket and flat_run.samples.prompts == ()
+
+
+@pytest.mark.parametrize(
+    "line, expected",
+    [
+        ("enable_bucket = 'perhaps'", "true or false"),
+        ("lr_warmup_steps = 'ten'", "a number of steps, a share below 1, or 10%"),
+        ("learning_rate = 'fast'", "a number"),
+    ],
+)
+def test_what_a_key_expects_is_said_in_plain_words(tmp_path, line, expected):
+    with pytest.raises(SettingError) as refused:
+        flat(tmp_path, line + "\n")
+    assert str(refused.value).endswith(f": must be {expected}")
+
+
 @pytest.mark.parametrize("value", ['"many"', "true", "1.5", "[1]", '"nan"'])
 def test_a_text_that_is_no_number_is_refused_with_its_line(tmp_path, value):
-    with pytest.raises(SettingError, match=r"line 6: network_dim=.*: must be int"):
+    with pytest.raises(SettingError, match=r"line 6: network_dim=.*: must be a whole number"):
         flat(tmp_path, f"network_dim = {value}\n")
 
 

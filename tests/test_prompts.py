@@ -91,6 +91,17 @@ def test_a_prompt_file_that_is_not_what_it_is_called(tmp_path, name, text, said)
         read_prompts(written(tmp_path, name, text))
 
 
+@pytest.mark.parametrize(
+    "name, text", [("p.txt", ""), ("p.txt", "# none yet\n"), ("p.json", "[]"), ("p.toml", "[prompt]\nsubset = []\n")]
+)
+def test_a_prompt_file_without_a_prompt_is_named(tmp_path, name, text):
+    path = written(tmp_path, name, text)
+    answer = request(*REQUIRED, *FOLDER, "--sample_prompts", path, "--sample_every_n_epochs", "1")
+    assert answer.notes == (f"{path}: is empty: it holds no prompt, so no previews are drawn",)
+    (told,) = answer.config.samples.warnings()
+    assert told.endswith("there is no prompt in `sample.prompts`: add one")
+
+
 def test_flags_of_a_prompt_that_do_nothing_are_cut_and_told():
     line = "a cat --g 3 --ss ddim --cn x.png --ctr 0.5 --rcfg 1 --zz top --L 3 --w 512"
     samples = SampleConfig(prompts=(line, "a dog --ss euler", "a cat --g 3"))

@@ -126,10 +126,17 @@ def _subset(entry: dict[str, Any], outer: dict[str, Any], where: str, notes: lis
     keys = (*SUBSET_KEYS, "is_reg", "metadata_file")
     settings = own_kinds(SubsetConfig, {k: values[k] for k in keys if values.get(k) is not None}, where)
     weight = as_kind(float, values.get("prior_loss_weight", 1.0), f"{where}: prior_loss_weight")
-    settings["loss_weight"] = weight if entry.get("is_reg") else 1.0
+    settings["loss_weight"] = weight if settings.get("is_reg") else 1.0
     settings["num_repeats"] = max(0, settings.get("num_repeats", 1))  # kohya leaves out a folder of less than one repeat
     masks = entry.get("conditioning_data_dir", entry.get("mask_dir", ""))
     return checked(SubsetConfig, where, image_dir=str(folder), mask_dir=str(masks), folder_numbers=False, **settings)
+
+
+def overridden(data: dict[str, Any], given: dict[str, Any]) -> list[str]:
+    """List the keys of `given` for which a file, at any level, has another value of its own."""
+    subsets = [subset for entry in data["datasets"] for subset in entry["subsets"]]
+    tables = (data.get("general", {}), *data["datasets"], *subsets)
+    return [key for key, value in given.items() if any(str(table.get(key, value)) != str(value) for table in tables)]
 
 
 def folder_of(metadata_file: Any) -> str:
@@ -138,7 +145,10 @@ def folder_of(metadata_file: Any) -> str:
 
 
 def own_kinds(cls: type, values: dict[str, Any], where: str) -> dict[str, Any]:
-    """Return the values as the kinds that the settings of these names have. A number may come as text; empty, it is not set."""
+    """Return the values as the kinds that the settings of these names have.
+
+    Numbers and switches may come as text; empty, they are not set.
+    """
     kinds = {
         name: cls.__annotations__[name] for name, value in values.items() if value != "" or cls.__annotations__[name] is str
     }

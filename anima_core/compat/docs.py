@@ -19,8 +19,9 @@ HEAD = """# sd-scripts flags and TOML keys
 
 Written from the code by `python -m anima_core.compat.docs docs/flags.md`; a test keeps it in step.
 
-What stands on the command line wins over a file, also when it equals the default. A flag or key that is in none of these
-tables is an error that names the nearest one.
+What stands on the command line wins over a file, also when it equals the default. The one exception is the data: what a
+dataset_config file or a sectioned file's `[dataset]` says for itself wins over the flags, as in sd-scripts, and each flag
+that it overrides is named. A flag or key that is in none of these tables is an error that names the nearest one.
 
 ## What differs from sd-scripts and sd-scripts-anima, and why
 

@@ -23,10 +23,8 @@ from ..settings import (
 )
 from ..settings.optimizer import OPTIMIZERS, SCHEDULES
 from ..settings.setting import name_of, settings_of
-from .kinds import FROM_FILE
+from .kinds import EXPECTED, FROM_FILE, KINDS
 from .unmapped import ARGUMENTS_IGNORED, ARGUMENTS_REFUSED, IGNORED, REFUSED
-
-KINDS = {str: "str", int: "int", float: "float", bool: "switch"}
 
 # sd-scripts' words -> ours
 PRECISIONS = {"no": "fp32", "float": "fp32", "fp32": "fp32", "bf16": "bf16", "fp16": "fp16", "auto": "auto"}
@@ -350,17 +348,18 @@ def setting_words() -> dict[str, str]:
     within |= {f"optimizer.{name}": f"--optimizer_args {name}" for name in ("weight_decay", "betas", "eps")}
     within |= {"optimizer.step_rules": "--lr_scheduler_args step_rules", "optimizer.decay_ratio": "--lr_decay_steps"}
     within |= {"flow.logit_mean": "--logit_mean", "sample.prompts": "--sample_prompts"}
-    within |= {"subset.image_dir": "--train_data_dir", "sample.width": "--sample_size", "sample.height": "--sample_size"}
+    within |= {"subset.image_dir": "--train_data_dir, --reg_data_dir or the dataset file's image_dir"}
+    within |= {"sample.width": "--sample_size", "sample.height": "--sample_size"}
     within |= {"train.memory=recompute": "--gradient_checkpointing", "train.memory=keep": "--no-gradient_checkpointing"}
     return within | {flag.setting: f"--{flag.name}" for flag in mapped_flags() if flag.setting}
 
 
 def as_flag_kind(flag: Flag, value: Any, where: str) -> Any:
-    """Return a value of a file as the flag's kind; numbers and lists may come as text. Raises SettingError with the place."""
+    """Return a value of a file as the flag's kind, which may come as text. Raises SettingError with the place."""
     try:
         found = FROM_FILE[flag.kind](value)
     except (TypeError, ValueError, OverflowError):
-        raise SettingError(f"{where}={value!r}: must be {flag.kind}") from None
+        raise SettingError(f"{where}={value!r}: must be {EXPECTED[flag.kind]}") from None
     if flag.choices and found not in flag.choices:
         raise SettingError(f"{where}={value!r}: must be one of {', '.join(map(str, flag.choices))}")
     return found

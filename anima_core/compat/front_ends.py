@@ -83,7 +83,7 @@ def flag_values(own: Mapping[str, Any], flags: Values) -> Values:
     optimizer = OPTIMIZER | (PRODIGY if prodigy else {})
     add_missing(values, "optimizer_args", {name: own[key] for key, name in optimizer.items() if key in own})
     values.setdefault("network_module", network_module(own))
-    if own.get("enable_preview") is False:
+    if not is_on(own.get("enable_preview", True)):
         return {name: value for name, value in values.items() if value not in ("", []) and name not in CADENCE}
     if "positive_prompts" in own:
         values.setdefault("sample_prompts", preview_line(own))

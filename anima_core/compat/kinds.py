@@ -1,8 +1,19 @@
-"""The kinds of flags: how each is read where it is typed, and in a file, where numbers and lists may come as text."""
+"""The kinds of flags: how each is read where it is typed, and in a file, where all may come as text."""
 
+import argparse
 import re
 from collections.abc import Callable
 from typing import Any
+
+from ..settings import serial
+
+KINDS = {str: "str", int: "int", float: "float", bool: "switch"}  # of a setting -> of its flag
+EXPECTED = {kind: serial.EXPECTED[own] for own, kind in KINDS.items()} | {
+    **dict.fromkeys(("path", "prompts"), serial.EXPECTED[str]),
+    "list": "a list of name=value texts",
+    "steps": "a number of steps, a share below 1, or 10%",
+}
+SWITCHES = {"true": True, "false": False}
 
 
 def steps(text: str) -> float:
@@ -10,13 +21,15 @@ def steps(text: str) -> float:
     return float(text[:-1]) / 100 if text.endswith("%") else float(text)
 
 
-def unless_empty(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+def unless_empty(kind: str, number: Callable[[str], Any]) -> Callable[[str], Any]:
     """Let an empty text stand for "not set" where a flag is typed."""
 
     def read(text: str) -> Any:
-        return kind(text) if text.strip() else ""
+        try:
+            return number(text) if text.strip() else ""
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r}: must be {EXPECTED[kind]}") from None
 
-    read.__name__ = kind.__name__  # argparse names it in its errors
     return read
 
 
@@ -24,9 +37,9 @@ TYPED: dict[str, Callable[[str], Any]] = {
     "str": str,
     "path": str,
     "prompts": str,
-    "int": unless_empty(int),
-    "float": unless_empty(float),
-    "steps": unless_empty(steps),
+    "int": unless_empty("int", int),
+    "float": unless_empty("float", float),
+    "steps": unless_empty("steps", steps),
 }
 
 
@@ -47,6 +60,7 @@ def as_list(value: Any) -> list[str]:
 
 
 def as_switch(value: Any) -> bool:
+    value = SWITCHES.get(value.strip().lower()) if isinstance(value, str) else value
     if not isinstance(value, bool):
         raise TypeError
     return value
@@ -70,10 +84,10 @@ def as_steps(value: Any) -> float:
 
 
 def from_text(kind: type, value: Any) -> Any:
-    """Return a number that was written as text as the number; everything else as it is."""
+    """Return a number or a switch that was written as text as what it means; everything else as it is."""
     try:
-        return FROM_FILE[kind.__name__](value) if kind in (int, float) and isinstance(value, str) else value
-    except (ValueError, OverflowError):
+        return FROM_FILE[KINDS[kind]](value) if kind in KINDS and isinstance(value, str) else value
+    except (TypeError, ValueError, OverflowError):
         return value
 
 

@@ -53,7 +53,8 @@ def read_prompts(value: str) -> Prompts:
         reason = getattr(error, "strerror", None) or error
         raise FileError(f"{value}: cannot be read ({reason}); check --sample_prompts") from None
     notes = [] if encoding == "UTF-8" else [f"{value}: read as {encoding}"]
-    return READERS.get(path.suffix.lower(), read_lines)(text, str(path)), notes
+    prompts = READERS.get(path.suffix.lower(), read_lines)(text, str(path))
+    return prompts, notes if prompts else [*notes, f"{value}: is empty: it holds no prompt, so no previews are drawn"]
 
 
 def lines(text: str) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from ..errors import SettingError
 from ..settings.toml_file import line_of
 from .flags import PRODIGY, as_flag_kind, mapped_flags
 from .unknown import Unknown, refuse_unknown
+from .unmapped import is_on
 
 Values = dict[str, Any]
 
@@ -205,7 +206,7 @@ def network_values(data: dict[str, Any], values: Values, path: str) -> None:
             line = line_of(path, "lora", "anima_target_preset")
             raise SettingError(f"{path}, line {line}: lora.anima_target_preset: must be one of {', '.join(PRESETS)}")
         arguments.append(f"targets={preset}")
-    if lora.get("train_llm_adapter"):
+    if is_on(lora.get("train_llm_adapter")):
         arguments.append("train_llm_adapter=true")
     values["network_args"] = arguments
 

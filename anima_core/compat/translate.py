@@ -1,6 +1,5 @@
 """Flag values -> TrainConfig: where sd-scripts' words become ours, each rule of its own in one function."""
 
-import ast
 import dataclasses
 import math
 import os
@@ -22,16 +21,17 @@ from ..settings import (
     from_dict,
 )
 from ..settings.network import FULL_MATRIX_RANK
-from ..settings.optimizer import OPTIMIZERS
+from ..settings.optimizer import OPTIMIZERS, READ_BY
 from ..settings.setting import name_of
 from ..settings.toml_file import read_toml
-from .dataset_config import DATASET_KEYS, SUBSET_KEYS, datasets_from, read_dataset_config, resolution
-from .flags import ADAFACTOR, ALGORITHMS, LYCORIS, MODULE_DEFAULTS, NETWORK_ARGS, known_arguments, mapped_flags
+from .dataset_config import DATASET_KEYS, SUBSET_KEYS, datasets_from, overridden, resolution
+from .flags import ADAFACTOR, ALGORITHMS, LYCORIS, MODULE_DEFAULTS, NETWORK_ARGS, known_arguments, mapped_flags, setting_words
+from .kinds import EXPECTED, KINDS
+from .named_values import boolean, key_values, pairs, python_list
 from .prompts import read_prompts
 from .unmapped import ARGUMENTS_IGNORED, ARGUMENTS_REFUSED, is_on
 
-TRUE_WORDS, FALSE_WORDS = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
-
+FOLDERS = ("train_data_dir", "reg_data_dir", "metadata_file", "conditioning_data_dir")  # flags of one folder's pictures
 LAYER_ARGS = {"targets", "target_modules", "include_patterns", "exclude_patterns", "train_llm_adapter"}
 SAID_BY = {  # a setting that a file of weights gives -> the --network_args that say it themselves
     **dict.fromkeys(("targets", "include"), LAYER_ARGS),
@@ -180,20 +180,39 @@ def optimizer_config(values: Values, notes: list[str]) -> OptimizerConfig:
         if values[flag]:
             found["type"] = kind
     found |= OPTIMIZERS[found["type"]].library
-    try:
-        for name in ("weight_decay", "eps"):
-            if name in own:
-                found[name] = float(own.pop(name))
-        if "betas" in own:
-            found["betas"] = tuple(float(b) for b in own.pop("betas").strip("()[] ").split(","))
-    except ValueError as error:
-        raise SettingError(f"optimizer_args: {error}") from None
+    found |= numbers_of_the_optimizer(own)
     if OPTIMIZERS[found["type"]].name == "Adafactor":
         absolute_steps_only(own)
     found |= schedule_lengths(values) | schedule_arguments(values, notes)
     found["learning_rate"] = values["unet_lr"] or found["learning_rate"]
     found["args"] = tuple(f"{k}={v}" for k, v in own.items())
-    return OptimizerConfig(**found)
+    notes += not_read_by_the_schedule(config := OptimizerConfig(**found))
+    return config
+
+
+def not_read_by_the_schedule(config: OptimizerConfig) -> list[str]:
+    """Name the numbers of other schedules that were given; front ends write each with its default."""
+    asked = [name for name, schedules in READ_BY.items() if config.scheduler not in schedules]
+    return [
+        f"{setting_words()[name_of(OptimizerConfig, name)]} has no effect with lr_scheduler={config.scheduler}: "
+        f"{', '.join(READ_BY[name])} {'reads' if len(READ_BY[name]) == 1 else 'read'} it"
+        for name in asked
+        if getattr(config, name) != getattr(OptimizerConfig, name)
+    ]
+
+
+def numbers_of_the_optimizer(own: dict[str, str]) -> Values:
+    """Take out the --optimizer_args that are settings of ours. Raises SettingError that names the argument."""
+    found: Values = {}
+    for name in [name for name in ("weight_decay", "eps", "betas") if name in own]:
+        text = own.pop(name)
+        try:
+            numbers = tuple(float(part) for part in text.strip("()[] ").split(","))
+            found[name] = numbers if name == "betas" else float(text)
+        except ValueError:
+            way_out = "write two numbers, such as 0.9,0.99" if name == "betas" else "write a number, such as 0.01 or 1e-8"
+            raise SettingError(f"optimizer_args: {name}={text}: {way_out}") from None
+    return found
 
 
 def schedule_lengths(values: Values) -> Values:
@@ -287,7 +306,7 @@ def arguments_from(own: dict[str, str]) -> Values:
         try:
             found[field] = boolean(text, key) if kind is bool else kind(text)
         except ValueError:
-            raise SettingError(f"network_args: {key}={text}: must be {kind.__name__}") from None
+            raise SettingError(f"network_args: {key}={text}: must be {EXPECTED[KINDS[kind]]}") from None
     return found
 
 
@@ -304,19 +323,26 @@ def shape_of_weights(path: str, own: dict[str, str]) -> Values:
 
 
 def dataset_configs(values: Values, explicit: set[str]) -> tuple[tuple[DatasetConfig, ...], list[str]]:
-    """Read a dataset_config file, the [dataset] of a sectioned TOML, or a folder. Flags that were given fill the gaps."""
-    given = {key: values[key] for key in (*SUBSET_KEYS, *DATASET_KEYS, "resolution") if key in explicit and key in values}
-    given |= {"batch_size": values["train_batch_size"]} if "train_batch_size" in explicit else {}
-    given |= {"num_repeats": values["dataset_repeats"]} if "dataset_repeats" in explicit else {}
-    given |= {"prior_loss_weight": values["prior_loss_weight"]}
+    """Read a dataset_config file, the [dataset] of a sectioned TOML, or a folder. Flags that were given fill the gaps.
+
+    Given flags that the file overrides, or leaves no room for, are noted.
+    """
+    flags = {key: key for key in (*SUBSET_KEYS, *DATASET_KEYS, "resolution", "prior_loss_weight")}
+    flags |= {"batch_size": "train_batch_size", "num_repeats": "dataset_repeats"}
+    given = {key: values[flag] for key, flag in flags.items() if flag in explicit and flag in values}
     if values["dataset_config"]:
-        return read_dataset_config(values["dataset_config"], given)
-    if "inline_datasets" in values:
-        without_batch = {key: value for key, value in given.items() if key != "batch_size"}
-        return datasets_from(values["inline_datasets"], without_batch, "[dataset]")
-    if not values["train_data_dir"]:
+        data, where = read_toml(values["dataset_config"]), str(values["dataset_config"])
+    elif "inline_datasets" in values:
+        data, where = values["inline_datasets"], "[dataset]"
+    elif not values["train_data_dir"]:
         raise SettingError("No pictures: set --dataset_config, or --train_data_dir with a folder of captioned pictures.")
-    return (folder_dataset(values, explicit),), []
+    else:
+        return (folder_dataset(values, explicit),), []
+    datasets, notes = datasets_from(data, given, where)
+    names_them = "--dataset_config" if values["dataset_config"] else where
+    notes += [f"--{flag} has no effect: {names_them} names the folders" for flag in FOLDERS if flag in explicit]
+    notes += [f"--{flags[key]} has no effect where {where} has its own {key}" for key in overridden(data, given)]
+    return datasets, notes
 
 
 def folder_dataset(values: Values, explicit: set[str]) -> DatasetConfig:
@@ -342,44 +368,3 @@ def sample_config(values: Values, notes: list[str]) -> SampleConfig:
     notes += told
     width, height = resolution(values["sample_size"], "sample_size")
     return SampleConfig(prompts=prompts, width=width, height=height, seed=values["seed"], **own)
-
-
-def key_values(items: Any, flag: str) -> dict[str, str]:
-    """Split ["a=1", "b=2"] into {"a": "1", "b": "2"}. Raises SettingError."""
-    found = {}
-    for item in items:
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise SettingError(f"{flag}: {item!r} must be written name=value")
-        found[key.strip()] = value.strip()
-    return found
-
-
-def boolean(text: str, name: str) -> bool:
-    if text.lower() not in TRUE_WORDS + FALSE_WORDS:
-        raise SettingError(f"{name}={text}: must be true or false")
-    return text.lower() in TRUE_WORDS
-
-
-def python_list(text: str, name: str) -> list[str]:
-    """Read a list as sd-scripts writes it, in Python: "['re','re']"."""
-    if not text:
-        return []
-    try:
-        found = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        found = None
-    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
-        raise SettingError(f"network_args: {name}={text}: write it as \"['regex','regex']\"")
-    return found
-
-
-def pairs(text: str, name: str) -> tuple[str, ...]:
-    """Read "re=16,re=0" as ("re:^(?:re)$=16", …): whole names, as in sd-scripts."""
-    found = []
-    for item in filter(None, (part.strip() for part in text.split(","))):
-        pattern, equals, number = item.rpartition("=")
-        if not equals:
-            raise SettingError(f"network_args: {name}: {item!r} must be written pattern=number")
-        found.append(f"re:^(?:{pattern})$={number}")
-    return tuple(found)

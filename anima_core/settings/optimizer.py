@@ -20,6 +20,15 @@ PLAIN_SCHEDULES = (  # which need no number of their own, or one that the graph 
     "polynomial",
 )
 SCHEDULES = (*PLAIN_SCHEDULES, "inverse_sqrt", "warmup_stable_decay", "piecewise_constant")
+READ_BY = {  # a setting -> the only schedules that read it
+    "num_cycles": ("cosine_with_restarts", "cosine_with_min_lr", "warmup_stable_decay"),
+    "power": ("polynomial",),
+    "min_lr_ratio": ("cosine_with_min_lr", "warmup_stable_decay"),
+    "decay_steps": ("warmup_stable_decay",),
+    "decay_ratio": ("warmup_stable_decay",),
+    "timescale": ("inverse_sqrt",),
+    "step_rules": ("piecewise_constant",),
+}
 
 ADAM = MappingProxyType({"betas": "betas", "eps": "eps"})
 LONG = MappingProxyType({"betas": (0.9, 0.999)})  # torch's and bitsandbytes' AdamW

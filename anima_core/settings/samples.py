@@ -58,7 +58,7 @@ class SampleConfig:
         told = dict.fromkeys(text for line in self.prompts for text in without_effect(line))
         asked = next((n for n in ("every_n_steps", "every_n_epochs", "at_first", "at_end") if getattr(self, n)), "")
         if asked and not self.prompts:
-            return [f"`sample.{asked}` asks for previews, but there is no prompt: set `sample.prompts`, or none are drawn"]
+            return [f"`sample.{asked}` asks for previews, but there is no prompt in `sample.prompts`: add one"]
         return list(told)
 
 

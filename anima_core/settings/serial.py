@@ -7,6 +7,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from ..errors import SettingError
 from .setting import settings_of
 
+EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 MOST_BITS = 1000  # a float holds integers up to 2^1023
 
 # Names that settings had in the config.toml of earlier runs -> the name and value of today
@@ -67,5 +68,5 @@ def as_kind(kind: Any, value: Any, where: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool) and value.bit_length() <= MOST_BITS:
         return float(value)
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-        raise SettingError(f"{where}={value!r}: must be {kind.__name__}")
+        raise SettingError(f"{where}={value!r}: must be {EXPECTED[kind]}")
     return value
