@@ -1,7 +1,5 @@
 """HTTP routes: what is training, what could be continued, and stop-and-keep: training ends early, the graph goes on."""
 
-from dataclasses import asdict
-
 from aiohttp import web
 from server import PromptServer
 
@@ -37,5 +35,5 @@ def add_routes() -> None:
     @server.routes.get("/anima_trainer/runs")
     async def unfinished_runs(request: web.Request) -> web.Response:
         """List what Continue Anima Run offers: {"runs": [{"name", "step", "total", "saved_at"}]}, the newest first."""
-        shown = [asdict(run) for run in run_store().unfinished()]
-        return web.json_response({"runs": [{k: v for k, v in run.items() if k != "key"} for run in shown]})
+        shown = ("name", "step", "total", "saved_at")
+        return web.json_response({"runs": [{k: getattr(run, k) for k in shown} for run in run_store().unfinished()]})
