@@ -125,7 +125,8 @@ def build_run(plan: Plan, ranks: Ranks, events: Events) -> "Run":
         data.batches.load_state_dict(state.data_position)
         events.emit("note", text=f"resumed at step {state.step} from {plan.resume_from.name}")
         if state.step >= data.steps:
-            events.emit("warning", text=f"`train.max_train_steps`={data.steps}: all are done, and no step is trained")
+            # a note: a run that was killed after its last step, and an adapter that is written again, are as they should be
+            events.emit("note", text=f"`train.max_train_steps`={data.steps}: all are done, and no step is trained")
     events.emit("note", text=network.describe())
     for text in schedules.warnings(config.optimizer, data.steps):
         events.emit("warning", text=text)
