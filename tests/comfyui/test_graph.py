@@ -10,19 +10,12 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from .graphs import Graph, install_tiny_models
+from .graphs import Graph
 from .make_workflows import FOLDER, is_widget, specs
 from .server import ComfyUI, cached_nodes, error_of, sentence, status, was_interrupted
 
 SNAPSHOT = Path(__file__).with_name("schema.json")
 NODES = 19
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    install_tiny_models(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -1,21 +1,13 @@
 """What may be left out of a prompt, and how folders and files are named in it, in a real ComfyUI."""
 
 import shutil
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from .graphs import Graph, install_tiny_models
+from .graphs import Graph
 from .schema import our_nodes
 from .server import ComfyUI, error_of, sentence
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    install_tiny_models(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

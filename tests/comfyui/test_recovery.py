@@ -13,15 +13,8 @@ from PIL import Image
 
 from ..conftest import needs_signals
 from ..processes import HANGS
-from .graphs import Graph, install_tiny_models
+from .graphs import Graph
 from .server import ComfyUI, error_of, sentence, status
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    install_tiny_models(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
