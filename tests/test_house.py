@@ -17,6 +17,7 @@ ROOMS = [  # each may import from those above it only, and from itself
     {"files", "seeds", "progress_bar", "tensors"},
     {"settings", "models"},
     {"adapters", "data", "sampling"},
+    {"speed"},
     {"training"},
     {"run_store", "compat"},
     {"demo"},

@@ -1,0 +1,1 @@
+"""What makes a step fast or small, each optional, each with its slow form beside it."""
