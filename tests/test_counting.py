@@ -12,6 +12,7 @@ from anima_core.demo.random_transformer import REAL
 from anima_core.models.transformer import AnimaTransformer
 from anima_core.settings import NetworkConfig
 from anima_core.speed.counting import Meter, Work, cuda_kernels
+from anima_core.speed.forms import make_lean
 
 D, MLP, CONTEXT, ROWS, BLOCKS = 2048, 8192, 1024, 512, 28
 
@@ -30,8 +31,8 @@ def counted_step(px: int, rank: int, recompute: bool) -> Meter:
     """Forward and backward of the real model on the meta device, and all that lives."""
     with torch.device("meta"):
         model = AnimaTransformer(REAL).to(torch.bfloat16).requires_grad_(False)
-    model.gradient_checkpointing = recompute
     network = AdapterNetwork.inject(model, NetworkConfig(rank=rank, alpha=rank), 0)
+    make_lean(model, ["checkpoint" if recompute else "keep"] * BLOCKS)
     inputs = ((1, 16, px // 8, px // 8), (1,), (1, ROWS, CONTEXT))
     with cuda_kernels(), Meter() as meter:
         meter.watch([*model.parameters(), *network.parameters()])

@@ -18,6 +18,7 @@ from anima_core.data.embeddings import CachedEmbeddings, LiveEmbeddings, padded,
 from anima_core.models.checkpoint import read_header
 from anima_core.models.transformer import AnimaTransformer, load_transformer, transformer_config
 from anima_core.settings import FlowConfig, NetworkConfig, OptimizerConfig
+from anima_core.speed.forms import LEVELS, make_lean
 from anima_core.tensors import to_device
 from anima_core.training import flow, optimizers, reporting
 from anima_core.training.events import Events
@@ -61,11 +62,13 @@ def step_of(batch: Batch) -> list[Batch]:
     return [batch, dataclasses.replace(batch, ends_step=True)]
 
 
-def run_on(model: AnimaTransformer, network: NetworkConfig, optimizer: OptimizerConfig, live: bool = False) -> Run:
+def run_on(
+    model: AnimaTransformer, network: NetworkConfig, optimizer: OptimizerConfig, live: bool = False, level: str = "checkpoint"
+) -> Run:
     """As much of a run as a step touches."""
     model.requires_grad_(False)
-    model.gradient_checkpointing = True
     adapters = AdapterNetwork.inject(model, network, 0)
+    make_lean(model, [level] * len(model.blocks))
     groups = adapters.parameter_groups(1e-4, 0.01)
     gradient = FlatGradient([p for group in groups for p in group["params"]], fp16=model.dtype == torch.float16)
     state = TrainState(adapters, optimizers.build_optimizer(groups, optimizer), gradient, None)
@@ -91,14 +94,15 @@ def meta_generators(monkeypatch):
 
 
 @pytest.mark.usefixtures("meta_generators")
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("case", STEPS)
-def test_a_step_mixes_no_devices_and_asks_the_device_for_nothing(model, case):
+def test_a_step_mixes_no_devices_and_asks_the_device_for_nothing(model, case, level):
     """On the meta device, which has no numbers: reading one, or computing with a tensor of another device, raises."""
     network, options = STEPS[case]
     dtype, live = options.get("dtype", torch.bfloat16), options.get("live", False)
     with torch.device("meta"):
         empty = AnimaTransformer(transformer_config(model.transformer, read_header(model.transformer))).to(dtype)
-    run = run_on(empty, network, OptimizerConfig(), live)
+    run = run_on(empty, network, OptimizerConfig(), live, level)
     batches: list[Batch] = []
     loss = run.accumulate(iter(step_of(batch_of(live, dtype))), batches)
     told = run.ranks.tell(loss, None)

@@ -39,8 +39,8 @@ class AdaptedNorm(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        return self.base.weight
+        """The weight with its difference, in the base weight's dtype."""
+        return (self.base.weight.float() + self.multiplier * self.w_norm).to(self.base.weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = (self.base.weight.float() + self.multiplier * self.w_norm).to(x.dtype)
-        return F.rms_norm(x, self.base.normalized_shape, weight, self.base.eps)
+        return F.rms_norm(x, self.base.normalized_shape, self.weight, self.base.eps)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .attention import Rope, apply_rope, attention, rope_table
+from .ops import Rope, apply_rope, attention, rope_table
 
 ROPE_THETA = 10000.0
 MIN_TEXT_ROWS = 512  # shorter embeddings are zero-padded to this: the base model was trained so, zeros act as attention sinks

@@ -5,16 +5,16 @@ Source of every number: the released checkpoint's shapes, docs/model.md §2; Com
 """
 
 import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..errors import FileError, SettingError
-from .attention import Rope, apply_rope, attention, rope_table
 from .checkpoint import (
     Layout,
     TensorInfo,
@@ -27,6 +27,7 @@ from .checkpoint import (
     wrong_kind,
 )
 from .llm_adapter import MIN_TEXT_ROWS, LLMAdapter, LLMAdapterConfig
+from .ops import NORM_EPS, PLAIN, Ops, Rope, modulate, rope_table
 
 PATCH = 2  # latent pixels per token side
 ROPE_THETA = 10000.0
@@ -113,17 +114,15 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(context_dim, width, bias=False)
         self.v_proj = nn.Linear(context_dim, width, bias=False)
         self.output_proj = nn.Linear(width, width, bias=False)
-        self.q_norm = nn.RMSNorm(head_dim, eps=1e-6)
-        self.k_norm = nn.RMSNorm(head_dim, eps=1e-6)
+        self.q_norm = nn.RMSNorm(head_dim, eps=NORM_EPS)
+        self.k_norm = nn.RMSNorm(head_dim, eps=NORM_EPS)
 
-    def forward(self, x: Tensor, context: Tensor, rope: Rope | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor, ops: Ops, rope: Rope | None = None, mask: Tensor | None = None) -> Tensor:
         heads = (-1, self.head_dim)
-        q = self.q_norm(self.q_proj(x).unflatten(-1, heads))
-        k = self.k_norm(self.k_proj(context).unflatten(-1, heads))
+        q = ops.norm_rope(self.q_proj(x).unflatten(-1, heads), self.q_norm.weight, rope)
+        k = ops.norm_rope(self.k_proj(context).unflatten(-1, heads), self.k_norm.weight, rope)
         v = self.v_proj(context).unflatten(-1, heads)
-        if rope is not None:
-            q, k = apply_rope(q, rope), apply_rope(k, rope)
-        return self.output_proj(attention(q, k, v, mask))
+        return self.output_proj(ops.attention(q, k, v, mask))
 
 
 class MLP(nn.Module):
@@ -132,17 +131,15 @@ class MLP(nn.Module):
         self.layer1 = nn.Linear(width, hidden, bias=False)
         self.layer2 = nn.Linear(hidden, width, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer2(F.gelu(self.layer1(x)))
+    def forward(self, x: Tensor, ops: Ops) -> Tensor:
+        return self.layer2(ops.gelu(self.layer1(x)))
 
 
 def modulation(width: int, hidden: int, chunks: int) -> nn.Sequential:
     return nn.Sequential(nn.SiLU(), nn.Linear(width, hidden, bias=False), nn.Linear(hidden, chunks * width, bias=False))
 
 
-def normed(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Apply LayerNorm without affine, then modulation. x [B, N, D]; shift, scale [B, 1, D]."""
-    return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
+Modulation = tuple[Tensor, Tensor, Tensor]  # of self-attention, cross-attention, MLP: [B, 1, 3D] each, shift | scale | gate
 
 
 class Block(nn.Module):
@@ -158,18 +155,35 @@ class Block(nn.Module):
         self.adaln_modulation_cross_attn = modulation(width, config.adaln_dim, 3)
         self.adaln_modulation_mlp = modulation(width, config.adaln_dim, 3)
 
-    def forward(self, x: Tensor, emb: Tensor, adaln: Tensor, context: Tensor, rope: Rope, mask: Tensor | None) -> Tensor:
-        """Map x [B, N, D] (fp32 residual under fp16), emb [B, 1, D], adaln [B, 1, 3D], context [B, L, C] -> x."""
-        dtype = emb.dtype
-        shift, scale, gate = (self.adaln_modulation_self_attn(emb) + adaln).chunk(3, dim=-1)
-        y = normed(x, shift, scale).to(dtype)
-        x = torch.addcmul(x, gate.to(x.dtype), self.self_attn(y, y, rope).to(x.dtype))
-        shift, scale, gate = (self.adaln_modulation_cross_attn(emb) + adaln).chunk(3, dim=-1)
-        y = normed(x, shift, scale).to(dtype)
-        x = torch.addcmul(x, gate.to(x.dtype), self.cross_attn(y, context, mask=mask).to(x.dtype))
-        shift, scale, gate = (self.adaln_modulation_mlp(emb) + adaln).chunk(3, dim=-1)
-        y = normed(x, shift, scale).to(dtype)
-        return torch.addcmul(x, gate.to(x.dtype), self.mlp(y).to(x.dtype))
+    def adaln(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        return self.adaln_modulation_self_attn, self.adaln_modulation_cross_attn, self.adaln_modulation_mlp
+
+    def forward(
+        self, x: Tensor, modulation: Modulation, context: Tensor, rope: Rope, mask: Tensor | None, ops: Ops = PLAIN
+    ) -> Tensor:
+        """Map x [B, N, D] (fp32 residual under fp16), context [B, L, C] -> x."""
+        (shift1, scale1, gate1), (shift2, scale2, gate2), (shift3, scale3, gate3) = (m.chunk(3, dim=-1) for m in modulation)
+        y = ops.modulate(x, shift1, scale1)
+        x = ops.gated_add(x, gate1, self.self_attn(y, y, ops, rope))
+        y = ops.modulate(x, shift2, scale2)
+        x = ops.gated_add(x, gate2, self.cross_attn(y, context, ops, mask=mask))
+        y = ops.modulate(x, shift3, scale3)
+        return ops.gated_add(x, gate3, self.mlp(y, ops))
+
+
+# How a block is run: form(block, x, modulation, context, rope, mask) -> x. What it keeps for the backward pass is up to it.
+Form = Callable[..., Tensor]
+
+
+def plain(block: Block, *inputs: Any) -> Tensor:
+    return block(*inputs)
+
+
+def modulations(blocks: Iterable[Block], emb: Tensor, adaln: Tensor) -> Iterator[Modulation]:
+    """Yield what modulates each block: emb [B, 1, D] through its own layers, plus adaln [B, 1, 3D], which all share."""
+    for block in blocks:
+        first, second, third = (layers(emb) + adaln for layers in block.adaln())
+        yield first, second, third
 
 
 class Patchify(nn.Module):
@@ -224,19 +238,24 @@ class FinalLayer(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor, adaln: Tensor) -> Tensor:
         shift, scale = (self.adaln_modulation(emb) + adaln[..., : 2 * x.shape[-1]]).chunk(2, dim=-1)
-        return self.linear(normed(x, shift, scale).to(emb.dtype))
+        return self.linear(modulate(x, shift, scale))
 
 
 class AnimaTransformer(nn.Module):
-    """Predicts the velocity eps - x0. Set `gradient_checkpointing` to recompute each block in backward."""
+    """Predicts the velocity eps - x0.
+
+    `forms`, one a block, and `modulations` are plain functions; `anima_core.speed` has faster and smaller ones of the same
+    numbers.
+    """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
-        self.gradient_checkpointing = False
+        self.forms: list[Form] = [plain] * config.blocks
+        self.modulations: Callable[[Iterable[Block], Tensor, Tensor], Iterable[Modulation]] = modulations
         self.x_embedder = PatchEmbed(config.in_channels, config.width)
         self.t_embedder = nn.Sequential(Sinusoid(config.width), TimestepEmbedding(config.width))
-        self.t_embedding_norm = nn.RMSNorm(config.width, eps=1e-6)
+        self.t_embedding_norm = nn.RMSNorm(config.width, eps=NORM_EPS)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.final_layer = FinalLayer(config)
         self.llm_adapter = LLMAdapter(config.llm_adapter)
@@ -278,12 +297,9 @@ class AnimaTransformer(nn.Module):
         rope = self._rope(h // PATCH, w // PATCH, latents.device)
         if dtype == torch.float16:
             x = x.float()  # this model's residuals overflow fp16
-        for block in self.blocks:
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                # Nothing in a block draws from the global generators, so their state need not be kept.
-                x = checkpoint(block, x, emb, adaln, context, rope, mask, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x = block(x, emb, adaln, context, rope, mask)
+        blocks: list[Block] = list(self.blocks)  # type: ignore[arg-type]
+        for block, form, modulation in zip(blocks, self.forms, self.modulations(blocks, emb, adaln)):
+            x = form(block, x, modulation, context, rope, mask)
         return unpatchify(self.final_layer(x, emb, adaln), h, w).to(latents.dtype)
 
     def _rope(self, h: int, w: int, device: torch.device) -> Rope:

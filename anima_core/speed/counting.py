@@ -159,6 +159,7 @@ def cuda_kernels() -> Iterator[None]:
     with _scoped_library("aten", "IMPL") as library:
         library.impl("scaled_dot_product_attention", flash, "AutogradMeta")
         library.impl("rms_norm", one_kernel_norm, "AutogradMeta")
+        library.impl("_fused_rms_norm", one_kernel_norm_and_scale, "AutogradMeta")
         yield
 
 
@@ -172,3 +173,8 @@ def flash(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> T
 
 def one_kernel_norm(x: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
     return F.layer_norm(x, normalized_shape, weight, None, eps or torch.finfo(x.dtype).eps)
+
+
+def one_kernel_norm_and_scale(x: Tensor, shape: Any, weight: Tensor | None, eps: float | None) -> tuple[Tensor, Tensor]:
+    y, _, inverse = torch.native_layer_norm(x, shape, weight, None, eps or torch.finfo(x.dtype).eps)
+    return y, inverse

@@ -18,6 +18,7 @@ from ..data.check import epoch_line
 from ..errors import FileError, Interrupted, RunError, is_out_of_memory, let_go
 from ..models.transformer import AnimaTransformer, load_transformer
 from ..settings import TrainConfig
+from ..speed.forms import apply_levels, make_lean, recomputes_blocks
 from . import flow, optimizers, schedules
 from .device import at_work
 from .ema import EMA
@@ -118,7 +119,8 @@ def build_run(plan: Plan, ranks: Ranks, events: Events) -> "Run":
     network = AdapterNetwork.inject(model, config.network, config.seed)
     data = with_embeddings(plan, cached, model, events, ranks)
     state = build_state(plan, network, contents(config, plan.pictures) if ranks.first else {})
-    model.gradient_checkpointing, reason = recomputes(config, model, len(state.gradient.buffer), data.batches.most_pixels())
+    recompute, reason = recomputes(config, model, len(state.gradient.buffer), data.batches.most_pixels())
+    make_lean(model, ["checkpoint" if recompute else "keep"] * len(model.blocks))
     if reason:
         events.emit("note", text=reason)
     if plan.resume_from:
@@ -264,9 +266,9 @@ class Run:
         self.state.gradient.zero()
         free_memory()
         text = f"step {self.state.step + 1}: out of memory; trying once more after freeing"
-        if not self.model.gradient_checkpointing:
+        if not recomputes_blocks(self.model):
             text += ", and from here on with blocks recomputed, which is slower"
-        self.model.gradient_checkpointing = True
+        apply_levels(self.model, ["checkpoint"] * len(self.model.blocks))
         self.events.emit("warning", text=text)
 
     def accumulate(self, feed: Feed, batches: list[Batch]) -> Tensor:

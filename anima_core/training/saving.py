@@ -12,6 +12,7 @@ from ..errors import AnimaError
 from ..files import unused
 from ..models.checkpoint import DTYPES
 from ..settings import OutputConfig
+from ..speed.forms import recomputes_blocks
 from .events import Events
 from .preflight import Plan
 from .reporting import StepReporter
@@ -94,7 +95,7 @@ class Saver:
         """Write the adapter file. averaged: as a user gets it; else as the parameters are, the averages being broken."""
         extra = self.metadata | {
             "ss_steps": str(self.state.step),
-            "ss_gradient_checkpointing": str(self.state.network.model.gradient_checkpointing),
+            "ss_gradient_checkpointing": str(recomputes_blocks(self.state.network.model)),
             "ss_training_started_at": str(self.started),
             "ss_training_finished_at": str(time.time()),
         }

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from anima_core import train
 from anima_core.errors import RunError
 from anima_core.settings import NetworkConfig, OutputConfig
+from anima_core.speed.forms import recomputes_blocks
 from anima_core.training import loop
 
 from ..tiny import same_tensors, train_changed, train_config
@@ -48,7 +49,7 @@ def test_a_step_out_of_memory_is_tried_once_more_and_from_there_on_with_less(mod
         inner = run.forward
 
         def forward(batch):
-            recomputed.append(run.model.gradient_checkpointing)
+            recomputed.append(recomputes_blocks(run.model))
             return inner(batch)
 
         run.forward = forward

@@ -1,0 +1,63 @@
+"""How a model's blocks are run while training: in lean functions, and each keeping as much as there is room for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..models.ops import Ops
+from ..models.transformer import AnimaTransformer, Block, modulations, plain
+from .adaln import ModulationTable, can_stack
+from .lean import LEAN
+from .recompute import Again, cheaply
+
+# What a block keeps for its backward pass, from most to least; what it does not keep is made again.
+LEVELS = ("keep", "cheap", "attention", "checkpoint")
+
+
+@dataclass(frozen=True)
+class LevelForm:
+    """How a block is run that keeps what its level says.
+
+    keep: whatever autograd saves. cheap: no outputs of norms, rotations, modulation and GELU. attention: its input and its
+    attention's outputs. checkpoint: its input.
+    """
+
+    level: str
+    ops: Ops = LEAN
+
+    def __call__(self, block: Block, *inputs: Any) -> Tensor:
+        if self.level == "keep" or not torch.is_grad_enabled():
+            return block(*inputs, self.ops)
+        if self.level == "cheap":
+            return cheaply(lambda recorded: block(*inputs, recorded), self.ops)
+        return Again(self.ops, keep_attention=self.level == "attention").first(block, inputs)
+
+
+def apply_levels(model: AnimaTransformer, levels: Sequence[str], ops: Ops = LEAN) -> None:
+    """Let each block keep what its level says. The numbers of a step do not depend on it."""
+    model.forms = [LevelForm(level, ops) for level in levels]
+
+
+def levels_of(model: nn.Module) -> list[str]:
+    assert isinstance(model, AnimaTransformer)
+    return [form.level if isinstance(form, LevelForm) else "keep" for form in model.forms]
+
+
+def recomputes_blocks(model: nn.Module) -> bool:
+    """Tell whether any block runs again in the backward pass: gradient checkpointing, as others call it."""
+    return bool({"attention", "checkpoint"} & set(levels_of(model)))
+
+
+def make_lean(model: AnimaTransformer, levels: Sequence[str] = (), ops: Ops = LEAN) -> None:
+    """Let a model that has its adapters run in lean functions, keeping all unless levels say otherwise."""
+    apply_levels(model, levels or ["keep"] * len(model.blocks), ops)
+    if can_stack(model):
+        model.modulations = ModulationTable(list(model.blocks))  # type: ignore[arg-type]
+
+
+def make_plain(model: AnimaTransformer) -> None:
+    """Put the slow obvious functions back."""
+    model.forms, model.modulations = [plain] * len(model.blocks), modulations
