@@ -49,13 +49,8 @@ class TrainState:
     data_position: dict[str, int] = field(default_factory=dict)  # of the next batch, see `Batches.state_dict`
     losses: list[float] = field(default_factory=list)
     content: dict[str, str] = field(default_factory=dict)  # hashes of the data and the base model, see `resume.contents`
+    flats: tuple[Flat, ...] = ()  # that the optimizer's groups are; none where these are the parameters of layers
     within_step: bool = False  # True while optimizer.step() runs: weights are inconsistent, do not checkpoint
-
-    @property
-    def _flats(self) -> tuple[Flat, ...]:
-        """The flat tensors that the optimizer works on; none where it takes the parameters of the layers."""
-        first = self.optimizer.param_groups[0]["params"][0]
-        return self.network.flat if any(first is flat.whole for flat in self.network.flat) else ()
 
     @contextmanager
     def saved_weights(self) -> Iterator[None]:
@@ -89,7 +84,7 @@ class TrainState:
             ) from None
 
     def _write_files(self, folder: Path, config_text: str) -> None:
-        tensors, scalars = flatten_optimizer(split_optimizer(self.optimizer.state_dict(), self._flats))
+        tensors, scalars = flatten_optimizer(split_optimizer(self.optimizer.state_dict(), self.flats))
         tensors |= {f"adapter.{k}": v for k, v in self.network.host_state().items()}
         tensors |= {"gradient.scale": self.gradient.scale, "gradient.good_steps": self.gradient.good_steps}
         if self.ema is not None:
@@ -142,7 +137,7 @@ class TrainState:
         `load_state_dict` alone would bring back the old learning rate.
         """
         settings = [{k: group[k] for k in optimizer_settings(self.optimizer, group)} for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(join_optimizer(state, self._flats))
+        self.optimizer.load_state_dict(join_optimizer(state, self.flats))
         for group, ours in zip(self.optimizer.param_groups, settings):
             group.update(ours)
 
@@ -161,11 +156,12 @@ def fresh_state(
     gradient = FlatGradient(parameters, fp16)
     for whole in network.flat:
         whole.share_gradient()
-    element_wise = OPTIMIZERS[config.type].element_wise
-    optimizer = optimizers.build_optimizer(groups if element_wise else layers, config)
-    if element_wise:
-        optimizers.make_state(optimizer)
-    return TrainState(network, optimizer, gradient, EMA(parameters, ema_decay) if ema_decay > 0 else None)
+    ema = EMA(parameters, ema_decay) if ema_decay > 0 else None
+    if not OPTIMIZERS[config.type].element_wise:
+        return TrainState(network, optimizers.build_optimizer(layers, config), gradient, ema)
+    optimizer = optimizers.build_optimizer(groups, config)
+    optimizers.make_state(optimizer)
+    return TrainState(network, optimizer, gradient, ema, flats=network.flat)
 
 
 def optimizer_settings(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> list[str]:
