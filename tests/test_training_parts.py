@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from anima_core import seeds
+from anima_core.adapters.network import AdapterNetwork
 from anima_core.errors import RunError
 from anima_core.training.events import Events
 from anima_core.training.gradient import FlatGradient
@@ -67,9 +68,10 @@ def test_losses_come_in_order():
     assert reader.ready() == []
 
 
-class FakeNetwork(nn.Module):
+class FakeNetwork(AdapterNetwork):
     def __init__(self, value: float = 0.0) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
+        self.flat = ()
         self.up = nn.Parameter(torch.full((2, 2), value))
 
     def zero_init_parameters(self):

@@ -12,6 +12,7 @@ from .. import seeds
 from ..settings import NetworkConfig
 from .adapter_type import Adapter, Layer
 from .dropouts import Dropouts
+from .flat import Flat
 from .layers import AdaptedLinear, AdaptedNorm
 from .targets import learning_rate_of, linear_names, matching, pattern_value, select_targets
 from .types import ADAPTER_TYPES
@@ -29,6 +30,7 @@ class AdapterNetwork(nn.Module):
         self.kind = ADAPTER_TYPES[config.type]
         self.adapted = adapted
         self.dropouts = dropouts
+        self.flat: tuple[Flat, ...] = ()  # of the groups, see `flatten`
         trained = {name: m.adapter if isinstance(m, AdaptedLinear) else NormHolder(m) for name, m in adapted.items()}
         self.adapters = nn.ModuleDict({name.replace(".", "/"): module for name, module in trained.items()})
 
@@ -96,6 +98,22 @@ class AdapterNetwork(nn.Module):
                 if lr > 0:
                     groups[lr * ratio].append(parameter)
         return [{"name": f"lr {lr:g}", "params": p, "lr": lr, "weight_decay": weight_decay} for lr, p in groups.items()]
+
+    def flatten(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Lay the parameters of each group into one tensor, see `Flat`. Return the groups with these as their parameters."""
+        self.flat = tuple(Flat(group["params"]) for group in groups)
+        return [group | {"params": [flat.whole]} for group, flat in zip(groups, self.flat)]
+
+    def wholes(self) -> list[nn.Parameter]:
+        """Return what holds all parameters: the flat tensors, and those that lie in none."""
+        inside = {id(p) for flat in self.flat for p in flat.parameters}
+        return [*(flat.whole for flat in self.flat), *(p for p in self.parameters() if id(p) not in inside)]
+
+    def host_state(self) -> dict[str, Tensor]:
+        """Return a copy of the state dict on the CPU; each flat tensor is copied in one piece."""
+        copies = {id(whole): whole.detach().to("cpu", copy=True) for whole in self.wholes()}
+        copies |= {id(p): copy for flat in self.flat for p, copy in zip(flat.parameters, flat.split(copies[id(flat.whole)]))}
+        return {name: copies[id(parameter)] for name, parameter in self.state_dict(keep_vars=True).items()}
 
     def trained(self) -> Iterator[tuple[str, Adapter | AdaptedNorm]]:
         """Yield (layer name, module that holds the trained parameters)."""

@@ -42,7 +42,8 @@ class OptimizerType:
     takes: our settings that it has, and what its class calls them ("beta1" is the first of `optimizer.betas`).
     defaults: arguments that are not left at the class' own default. library: what our settings are in its package, where
     that is not what they are here. schedule_free: it needs no learning-rate schedule. one_rate: all its parameters share one
-    learning rate. waits: how often a step waits for the device, for each tensor.
+    learning rate. element_wise: what it does to a number follows from that number's own gradients, whatever tensor it is in.
+    waits: how often a step waits for the device, for each tensor.
     """
 
     name: str  # also the class'
@@ -53,15 +54,23 @@ class OptimizerType:
     library: Mapping[str, Any] = field(default_factory=lambda: UNDECAYED)
     schedule_free: bool = False
     one_rate: bool = False
+    element_wise: bool = False
     waits: int = 0
 
 
 OPTIMIZERS = Registry(
     "optimizer.type",
     [
-        OptimizerType("AdamW", "torch.optim", "torch", library=LONG),
+        OptimizerType("AdamW", "torch.optim", "torch", library=LONG, element_wise=True),
         OptimizerType("AdamW8bit", "bitsandbytes.optim", "bitsandbytes", library=LONG, waits=1),
-        OptimizerType("Lion", "lion_pytorch", "lion-pytorch", takes={"betas": "betas"}, library={"weight_decay": 0.0}),
+        OptimizerType(
+            "Lion",
+            "lion_pytorch",
+            "lion-pytorch",
+            takes={"betas": "betas"},
+            library={"weight_decay": 0.0},
+            element_wise=True,
+        ),
         # torch's Adafactor scales lr by max(eps[1], rms of the parameter): its 0.001 would hardly move a factor that starts
         # at zero. 1 makes lr absolute, which others call relative_step=False scale_parameter=False.
         OptimizerType(
@@ -74,8 +83,8 @@ OPTIMIZERS = Registry(
             waits=2,
         ),
         OptimizerType("Prodigy", "prodigyopt", "prodigyopt", one_rate=True, waits=2),
-        OptimizerType("RAdamScheduleFree", "schedulefree", "schedulefree", schedule_free=True),
-        OptimizerType("AdamWScheduleFree", "schedulefree", "schedulefree", schedule_free=True),
+        OptimizerType("RAdamScheduleFree", "schedulefree", "schedulefree", schedule_free=True, element_wise=True),
+        OptimizerType("AdamWScheduleFree", "schedulefree", "schedulefree", schedule_free=True, element_wise=True),
         OptimizerType(
             "SGDScheduleFree",
             "schedulefree",
@@ -83,6 +92,7 @@ OPTIMIZERS = Registry(
             takes={"beta1": "momentum"},
             library={"weight_decay": 0.0},
             schedule_free=True,
+            element_wise=True,
         ),
     ],
 )

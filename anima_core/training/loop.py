@@ -21,10 +21,8 @@ from ..settings import TrainConfig
 from ..speed.forms import apply_levels, make_lean, recomputes_blocks
 from . import flow, optimizers, schedules
 from .device import at_work
-from .ema import EMA
 from .events import Events, Listener
 from .feed import Batch, Feed
-from .gradient import FlatGradient
 from .memory import free_memory, out_of_memory_advice, recomputes, reset_peak, vae_tile
 from .preflight import Plan, preflight
 from .prepare import TrainingData, cache_data, with_embeddings
@@ -35,7 +33,7 @@ from .resume import contents
 from .rundir import freeze_config, locked, open_run_dir
 from .saving import Saver
 from .signals import signals_cancel
-from .state import TrainState
+from .state import TrainState, fresh_state
 from .watchdog import Watchdog
 
 KEEP_GOOD_EVERY = 100  # steps between copies of the adapter that a broken run falls back to
@@ -141,20 +139,13 @@ def build_run(plan: Plan, ranks: Ranks, events: Events) -> "Run":
     return Run(plan, ranks, events, data, model, state, watchdog, reporter, saver, previews)
 
 
-def build_state(plan: Plan, network: AdapterNetwork, content: dict[str, str]) -> TrainState:
-    """Make the adapter, its optimizer and their moment in time: new, or as a checkpoint left them."""
+def build_state(plan: Plan, network: AdapterNetwork, content: dict[str, str], flat: bool = True) -> TrainState:
+    """Make the adapter, its optimizer and their moment in time: new, or as a checkpoint left them. flat: see `fresh_state`."""
     config = plan.config
     if config.network.weights and plan.resume_from is None:
         load_into(network, config.network.weights)
-    groups = network.parameter_groups(config.optimizer.learning_rate, config.optimizer.weight_decay)
-    parameters = [p for group in groups for p in group["params"]]
-    state = TrainState(
-        network=network,
-        optimizer=optimizers.build_optimizer(groups, config.optimizer),
-        gradient=FlatGradient(parameters, fp16=plan.dtype == torch.float16),
-        ema=EMA(parameters, config.ema_decay) if config.ema_decay > 0 else None,
-        content=content,
-    )
+    state = fresh_state(network, config.optimizer, plan.dtype == torch.float16, config.ema_decay, flat)
+    state.content = content
     if plan.resume_from:
         state.load(plan.resume_from)
     return state

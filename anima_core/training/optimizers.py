@@ -100,6 +100,24 @@ def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> to
     return optimizer
 
 
+def make_state(optimizer: torch.optim.Optimizer) -> None:
+    """Let an element-wise optimizer make its moments now, as its class does: in a step of rate 0. Gradients must be zero.
+
+    In the first step of the run they would come after the activations, and lie between them for good. Neither a weight nor
+    a counter moves.
+    """
+    before = [dict(group) for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group.update(lr=0.0, weight_decay=0.0)
+    type(optimizer).step(optimizer)
+    for group, numbers in zip(optimizer.param_groups, before):
+        group.clear()
+        group.update(numbers)
+    for entries in optimizer.state.values():
+        if "step" in entries:
+            entries["step"] = entries["step"] * 0
+
+
 def step_if_finite(optimizer: torch.optim.Optimizer, ema: EMA | None, grad_norm: Tensor) -> None:
     """Take a step, the average's too, unless the gradient is not finite: then neither weight, moment nor counter moves.
 

@@ -19,11 +19,16 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from .. import files
+from ..adapters.flat import Flat
 from ..adapters.network import AdapterNetwork
 from ..errors import CheckpointError, FileError
+from ..settings import OptimizerConfig
+from ..settings.optimizer import OPTIMIZERS
+from . import optimizers
 from .ema import EMA
 from .gradient import FlatGradient
 from .optimizers import evaluating
+from .per_layer import join_averages, join_optimizer, split_averages, split_optimizer
 
 CHECKPOINT_VERSION = 3
 CROSSED_EPOCHS = 2  # the version before: the same files, but a step went on into the next epoch
@@ -44,6 +49,7 @@ class TrainState:
     data_position: dict[str, int] = field(default_factory=dict)  # of the next batch, see `Batches.state_dict`
     losses: list[float] = field(default_factory=list)
     content: dict[str, str] = field(default_factory=dict)  # hashes of the data and the base model, see `resume.contents`
+    flats: tuple[Flat, ...] = ()  # that the optimizer's groups are; none where these are the parameters of layers
     within_step: bool = False  # True while optimizer.step() runs: weights are inconsistent, do not checkpoint
 
     @contextmanager
@@ -78,11 +84,11 @@ class TrainState:
             ) from None
 
     def _write_files(self, folder: Path, config_text: str) -> None:
-        tensors, scalars = flatten_optimizer(self.optimizer.state_dict())
-        tensors |= {f"adapter.{k}": v for k, v in self.network.state_dict().items()}
+        tensors, scalars = flatten_optimizer(split_optimizer(self.optimizer.state_dict(), self.flats))
+        tensors |= {f"adapter.{k}": v for k, v in self.network.host_state().items()}
         tensors |= {"gradient.scale": self.gradient.scale, "gradient.good_steps": self.gradient.good_steps}
         if self.ema is not None:
-            tensors |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
+            tensors |= {f"ema.{k}": v for k, v in split_averages(self.ema.state_dict(), self.network.flat).items()}
         tensors_file, scalars_file, config_file = (folder / name for name in FILES)
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, tensors_file)
         scalars_file.write_text(json.dumps(self._plain(scalars)), encoding="utf-8")
@@ -121,7 +127,7 @@ class TrainState:
         self.gradient.good_steps.copy_(tensors["gradient.good_steps"])
         averages = _part(tensors, "ema.")
         if self.ema is not None and averages:
-            self.ema.load_state_dict(averages)
+            self.ema.load_state_dict(join_averages(averages, self.network.flat))
         elif self.ema is not None:  # switched on since
             self.ema.restart()
 
@@ -131,9 +137,31 @@ class TrainState:
         `load_state_dict` alone would bring back the old learning rate.
         """
         settings = [{k: group[k] for k in optimizer_settings(self.optimizer, group)} for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state)
+        self.optimizer.load_state_dict(join_optimizer(state, self.flats))
         for group, ours in zip(self.optimizer.param_groups, settings):
             group.update(ours)
+
+
+def fresh_state(
+    network: AdapterNetwork, config: OptimizerConfig, fp16: bool, ema_decay: float = 0.0, flat: bool = True
+) -> TrainState:
+    """Make what a run holds beside the weights before its first step: gradients, moments, averages.
+
+    flat: all of a rate group in one tensor, which the optimizer takes too where it is element-wise; else each layer by itself,
+    which is slower and gives the same bits.
+    """
+    layers = network.parameter_groups(config.learning_rate, config.weight_decay)
+    groups = network.flatten(layers) if flat else layers
+    parameters = [p for group in groups for p in group["params"]]
+    gradient = FlatGradient(parameters, fp16)
+    for whole in network.flat:
+        whole.share_gradient()
+    ema = EMA(parameters, ema_decay) if ema_decay > 0 else None
+    if not OPTIMIZERS[config.type].element_wise:
+        return TrainState(network, optimizers.build_optimizer(layers, config), gradient, ema)
+    optimizer = optimizers.build_optimizer(groups, config)
+    optimizers.make_state(optimizer)
+    return TrainState(network, optimizer, gradient, ema, flats=network.flat)
 
 
 def optimizer_settings(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> list[str]:

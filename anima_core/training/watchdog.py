@@ -2,8 +2,6 @@
 
 import math
 
-from torch import Tensor
-
 from ..adapters.network import AdapterNetwork
 from ..errors import RunError
 from .gradient import LEAST_SCALE
@@ -26,10 +24,7 @@ class Watchdog:
         self.steps = self.good_steps = 0
         self.moves = True  # as far as is known
         self.good_step = good_step
-        self.last_good = self._copy()
-
-    def _copy(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.network.state_dict().items()}
+        self.last_good = network.host_state()
 
     def check(self, step: int, loss: float, grad_norm: float, names: list[str], scale: float = 1.0) -> str | None:
         """Return a warning for a step that was left out, its loss or gradient not being finite. names: of its pictures.
@@ -71,12 +66,12 @@ class Watchdog:
 
     def keep(self, step: int) -> None:
         """Remember the adapter as good if it is finite: one copy to the host, done every so often."""
-        copy = self._copy()
+        copy = self.network.host_state()
         if all(bool(tensor.isfinite().all()) for tensor in copy.values()):
             self.last_good, self.good_step = copy, step
 
     def is_finite(self) -> bool:
-        return all(bool(p.isfinite().all()) for p in self.network.parameters())
+        return all(bool(whole.isfinite().all()) for whole in self.network.wholes())
 
     def check_finite(self, step: int) -> None:
         """Raise RunError when the adapter is not finite."""
