@@ -147,13 +147,13 @@ def merged(fused: Fused) -> Tensor:
 
 
 def flat_rows(x: Tensor) -> Tensor:
-    """View [..., D] as [N, D]; copies what is not contiguous."""
+    """View [..., D] as [N, D]; copies what has no such view."""
     return x.reshape(-1, x.shape[-1])
 
 
 def pieces(rows: Tensor, count: int) -> Tensor:
-    """View rows [N, count * n] as [N * count, n]."""
-    return rows.view(len(rows) * count, -1)
+    """View rows [N, count * n] as [N * count, n]; copies what is not contiguous."""
+    return rows.reshape(len(rows) * count, -1)
 
 
 def mix(w1: Tensor, x: Tensor) -> Tensor:
