@@ -304,10 +304,10 @@ def test_dropout_repeats_within_a_step_and_changes_between(kind):
     network = trained(config)
     live = network._model[0]
     network.train()
-    network.begin_micro_batch(1)
-    first, again = live(*inputs()), live(*inputs())
-    network.begin_micro_batch(2)
-    second = live(*inputs())
+    with network.micro_batch(1):
+        first, again = live(*inputs()), live(*inputs())
+    with network.micro_batch(2):
+        second = live(*inputs())
     network.eval()
     assert torch.equal(first, again) and not torch.equal(first, second)
     assert torch.equal(live(*inputs()), live(*inputs()))

@@ -31,6 +31,16 @@ class Adapter(nn.Module):
 
     alpha: float
     zero_init: str  # name of the parameter that starts at zero
+    casts: Mapping[str, Tensor] | None = None  # while a micro-batch runs: its parameters in the model's dtype
+
+    def fused(self, x: Tensor, base: nn.Linear) -> Tensor | None:
+        """Return base(x) and the correction as one autograd function; None where a type, or its dropout, has no such form."""
+        return None
+
+    def cast(self, name: str, dtype: torch.dtype) -> Tensor:
+        """Return a parameter in a dtype, without gradient."""
+        held = getattr(self, name).detach() if self.casts is None else self.casts[name]
+        return held.to(dtype)
 
 
 class Size(NamedTuple):

@@ -13,6 +13,7 @@ from ..settings import NetworkConfig
 from .adapter_type import Adapter, Layer
 from .dropouts import Dropouts
 from .flat import Flat
+from .functions import cast_factors
 from .layers import AdaptedLinear, AdaptedNorm
 from .targets import learning_rate_of, linear_names, matching, pattern_value, select_targets
 from .types import ADAPTER_TYPES
@@ -83,9 +84,37 @@ class AdapterNetwork(nn.Module):
         finally:
             self.multiplier = before
 
-    def begin_micro_batch(self, number: int) -> None:
-        """Set the number of the micro-batch, from which dropout masks follow."""
+    @property
+    def linears(self) -> list[AdaptedLinear]:
+        return [module for module in self.adapted.values() if isinstance(module, AdaptedLinear)]
+
+    @property
+    def fused(self) -> bool:
+        """Whether linears take their fast form, where they have one; see `AdaptedLinear`."""
+        return all(module.fused for module in self.linears)
+
+    @fused.setter
+    def fused(self, value: bool) -> None:
+        for module in self.linears:
+            module.fused = value
+
+    @contextmanager
+    def micro_batch(self, number: int) -> Iterator[None]:
+        """Run forward and backward of one micro-batch inside. Dropout masks follow from its number.
+
+        No parameter may change inside: fused layers compute with casts that were made on entry, and add gradients straight to
+        the `.grad` of parameters that have one.
+        """
         self.dropouts.micro_batch = number
+        linears = self.linears
+        casts = cast_factors([module.adapter for module in linears], linears[0].weight.dtype) if linears else []
+        try:
+            for module, own in zip(linears, casts):
+                module.adapter.casts = own
+            yield
+        finally:
+            for module in linears:
+                module.adapter.casts = None
 
     def parameter_groups(self, base_lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """Return optimizer groups by learning rate. A rate of 0 freezes its layers and leaves them out."""
@@ -137,7 +166,7 @@ class AdapterNetwork(nn.Module):
 
     def describe(self) -> str:
         numbers = sum(p.numel() for p in self.parameters())
-        linears = sum(isinstance(m, AdaptedLinear) for m in self.adapted.values())
+        linears = len(self.linears)
         norms = f" and {len(self.adapted) - linears} norms" if len(self.adapted) > linears else ""
         return f"{self.kind.name}: {linears} layers{norms}, {numbers:,} parameters, {numbers * 2 / 1e6:.1f} MB as bf16"
 

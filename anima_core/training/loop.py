@@ -273,9 +273,9 @@ class Run:
                 self.leave_if_cancelled(self.command())
             if index == len(batches):
                 batches.append(next(feed))
-            self.state.network.begin_micro_batch(batches[index].number)
-            micro_loss = self.forward(batches[index]) / batches[index].divisor
-            self.state.gradient.backward(micro_loss)
+            with self.state.network.micro_batch(batches[index].number):
+                micro_loss = self.forward(batches[index]) / batches[index].divisor
+                self.state.gradient.backward(micro_loss)
             loss += micro_loss.detach()
             if batches[index].ends_step:
                 break

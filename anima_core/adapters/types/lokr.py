@@ -14,6 +14,7 @@ from ...settings import NetworkConfig
 from ...settings.network import FULL_MATRIX_RANK
 from ..adapter_type import Adapter, AdapterType, InFile, Layer, Size, alpha_of
 from ..dropouts import kaiming, keep_mask
+from ..functions import Fused, LoKrFunction, WholeLoKrFunction
 
 
 def factorization(dimension: int, factor: int) -> tuple[int, int]:
@@ -77,15 +78,24 @@ class LoKr(Adapter):
         masks = self._masks(x) if self.training and self.dropouts.active else None
         if masks is not None:
             x = x * masks[0]
-        w1 = (self.scale * self.w1()).to(x.dtype)
-        z = self._times_w2(x.unflatten(-1, (m, n)), None if masks is None else masks[1])  # [..., m, k]
-        return torch.matmul(w1, z).flatten(-2)
-
-    def _times_w2(self, x: Tensor, rank_mask: Tensor | None) -> Tensor:
+        w1, x = (self.scale * self.w1()).to(x.dtype), x.unflatten(-1, (m, n))
         if hasattr(self, "lokr_w2"):
-            return F.linear(x, self.lokr_w2.to(x.dtype))
-        hidden = F.linear(x, self.lokr_w2_b.to(x.dtype))
-        return F.linear(hidden if rank_mask is None else hidden * rank_mask, self.lokr_w2_a.to(x.dtype))
+            return F.linear(torch.matmul(w1, x), self.lokr_w2.to(x.dtype)).flatten(-2)
+        hidden = F.linear(x, self.lokr_w2_b.to(x.dtype))  # [..., m, r]
+        if masks is not None:
+            hidden = hidden * masks[1]
+        return F.linear(torch.matmul(w1, hidden), self.lokr_w2_a.to(x.dtype)).flatten(-2)
+
+    def fused(self, x: Tensor, base: nn.Linear) -> Tensor | None:
+        if self.training and self.dropouts.active:
+            return None
+        w1, straight = self.w1(), self.casts is not None
+        value = w1.detach().to(x.dtype) if hasattr(self, "lokr_w1_a") else self.cast("lokr_w1", x.dtype)
+        if hasattr(self, "lokr_w2"):
+            whole = Fused(base, (value, self.cast("lokr_w2", x.dtype)), self.scale, straight)
+            return WholeLoKrFunction.apply(x, w1, self.lokr_w2, whole)
+        values = value, self.cast("lokr_w2_a", x.dtype), self.cast("lokr_w2_b", x.dtype)
+        return LoKrFunction.apply(x, w1, self.lokr_w2_a, self.lokr_w2_b, Fused(base, values, self.scale, straight))
 
     def _masks(self, x: Tensor) -> tuple[Tensor, Tensor]:
         rates, generator = self.dropouts, self.dropouts.generator(self.number, x.device)

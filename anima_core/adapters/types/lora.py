@@ -11,6 +11,7 @@ from ...settings.network import FULL_MATRIX_RANK
 from ...settings.setting import require
 from ..adapter_type import Adapter, AdapterType, InFile, Layer, Size, alpha_of
 from ..dropouts import kaiming, keep_mask
+from ..functions import Fused, LoRAFunction
 
 
 class LoRA(Adapter):
@@ -36,6 +37,12 @@ class LoRA(Adapter):
         if self.training and self.dropouts.active:
             factor = self.scale * self._mask(hidden)
         return F.linear(hidden * factor, self.lora_up.to(x.dtype))
+
+    def fused(self, x: Tensor, base: nn.Linear) -> Tensor | None:
+        if self.training and self.dropouts.active:
+            return None
+        values = self.cast("lora_down", x.dtype), self.cast("lora_up", x.dtype)
+        return LoRAFunction.apply(x, self.lora_down, self.lora_up, Fused(base, values, self.scale, self.casts is not None))
 
     def _mask(self, hidden: Tensor) -> Tensor:
         rates, generator = self.dropouts, self.dropouts.generator(self.number, hidden.device)
