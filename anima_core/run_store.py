@@ -20,7 +20,7 @@ from .training.preflight import Plan
 from .training.resume import CONTENTS, difference
 from .training.state import checkpoints_in, damaged_file, step_of
 
-RESULT_VERSION = 2  # of the numbers that settings lead to; raised only when they change, since finished runs then train again
+RESULT_VERSION = 3  # of the numbers that settings lead to; raised only when they change, since finished runs then train again
 WHAT_CHANGED = "steps end with their epoch where batches are accumulated"  # with this version
 DIFFERENCES_SHOWN = 3
 CHANGED_SUFFIX = "-changed"  # ends the key of a run that continued with other data, or whose graph has started over

@@ -198,10 +198,10 @@ def kept_units(network: NetworkConfig, level: str) -> float:
     for blocks in (2, 3):
         with torch.device("meta"):
             model = AnimaTransformer(dataclasses.replace(REAL, blocks=blocks)).to(torch.bfloat16)
-        AdapterNetwork.inject(model.requires_grad_(False), network, 0)
+        adapters = AdapterNetwork.inject(model.requires_grad_(False), network, 0)
         make_lean(model, [level] * blocks)
         data = (torch.empty(1, 16, 128, 128), torch.empty(1), torch.empty(1, 512, 1024))
-        with cuda_kernels(), Meter() as meter:
+        with adapters.micro_batch(0), cuda_kernels(), Meter() as meter:
             loss = model(*(tensor.to("meta") for tensor in data)).square().mean()
             kept.append(meter.live)
         del loss

@@ -55,8 +55,10 @@ class LoRAFunction(Function):
             d_down = deliver(product(p.t(), rows, scale), down, straight)
         if needs_up:
             d_up = deliver(product(g.t(), rows @ a.t(), scale), up, straight)
+        shape = x.shape
+        del x, rows  # where it was made again it is needed no more
         if needs_x:
-            dx = (g @ base.weight).addmm_(p, a, alpha=scale).view_as(x)
+            dx = (g @ base.weight).addmm_(p, a, alpha=scale).view(shape)
         return dx, d_down, d_up, None
 
 

@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ..models.ops import NORM_EPS, PLAIN, Ops, Rope
 
@@ -57,6 +59,7 @@ class NormRope(torch.autograd.Function):
         return y if cos is None or sin is None else rotate(y, cos, sin).to(x.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, inverse, *_ = ctx.saved_tensors
         if ctx.cos is not None:
@@ -79,4 +82,21 @@ def norm_rope(x: Tensor, weight: Tensor, rope: Rope | None) -> Tensor:
     return NormRope.apply(x, weight, *(rope or (None, None)))
 
 
-LEAN: Ops = replace(PLAIN, norm_rope=norm_rope)
+class Gelu(torch.autograd.Function):
+    """GELU, whose gradient takes the place of the one it comes from: of the widest tensors of a block there is one less."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return F.gelu(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        if not g.is_contiguous():  # an expanded one, whose numbers lie in one place
+            return torch.ops.aten.gelu_backward(g, x)
+        return torch.ops.aten.gelu_backward.grad_input(g, x, grad_input=g)
+
+
+LEAN: Ops = replace(PLAIN, norm_rope=norm_rope, gelu=Gelu.apply)

@@ -5,16 +5,19 @@ from their inputs, without a matrix product or attention; `Again` runs a whole b
 needed, and keeps its attention's outputs if asked.
 """
 
+import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from ..models.ops import Ops
+
+T = TypeVar("T")
 
 REMADE = ("modulate", "norm_rope", "gelu")  # outputs that are cheap to make again
 CALLED = (*REMADE, "attention")
@@ -35,9 +38,20 @@ class Place(NamedTuple):
         return whole.as_strided(*self)
 
 
-def storage(tensor: Tensor) -> int:
-    """Identify a tensor's storage, while that is alive; its address is 0 on the meta device."""
-    return tensor.untyped_storage()._cdata
+class ByStorage(Generic[T]):
+    """What is known about tensors, by their storage and only while that is alive. Nothing is kept alive for it."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[weakref.ref, T]] = {}
+
+    def __setitem__(self, tensor: Tensor, value: T) -> None:
+        storage = tensor.untyped_storage()
+        self._known[storage._cdata] = (weakref.ref(storage), value)
+
+    def get(self, tensor: Tensor) -> T | None:
+        storage = tensor.untyped_storage()
+        known = self._known.get(storage._cdata)  # not by its address, which is 0 on the meta device
+        return known[1] if known is not None and known[0]() is storage else None
 
 
 def each_call(ops: Ops, names: Sequence[str], around: Callable[..., Tensor]) -> Ops:
@@ -78,17 +92,15 @@ class Cheaply:
     """One pass of a block through functions that are called by `made`: what they return is packed as a recipe."""
 
     def __init__(self) -> None:
-        self.recipes: dict[int, Recipe] = {}
-        self.alive: list[Tensor] = []  # so that no storage is used twice during the pass
+        self.recipes: ByStorage[Recipe] = ByStorage()
 
     def made(self, name: str, function: Callable[..., Tensor], *inputs: Any) -> Tensor:
         out = function(*inputs)
-        self.recipes[storage(out)] = Recipe(function, inputs)
-        self.alive.append(out)
+        self.recipes[out] = Recipe(function, inputs)
         return out
 
     def pack(self, tensor: Tensor) -> Packed:
-        recipe = self.recipes.get(storage(tensor))
+        recipe = self.recipes.get(tensor)
         if recipe is None:
             return tensor.detach()
         recipe.uses += 1
@@ -98,19 +110,12 @@ class Cheaply:
     def unpack(packed: Packed) -> Tensor:
         return packed if isinstance(packed, Tensor) else packed[1].within(packed[0].use())
 
-    def end(self) -> None:
-        self.recipes.clear()
-        self.alive.clear()
-
 
 def cheaply(run: Callable[[Ops], Tensor], ops: Ops) -> Tensor:
     """Run a pass with given functions, those of `REMADE` as recipes."""
     cheap = Cheaply()
-    try:
-        with saved_tensors_hooks(cheap.pack, cheap.unpack):
-            return run(each_call(ops, REMADE, cheap.made))
-    finally:
-        cheap.end()
+    with saved_tensors_hooks(cheap.pack, cheap.unpack):
+        return run(each_call(ops, REMADE, cheap.made))
 
 
 class Ready(Exception):
@@ -152,11 +157,8 @@ class Again:
         self.block, self.inputs = block, [detached(value) for value in inputs]
         self.needs_grad = [isinstance(value, Tensor) and value.requires_grad for value in inputs]
         run = FirstPass(self)
-        try:
-            with saved_tensors_hooks(run.pack, self.unpack):
-                return block(*inputs, each_call(self.ops, CALLED, run.called))
-        finally:
-            run.end()
+        with saved_tensors_hooks(run.pack, self.unpack):
+            return block(*inputs, each_call(self.ops, CALLED, run.called))
 
     def unpack(self, packed: Any) -> Tensor:
         if isinstance(packed, Tensor):
@@ -175,8 +177,6 @@ class Again:
                 self.block(*inputs, each_call(self.ops, CALLED, run.called))
         except Ready:
             pass
-        finally:
-            run.cheap.end()
         self.values = run.values
 
 
@@ -206,46 +206,39 @@ class FirstPass(Pass):
 
     def __init__(self, again: Again) -> None:
         super().__init__(again)
-        self.kept = {storage(value) for value in flat(again.inputs)}
-        self.outputs: dict[int, Made] = {}
-        self.alive: list[Tensor] = []
+        self.kept: ByStorage[bool] = ByStorage()  # inputs of the block, outputs of attention
+        self.outputs: ByStorage[Made] = ByStorage()
+        for value in flat(again.inputs):
+            self.kept[value] = True
 
     def call(self, number: int, name: str, function: Callable[..., Tensor], *inputs: Any) -> Tensor:
         out = function(*inputs)
-        self.remember(out, Made(number))
+        self.outputs[out] = Made(number)
         return out
 
     def attend(self, number: int, function: Callable[..., Tensor], *inputs: Any) -> Tensor:
         for position, value in enumerate(inputs):
-            if isinstance(value, Tensor) and storage(value) not in self.outputs:
-                self.remember(value, Made(number, position))
+            if isinstance(value, Tensor) and self.outputs.get(value) is None:
+                self.outputs[value] = Made(number, position)
         self.attending = True
         out = function(*inputs)
         self.attending = False
         self.again.attended[number] = out.detach().requires_grad_(out.requires_grad)
-        self.kept.add(storage(out))
+        self.kept[out] = True
         return out
 
-    def remember(self, tensor: Tensor, made: Made) -> None:
-        if storage(tensor) not in self.kept:
-            self.outputs[storage(tensor)] = made
-            self.alive.append(tensor)
-
     def pack(self, tensor: Tensor) -> Any:
-        made = self.outputs.get(storage(tensor))
         if not self.attending:
             self.saved += 1
-        if made is not None:
+        if isinstance(tensor, nn.Parameter) or self.kept.get(tensor):
+            return tensor.detach()
+        if (made := self.outputs.get(tensor)) is not None:
             self.again.wanted[made] += 1
             return made, Place.of(tensor)
-        if self.attending or isinstance(tensor, nn.Parameter) or storage(tensor) in self.kept:
+        if self.attending:
             return tensor.detach()
         self.again.wanted[Saved(self.saved)] += 1
         return Saved(self.saved), None
-
-    def end(self) -> None:
-        self.outputs.clear()
-        self.alive.clear()
 
 
 class SecondPass(Pass):
