@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from anima_core import train
 from anima_core.adapters.flat import ALIGNED, Flat
@@ -18,6 +17,7 @@ from anima_core.demo.pictures import write_pictures
 from anima_core.models.transformer import load_transformer
 from anima_core.settings import NetworkConfig, OptimizerConfig, OutputConfig
 from anima_core.settings.optimizer import OPTIMIZERS
+from anima_core.speed.counting import Meter
 from anima_core.training import loop
 from anima_core.training.optimizers import step_if_finite
 from anima_core.training.state import fresh_state
@@ -121,24 +121,14 @@ def test_moments_are_there_before_the_first_step_and_nothing_has_moved(model, na
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1] * len(state.flats)
 
 
-class Launches(TorchDispatchMode):
-    """Counts the operations that are no views."""
-
-    count = 0
-
-    def __torch_dispatch__(self, function, kinds, args=(), kwargs=None):
-        self.count += not function.is_view and function._schema.name != "aten::detach"
-        return function(*args, **(kwargs or {}))
-
-
 def launches(trained: Trained) -> int:
     """Count those from the whole gradient to the next step's: clipping, optimizer, average, zeroing."""
     trained.step(0)
     state = trained.state
-    with Launches() as seen:
+    with Meter() as seen:
         step_if_finite(state.optimizer, state.ema, state.gradient.finish(1.0))
         state.gradient.zero()
-    return seen.count
+    return seen.launches
 
 
 @pytest.mark.parametrize("name", ELEMENT_WISE)
