@@ -163,11 +163,19 @@ def test_metal_takes_smaller_tiles(kind, tile, taken):
 
 
 @pytest.mark.parametrize(
-    "name, times", [("Adafactor", 1120), ("AdamW8bit", 560), ("Prodigy", 1120), ("AdamW", 0), ("AdamWScheduleFree", 0)]
+    "name, times, args",
+    [
+        ("Adafactor", 1120, ()),
+        ("AdamW8bit", 560, ()),
+        ("Prodigy", 1120, ("slice_p=11",)),
+        ("Prodigy", 0, ()),
+        ("AdamW", 0, ()),
+        ("AdamWScheduleFree", 0, ()),
+    ],
 )
-def test_optimizers_that_wait_for_the_card_say_how_often(monkeypatch, name, times):
+def test_optimizers_that_wait_for_the_card_say_how_often(monkeypatch, name, times, args):
     monkeypatch.setattr(optimizers, "build_optimizer", lambda groups, config: None)  # not every package is installed
-    config = OptimizerConfig(type=name, learning_rate=1.0)
+    config = OptimizerConfig(type=name, learning_rate=1.0, args=args)
     warnings = optimizers.preflight(config, CUDA)
     assert [f"{times} times" in text for text in warnings] == [True] * (times > 0)
     assert optimizers.preflight(config, torch.device("cpu")) == []

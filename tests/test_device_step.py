@@ -23,11 +23,10 @@ from anima_core.tensors import to_device
 from anima_core.training import flow, optimizers, reporting
 from anima_core.training.events import Events
 from anima_core.training.feed import Batch, Feed
-from anima_core.training.gradient import FlatGradient
 from anima_core.training.loop import Run
 from anima_core.training.ranks import Ranks
 from anima_core.training.reporting import STEPS_AHEAD, LossReader, StepRecord
-from anima_core.training.state import TrainState
+from anima_core.training.state import fresh_state
 
 LORA = NetworkConfig(rank=4, alpha=4)
 STEPS = {
@@ -69,9 +68,7 @@ def run_on(
     model.requires_grad_(False)
     adapters = AdapterNetwork.inject(model, network, 0)
     make_lean(model, [level] * len(model.blocks))
-    groups = adapters.parameter_groups(1e-4, 0.01)
-    gradient = FlatGradient([p for group in groups for p in group["params"]], fp16=model.dtype == torch.float16)
-    state = TrainState(adapters, optimizers.build_optimizer(groups, optimizer), gradient, None)
+    state = fresh_state(adapters, optimizer, fp16=model.dtype == torch.float16)
     config = types.SimpleNamespace(flow=FlowConfig(), gradient_accumulation_steps=2)
     embeddings = object.__new__(LiveEmbeddings if live else CachedEmbeddings)
     embeddings.model = model

@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from anima_core import train
 from anima_core.adapters.flat import ALIGNED, Flat
@@ -18,6 +17,7 @@ from anima_core.demo.pictures import write_pictures
 from anima_core.models.transformer import load_transformer
 from anima_core.settings import NetworkConfig, OptimizerConfig, OutputConfig
 from anima_core.settings.optimizer import OPTIMIZERS
+from anima_core.speed.counting import Meter
 from anima_core.training import loop
 from anima_core.training.optimizers import step_if_finite
 from anima_core.training.state import fresh_state
@@ -29,8 +29,9 @@ from .tiny import same_tensors, train_config
 ELEMENT_WISE = [
     pytest.param(kind.name, marks=pytest.mark.skipif(not installed(kind.name), reason=f"{kind.package} is not installed"))
     for kind in OPTIMIZERS
-    if kind.element_wise
+    if kind.element_wise and kind.name != "Prodigy"
 ]
+needs_prodigy = pytest.mark.skipif(not installed("Prodigy"), reason="prodigyopt is not installed")
 GROUPS = NetworkConfig(
     rank=4, alpha=2, loraplus_lr_ratio=4, learning_rates=("mlp.layer1=1e-3", "re:cross_attn=0"), train_norm=True
 )
@@ -38,17 +39,19 @@ LOKR = NetworkConfig(type="lokr", rank=3, alpha=3, factor=4, decompose_both=True
 
 
 class Trained:
-    """A state that steps on gradients drawn for each layer. The first micro-batch of the steps in `poisoned` has a NaN."""
+    """A state that steps on gradients drawn for each layer. poisoned: steps with a NaN; same: each step's are the first's."""
 
-    def __init__(self, model, flat: bool, name: str = "AdamW", network=GROUPS, fp16=False, ema=0.9, poisoned=()) -> None:
+    def __init__(
+        self, model, flat: bool, name: str = "AdamW", network=GROUPS, fp16=False, ema=0.9, poisoned=(), same=False
+    ) -> None:
         self.network = AdapterNetwork.inject(load_transformer(model.transformer), network, 0)
         config = OptimizerConfig(type=name, learning_rate=RATES.get(name, 0.01), weight_decay=0.1)
         self.state = fresh_state(self.network, config, fp16, ema, flat)
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
-        self.poisoned = poisoned
+        self.poisoned, self.same = poisoned, same
 
     def step(self, number: int) -> None:
-        generator, state = torch.Generator().manual_seed(number), self.state
+        generator, state = torch.Generator().manual_seed(0 if self.same else number), self.state
         for parameter in self.parameters:
             loss = (parameter * torch.randn(parameter.shape, generator=generator)).sum()
             state.gradient.backward(loss * math.nan if number in self.poisoned and parameter is self.parameters[3] else loss)
@@ -98,6 +101,32 @@ def test_a_checkpoint_of_either_form_is_continued_by_either(model, tmp_path, nam
     assert (max(lengths) == 1) is (after and name != "Adafactor")
 
 
+@needs_prodigy
+@pytest.mark.parametrize("before, after", [(False, True), (True, False), (True, True)])
+def test_prodigy_finds_the_same_step_size_but_for_rounding(model, tmp_path, before, after):
+    """Its sums are over all numbers at once, else one for each tensor. `before` wrote the checkpoint that `after` continues."""
+    made = functools.partial(Trained, model, name="Prodigy", network=NetworkConfig(rank=4, alpha=2, train_norm=True), same=True)
+    whole, second = made(flat=False).steps(*range(6)), made(flat=after)
+    written = made(flat=before).steps(*range(3)).saved(tmp_path / "half")
+    second.state.load(tmp_path / "half")
+    second.steps(*range(3, 6))
+    found, expected = second.state.optimizer.param_groups[0], whole.state.optimizer.param_groups[0]
+    assert found["d"] == pytest.approx(expected["d"], rel=1e-5) and found["d"] > 2e-6, "from 1e-6"
+    assert (len(found["params"]) == 1) is after and len(expected["params"]) > 1
+    a, b = second.adapter(), whole.adapter()
+    assert all(torch.allclose(a[key], b[key], rtol=1e-4, atol=1e-9) for key in a)
+    dimensions = {key.split(".")[2]: tensor.ndim for key, tensor in written.items() if key.startswith("optimizer.1.")}
+    assert dimensions == {"exp_avg": 2, "exp_avg_sq": 2, "s": 1, "p0": int(before)}  # 1 is of a factor that began at zero
+
+
+@needs_prodigy
+def test_prodigy_that_looks_at_a_part_of_each_tensor_gets_each(model):
+    network = AdapterNetwork.inject(load_transformer(model.transformer), NetworkConfig(rank=4), 0)
+    config = OptimizerConfig(type="Prodigy", learning_rate=1.0, args=("slice_p = 11",))
+    state = fresh_state(network, config, fp16=False)
+    assert len(state.optimizer.param_groups[0]["params"]) == len(list(network.parameters())) and not state.flats
+
+
 def test_a_checkpoint_of_other_groups_is_refused(model, tmp_path):
     Trained(model, True).saved(tmp_path / "grouped")
     with pytest.raises(ValueError, match="groups"):
@@ -106,42 +135,37 @@ def test_a_checkpoint_of_other_groups_is_refused(model, tmp_path):
         )
 
 
-@pytest.mark.parametrize("name", ELEMENT_WISE)
+@pytest.mark.parametrize("name", [*ELEMENT_WISE, pytest.param("Prodigy", marks=needs_prodigy)])
 def test_moments_are_there_before_the_first_step_and_nothing_has_moved(model, name):
     """Made in the first step they would lie between activations for the rest of the run."""
-    untouched = AdapterNetwork.inject(load_transformer(model.transformer), GROUPS, 0).state_dict()
-    trained = Trained(model, True, name)
+    network = NetworkConfig(rank=4) if name == "Prodigy" else GROUPS
+    untouched = AdapterNetwork.inject(load_transformer(model.transformer), network, 0).state_dict()
+    trained = Trained(model, True, name, network)
     state, optimizer = trained.state, trained.state.optimizer
     assert same_tensors(trained.network.state_dict(), untouched)
-    places = {id(v): v.data_ptr() for own in optimizer.state.values() for v in own.values() if torch.is_tensor(v) and v.ndim}
-    assert len(places) == sum(len(own) - ("step" in own) for own in optimizer.state.values()) >= len(state.flats) > 1
+
+    def moments() -> list[int]:
+        """Where they are; the counter is none."""
+        return [v.data_ptr() for own in optimizer.state.values() for k, v in own.items() if k != "step"]
+
+    assert all(own.get("step", 0) == 0 for own in optimizer.state.values())
+    before = moments()
     trained.steps(0, 1)
-    after = {id(v): v.data_ptr() for own in optimizer.state.values() for v in own.values() if torch.is_tensor(v) and v.ndim}
-    assert places == after
+    assert len(before) >= len(state.flats) and moments() == before
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1] * len(state.flats)
-
-
-class Launches(TorchDispatchMode):
-    """Counts the operations that are no views."""
-
-    count = 0
-
-    def __torch_dispatch__(self, function, kinds, args=(), kwargs=None):
-        self.count += not function.is_view and function._schema.name != "aten::detach"
-        return function(*args, **(kwargs or {}))
 
 
 def launches(trained: Trained) -> int:
     """Count those from the whole gradient to the next step's: clipping, optimizer, average, zeroing."""
     trained.step(0)
     state = trained.state
-    with Launches() as seen:
+    with Meter() as seen:
         step_if_finite(state.optimizer, state.ema, state.gradient.finish(1.0))
         state.gradient.zero()
-    return seen.count
+    return seen.launches
 
 
-@pytest.mark.parametrize("name", ELEMENT_WISE)
+@pytest.mark.parametrize("name", [*ELEMENT_WISE, pytest.param("Prodigy", marks=needs_prodigy)])
 def test_a_step_launches_as_much_for_many_layers_as_for_few(model, name):
     few = NetworkConfig(rank=4, include=("blocks.0.mlp.layer1",), targets="")
     assert launches(Trained(model, True, name, few)) == launches(Trained(model, True, name, NetworkConfig(rank=4))) < 50

@@ -136,7 +136,7 @@ def test_it_is_decided_when_the_model_is_loaded_for_the_largest_batch(model, pic
     with loop.opened(config, events.append) as run:
         buckets = [item.bucket for item in run.data.items]
         largest = max(math.prod(size) * min(3, buckets.count(size)) for size in buckets)
-        assert seen == [("cpu", len(run.state.gradient.buffer), largest)]
+        assert seen == [("cpu", 0, largest)], "AdamW's moments are there by then"
         assert recomputes_blocks(run.model) and "because" in [e.get("text") for e in events]
         result = run.go()
     assert read_metadata(result.adapter_path)["ss_gradient_checkpointing"] == "True"

@@ -28,9 +28,10 @@ def adapter_state(
 ) -> dict[str, Tensor]:
     """Return the network as a file's tensors, on the CPU. Alphas stay fp32: fp16 could not hold large ones."""
     state: dict[str, Tensor] = {}
+    copies = network.copied(lambda tensor: tensor.to("cpu", dtype, copy=True))
     for name, module in network.trained():
-        for tensor_name, tensor in network.tensors(module).items():
-            state[join_key(name, tensor_name, key_format)] = tensor.detach().to("cpu", dtype, copy=True).contiguous()
+        for tensor_name, parameter in network.tensors(module).items():
+            state[join_key(name, tensor_name, key_format)] = copies[parameter]
         if isinstance(module, Adapter):
             state[join_key(name, "alpha", key_format)] = torch.tensor(float(module.alpha))
     return state

@@ -1,7 +1,7 @@
 """The adapter network: put into a model, taken out again, grouped for the optimizer."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -138,18 +138,24 @@ class AdapterNetwork(nn.Module):
         inside = {id(p) for flat in self.flat for p in flat.parameters}
         return [*(flat.whole for flat in self.flat), *(p for p in self.parameters() if id(p) not in inside)]
 
+    def copied(self, copy: Callable[[Tensor], Tensor]) -> dict[nn.Parameter, Tensor]:
+        """Return what `copy` makes of every parameter, in its shape; it is called once for each flat tensor."""
+        copies = {whole: copy(whole.detach()) for whole in self.wholes()}
+        for flat in self.flat:
+            copies |= zip(flat.parameters, flat.split(copies[flat.whole]))
+        return copies
+
     def host_state(self) -> dict[str, Tensor]:
-        """Return a copy of the state dict on the CPU; each flat tensor is copied in one piece."""
-        copies = {id(whole): whole.detach().to("cpu", copy=True) for whole in self.wholes()}
-        copies |= {id(p): copy for flat in self.flat for p, copy in zip(flat.parameters, flat.split(copies[id(flat.whole)]))}
-        return {name: copies[id(parameter)] for name, parameter in self.state_dict(keep_vars=True).items()}
+        """Return a copy of the state dict on the CPU."""
+        copies = self.copied(lambda tensor: tensor.to("cpu", copy=True))
+        return {name: copies[parameter] for name, parameter in self.state_dict(keep_vars=True).items()}
 
     def trained(self) -> Iterator[tuple[str, Adapter | AdaptedNorm]]:
         """Yield (layer name, module that holds the trained parameters)."""
         for name, module in self.adapted.items():
             yield name, module.adapter if isinstance(module, AdaptedLinear) else module
 
-    def tensors(self, module: Adapter | AdaptedNorm) -> dict[str, Tensor]:
+    def tensors(self, module: Adapter | AdaptedNorm) -> dict[str, nn.Parameter]:
         """Return the parameters of one layer under the names of the file format, fp32, without alpha."""
         named = dict(module.named_parameters(recurse=False))
         return {f"{name}.weight" if f"{name}.weight" in self.kind.tensors else name: p for name, p in named.items()}

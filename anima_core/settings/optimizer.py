@@ -42,8 +42,8 @@ class OptimizerType:
     takes: our settings that it has, and what its class calls them ("beta1" is the first of `optimizer.betas`).
     defaults: arguments that are not left at the class' own default. library: what our settings are in its package, where
     that is not what they are here. schedule_free: it needs no learning-rate schedule. one_rate: all its parameters share one
-    learning rate. element_wise: what it does to a number follows from that number's own gradients, whatever tensor it is in.
-    waits: how often a step waits for the device, for each tensor.
+    learning rate. waits: how often a step waits for the device, for each tensor.
+    element_wise: it treats every number alike, whatever tensor it is in, unless one of the arguments `by_tensor` is given.
     """
 
     name: str  # also the class'
@@ -54,8 +54,9 @@ class OptimizerType:
     library: Mapping[str, Any] = field(default_factory=lambda: UNDECAYED)
     schedule_free: bool = False
     one_rate: bool = False
-    element_wise: bool = False
     waits: int = 0
+    element_wise: bool = False
+    by_tensor: tuple[str, ...] = ()
 
 
 OPTIMIZERS = Registry(
@@ -70,6 +71,7 @@ OPTIMIZERS = Registry(
             takes={"betas": "betas"},
             library={"weight_decay": 0.0},
             element_wise=True,
+            by_tensor=("cautious_factor",),  # of some versions
         ),
         # torch's Adafactor scales lr by max(eps[1], rms of the parameter): its 0.001 would hardly move a factor that starts
         # at zero. 1 makes lr absolute, which others call relative_step=False scale_parameter=False.
@@ -82,7 +84,15 @@ OPTIMIZERS = Registry(
             library={"weight_decay": 0.0},
             waits=2,
         ),
-        OptimizerType("Prodigy", "prodigyopt", "prodigyopt", one_rate=True, waits=2),
+        OptimizerType(
+            "Prodigy",
+            "prodigyopt",
+            "prodigyopt",
+            one_rate=True,
+            waits=2,
+            element_wise=True,  # its step size comes from sums over all
+            by_tensor=("slice_p",),
+        ),
         OptimizerType("RAdamScheduleFree", "schedulefree", "schedulefree", schedule_free=True, element_wise=True),
         OptimizerType("AdamWScheduleFree", "schedulefree", "schedulefree", schedule_free=True, element_wise=True),
         OptimizerType(

@@ -117,7 +117,8 @@ def build_run(plan: Plan, ranks: Ranks, events: Events) -> "Run":
     network = AdapterNetwork.inject(model, config.network, config.seed)
     data = with_embeddings(plan, cached, model, events, ranks)
     state = build_state(plan, network, contents(config, plan.pictures) if ranks.first else {})
-    recompute, reason = recomputes(config, model, len(state.gradient.buffer), data.batches.most_pixels())
+    to_come = 0 if state.optimizer.state else len(state.gradient.buffer)  # numbers that have no moments yet
+    recompute, reason = recomputes(config, model, to_come, data.batches.most_pixels())
     make_lean(model, ["checkpoint" if recompute else "keep"] * len(model.blocks))
     if reason:
         events.emit("note", text=reason)

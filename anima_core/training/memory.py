@@ -15,7 +15,7 @@ KEPT = {"lora": 26.9}
 KEPT_BY_OTHERS = 38.0  # LoKr with whole factors
 KEPT_BY_ADALN = 6.1  # more, where the modulation is trained
 KEPT_BY_FP16 = 3.0  # more, for a residual in fp32
-MOMENTS = 8  # bytes for each trained number: what the optimizer makes in its first step
+MOMENTS = 8  # bytes for each trained number whose optimizer makes them in its first step
 FRAGMENTS = 1.06  # of what a step holds torch's allocator takes, about
 MARGIN = 0.5e9  # bytes: the temporary tensors of one block's backward pass
 MPS_TILE = 1024  # px: at 1536 the VAE's attention scores, 5.4 GB, pass what Metal allows for one tensor
@@ -64,8 +64,8 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 def recomputes(config: TrainConfig, model: AnimaTransformer, trained: int, pixels: int) -> tuple[bool, str]:
     """Decide whether blocks are recomputed in the backward pass, see `train.memory`; return it with the reason for auto.
 
-    model: on its device, with everything else that will be there except what a step makes. trained: how many numbers are;
-    pixels: of the run's largest batch.
+    model: on its device, with everything else that will be there except what a step makes. trained: how many numbers will get
+    their moments in the first step; pixels: of the run's largest batch.
     """
     if config.memory != "auto" or model.device.type == "cpu":
         return config.memory == "recompute", ""

@@ -35,7 +35,7 @@ def preflight(config: OptimizerConfig, device: torch.device | None = None) -> li
     build_optimizer([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": config.learning_rate}], config)
     warnings = []
     waits = OPTIMIZERS[config.type].waits
-    if waits and device is not None and device.type != "cpu":
+    if waits and not takes_flat(config) and device is not None and device.type != "cpu":
         times = "once" if waits == 1 else "twice"
         slow = f"waits for the device {times} for each trained tensor in every step, {waits * DEFAULT_TENSORS} times by default"
         warnings.append(f"`optimizer.type`={config.type} {slow}; AdamW and the ScheduleFree ones do not")
@@ -43,6 +43,12 @@ def preflight(config: OptimizerConfig, device: torch.device | None = None) -> li
         rate = f"`optimizer.learning_rate`={config.learning_rate} scales it, 1.0 is usual"
         warnings.append(f"`optimizer.type`=Prodigy finds its own step size: {rate}")
     return warnings
+
+
+def takes_flat(config: OptimizerConfig) -> bool:
+    """Tell whether the optimizer may be given one tensor in place of all that are in it."""
+    kind, given = OPTIMIZERS[config.type], {item.partition("=")[0].strip() for item in config.args}
+    return kind.element_wise and given.isdisjoint(kind.by_tensor)
 
 
 def optimizer_arguments(config: OptimizerConfig, kind: OptimizerType, cls: type) -> dict[str, Any]:
@@ -101,7 +107,7 @@ def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> to
 
 
 def make_state(optimizer: torch.optim.Optimizer) -> None:
-    """Let an element-wise optimizer make its moments now, as its class does: in a step of rate 0. Gradients must be zero.
+    """Let an optimizer that takes flat tensors make its moments now, as its class does: in a step of rate 0 on zero gradients.
 
     In the first step of the run they would come after the activations, and lie between them for good. Neither a weight nor
     a counter moves.

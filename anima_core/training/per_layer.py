@@ -7,6 +7,8 @@ from torch import Tensor
 
 from ..adapters.flat import Flat
 
+ROWS = ("s", "p0")  # of Prodigy, which keeps them as rows of numbers, whatever a parameter's shape
+
 
 def split_optimizer(state: dict[str, Any], flats: Sequence[Flat]) -> dict[str, Any]:
     """Rewrite the state dict of an optimizer of flat tensors as that of one of their parameters, on the CPU.
@@ -21,7 +23,7 @@ def split_optimizer(state: dict[str, Any], flats: Sequence[Flat]) -> dict[str, A
         (index,) = group["params"]
         for name, value in state["state"].get(index, {}).items():
             for number, piece in zip(numbers, pieces(value, flat), strict=True):
-                entries.setdefault(number, {})[name] = piece
+                entries.setdefault(number, {})[name] = piece.flatten() if name in ROWS else piece
         groups.append(group | {"params": numbers})
     return {"state": entries, "param_groups": groups}
 
@@ -73,6 +75,8 @@ def pieces(value: Any, flat: Flat) -> list[Any]:
 
 
 def whole(values: Sequence[Any], flat: Flat) -> Any:
-    """Undo `pieces`."""
-    moments = isinstance(values[0], Tensor) and all(v.shape == p.shape for v, p in zip(values, flat.parameters))
-    return flat.join(values) if moments else values[0]
+    """Undo `pieces`. A number among moments stands for a tensor of it, as Prodigy has it for parameters that began at zero."""
+    if not any(isinstance(value, Tensor) and value.ndim for value in values):
+        return values[0]
+    shaped = zip(values, (p.shape for p in flat.parameters))
+    return flat.join([value.view(shape) if value.ndim else value.expand(shape) for value, shape in shaped])

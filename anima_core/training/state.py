@@ -23,7 +23,6 @@ from ..adapters.flat import Flat
 from ..adapters.network import AdapterNetwork
 from ..errors import CheckpointError, FileError
 from ..settings import OptimizerConfig
-from ..settings.optimizer import OPTIMIZERS
 from . import optimizers
 from .ema import EMA
 from .gradient import FlatGradient
@@ -147,8 +146,8 @@ def fresh_state(
 ) -> TrainState:
     """Make what a run holds beside the weights before its first step: gradients, moments, averages.
 
-    flat: all of a rate group in one tensor, which the optimizer takes too where it is element-wise; else each layer by itself,
-    which is slower and gives the same bits.
+    flat: all of a rate group in one tensor, which the optimizer takes too where it can; else each layer by itself, which is
+    slower and gives the same bits, or of Prodigy, whose step size is a sum over all, the same but for rounding.
     """
     layers = network.parameter_groups(config.learning_rate, config.weight_decay)
     groups = network.flatten(layers) if flat else layers
@@ -157,7 +156,7 @@ def fresh_state(
     for whole in network.flat:
         whole.share_gradient()
     ema = EMA(parameters, ema_decay) if ema_decay > 0 else None
-    if not OPTIMIZERS[config.type].element_wise:
+    if not optimizers.takes_flat(config):
         return TrainState(network, optimizers.build_optimizer(layers, config), gradient, ema)
     optimizer = optimizers.build_optimizer(groups, config)
     optimizers.make_state(optimizer)
