@@ -19,6 +19,7 @@ from anima_core.adapters.types.lora import LoRA
 from anima_core.demo.random_transformer import TINY, random_state
 from anima_core.models.transformer import AnimaTransformer
 from anima_core.settings import NetworkConfig
+from anima_core.speed.counting import Meter
 from anima_core.training.gradient import FlatGradient
 
 from .conftest import relative_error
@@ -335,6 +336,34 @@ def test_a_trained_norm_gives_its_weight_with_the_difference():
     assert torch.equal(norm(x), torch.nn.functional.rms_norm(x, (16,), norm.weight, 1e-6))
     norm.weight.sum().backward()
     assert norm.w_norm.grad.any()
+
+
+# Of a layer of 2048 x 2048 at 4096 rows in bf16, forward and backward: launches, bytes in those of x, FLOPs in those of x Wᵀ.
+# The base layer alone: 1 launch, 2.5, 1, and the same backward.
+WORK = {
+    "lora": (lambda layer: LoRA(layer, 32.0), (3, 5.6, 1.02), (8, 8.7, 1.07)),
+    "lokr": (lambda layer: LoKr(layer, 32.0, 8, False, False), (4, 6.1, 1.02), (13, 10.0, 1.07)),
+    "lokr, whole": (lambda layer: LoKr(layer, 32.0, 8, True, False), (2, 3.6, 1.0), (9, 11.7, 1.26)),
+}
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_the_work_of_a_layer_does_not_grow(name):
+    make, forward, backward = WORK[name]
+    width, rows = 2048, 4096
+    base = nn.Linear(width, width, bias=False).to("meta", torch.bfloat16).requires_grad_(False)
+    layer = AdaptedLinear(base, make(layer_of(width, width, 32)).to("meta"))
+    for parameter in layer.adapter.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    layer.adapter.casts = functions.cast_factors([layer.adapter], torch.bfloat16)[0]
+    x = torch.empty(rows, width, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    with Meter() as meter:
+        y = layer(x)
+        first = meter.work
+        y.backward(torch.empty_like(y))
+    for work, most in zip((first, meter.work - first), (forward, backward)):
+        found = work.launches, work.bytes / (rows * width * 2), work.flops / (2 * rows * width**2)
+        assert all(a <= b for a, b in zip(found, most)), found
 
 
 def test_every_size_of_lokr_that_factors_split():

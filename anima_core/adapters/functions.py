@@ -96,7 +96,7 @@ class LoKrFunction(Function):
         q = mix(one.t(), p)
         dx = d_w1 = d_up = d_down = None
         if needs_w1:
-            d_w1 = deliver(row_product(p, h, one, scale), w1, straight)
+            d_w1 = deliver(row_product(p, h, one), w1, straight, scale)
         if needs_up:
             d_up = deliver(product(g_pieces.t(), mix(one, h), scale), up, straight)
         if needs_down:
@@ -133,7 +133,7 @@ class WholeLoKrFunction(Function):
         x_pieces, g_pieces = pieces(flat_rows(x), one.shape[1]), pieces(flat_rows(g), len(one))
         dx = d_w1 = d_w2 = None
         if needs_w1:
-            d_w1 = deliver(row_product(g_pieces @ two, x_pieces, one, scale), w1, straight)
+            d_w1 = deliver(row_product(g_pieces @ two, x_pieces, one), w1, straight, scale)
         if needs_w2:
             d_w2 = deliver(product(g_pieces.t(), mix(one, x_pieces), scale), w2, straight)
         if needs_x:
@@ -164,10 +164,10 @@ def mix(w1: Tensor, x: Tensor) -> Tensor:
     return (w1.expand(len(rows), -1, -1) @ rows).flatten(0, 1)
 
 
-def row_product(p: Tensor, h: Tensor, w1: Tensor, scale: float) -> Tensor:
-    """Sum s p hᵀ of all rows: p [N * l, r], h [N * m, r] -> [l, m], fp32."""
+def row_product(p: Tensor, h: Tensor, w1: Tensor) -> Tensor:
+    """Sum p hᵀ of all rows: p [N * l, r], h [N * m, r] -> [l, m] as w1, fp32."""
     l, m = w1.shape  # noqa: E741, the formula's
-    return (p.view(-1, l, p.shape[1]) @ h.view(-1, m, h.shape[1]).mT).sum(0, dtype=torch.float32).mul_(scale)
+    return (p.view(-1, l, p.shape[1]) @ h.view(-1, m, h.shape[1]).mT).sum(0, dtype=torch.float32)
 
 
 def product(left: Tensor, right: Tensor, scale: float) -> Tensor:
@@ -175,12 +175,12 @@ def product(left: Tensor, right: Tensor, scale: float) -> Tensor:
     return torch.addmm(left.new_empty(()), left, right, beta=0, alpha=scale)
 
 
-def deliver(gradient: Tensor, factor: Tensor, straight: bool) -> Tensor | None:
-    """Add to `.grad`, in fp32, or return the gradient for autograd to do so. A product of factors has no `.grad`."""
+def deliver(gradient: Tensor, factor: Tensor, straight: bool, scale: float = 1.0) -> Tensor | None:
+    """Add s gradient to `.grad`, in fp32, or return it for autograd to do so. A product of factors has no `.grad`."""
     if straight and factor.is_leaf and factor.grad is not None:
-        factor.grad.add_(gradient)
+        factor.grad.add_(gradient, alpha=scale)
         return None
-    return gradient.to(factor.dtype)
+    return gradient.to(factor.dtype).mul_(scale)
 
 
 def cast_factors(adapters: Sequence[nn.Module], dtype: torch.dtype) -> list[dict[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""LoKr: delta W = scale * kron(w1, w2), applied as two small products, never as a matrix of weight size.
+"""LoKr: delta W = scale * kron(w1, w2), applied as two small products.
 
 Rules of factorisation, decomposition, initialisation and scale are LyCORIS', docs/model.md §7.3.
 """
