@@ -1,5 +1,6 @@
 """Files: written whole or not at all, hashed, and given names that every file system takes and nothing else has."""
 
+import errno
 import hashlib
 import itertools
 import os
@@ -8,7 +9,8 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -133,13 +135,58 @@ def digest(path: Path, on_read: Callable[[int], None] = lambda count: None) -> s
     return found.hexdigest()
 
 
-_digests: dict[tuple[Path, int, int], str] = {}  # by path, size and time: model files have gigabytes
+Stamp = tuple[int, int]  # how an unchanged file is recognised: its bytes, and nanoseconds of its last change
+
+_digests: dict[tuple[Path, Stamp], str] = {}  # by the real path: model files have gigabytes
+
+
+def stamp(path: Path) -> Stamp:
+    """Return a file's stamp. Raises FileError.
+
+    Of its two times the later one, which no program sets back where it is that of any change. On Windows it is that of
+    creation: there a file that is rewritten in place, with its length and time kept, is taken for what it was.
+    """
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    return stat.st_size, max(stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+def learn(path: Path, when: Stamp, found: str) -> None:
+    """Remember the digest of a file that had this stamp, for `known` and `identity`."""
+    _digests[path.resolve(), when] = found
+
+
+def known(path: Path) -> str | None:
+    """Return the digest of a file that has not changed since it was learnt. Raises FileError."""
+    return _digests.get((path.resolve(), stamp(path)))
+
+
+@contextmanager
+def read_through(path: Path) -> Iterator[Callable[[memoryview], None]]:
+    """Open a file to be read once, from front to back, by a function that fills a buffer with what comes next.
+
+    Where its digest is not known it is learnt on the way, if all is read. Raises OSError, also for what ends too early.
+    """
+    when, hashing = stamp(path), None if known(path) else hashlib.sha256()
+    with open(path, "rb") as file:
+
+        def fill(buffer: memoryview) -> None:
+            if file.readinto(buffer) < len(buffer):
+                raise OSError(errno.EIO, "it ends too early")
+            if hashing is not None:
+                hashing.update(buffer)
+
+        yield fill
+        if hashing is not None and not file.read(1):
+            learn(path, when, hashing.hexdigest())
 
 
 def identity(path: str | Path, on_read: Callable[[int], None] = lambda count: None) -> str:
     """Return the SHA-256 of a file's content, or of the names and contents of a folder's files, as hex.
 
-    A file is read again only when its size or time has changed; on_read hears how many bytes of it were.
+    A file is read again only when its stamp has changed; on_read hears how many bytes of it were. Raises FileError.
     """
     path = Path(path)
     if path.is_dir():
@@ -147,20 +194,13 @@ def identity(path: str | Path, on_read: Callable[[int], None] = lambda count: No
         for file in files_in(path):
             found.update(f"{file.name}\0{identity(file, on_read)}\n".encode())
         return found.hexdigest()
-    try:
-        stat = path.stat()
-    except OSError as error:
-        raise FileError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    known = path.resolve(), stat.st_size, stat.st_mtime_ns
-    if known not in _digests:
-        _digests[known] = digest(path, on_read)
-    return _digests[known]
+    if (former := known(path)) is not None:
+        return former
+    when, now = stamp(path), digest(path, on_read)
+    learn(path, when, now)
+    return now
 
 
-def size(path: Path) -> int:
-    """Return the bytes that `identity` reads of a file or folder."""
-    return sum(file.stat().st_size for file in (files_in(path) if path.is_dir() else [path]))
-
-
-def files_in(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+def files_in(path: Path) -> list[Path]:
+    """List the files of a folder that are not hidden, in order, or the file itself."""
+    return sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")) if path.is_dir() else [path]

@@ -20,6 +20,7 @@ from ..anima_core.run_store import FinishedRun, describe, run_key
 from ..anima_core.settings import TrainConfig
 from ..anima_core.training.export import write_again
 from ..anima_core.training.loop import train
+from ..anima_core.training.model_files import hash_models
 from ..anima_core.training.preflight import Plan, preflight
 from . import bridge, returned, sentences, tell, types
 from .adapters import apply_adapter
@@ -70,6 +71,7 @@ def run_in_graph(config: TrainConfig, model: Any, unfinished: str = UNFINISHED[0
     with bridge.NodeListener(tell.this_node(), goes_on_by_itself=unfinished == UNFINISHED[0]) as listener:
         with interruptible(listener):
             plan = preflight(config, on_event=listener)
+            hash_models(plan.config, plan.cache_dir, listener)  # the key is made of what is in them
         key = run_key(plan)
         done = store.find(key)
         if done is not None:

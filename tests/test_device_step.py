@@ -310,7 +310,7 @@ def test_a_lost_caption_is_embedded_where_the_llm_adapter_is(model):
     for module in (small.blocks, small.x_embedder, small.t_embedder, small.t_embedding_norm, small.final_layer):
         module.to("meta")  # where training goes on
     assert small.device.type == "meta"
-    assert torch.equal(embeddings._embed("x")["embeds"], expected)
+    assert torch.equal(embeddings._embed(["x"])[0]["embeds"], expected)
 
 
 def test_releasing_takes_the_whole_llm_adapter():

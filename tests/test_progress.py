@@ -6,14 +6,15 @@ import math
 import pytest
 import torch
 
+from anima_core import files
 from anima_core.demo.pictures import write_pictures
 from anima_core.errors import AnimaError, FileError, Interrupted, RunError, SettingError
 from anima_core.progress_bar import progress_text
 from anima_core.settings import SampleConfig
-from anima_core.training import preflight as preflight_module
+from anima_core.training import model_files
 from anima_core.training.events import Events
 from anima_core.training.loop import train
-from anima_core.training.preflight import hash_models
+from anima_core.training.model_files import hash_models
 from anima_core.training.reporting import DECAY, RunningMean, StepRecord, StepReporter, smoothed
 
 from .tiny import train_config
@@ -74,16 +75,16 @@ def test_previews_tell_which_of_them_and_which_of_its_steps(model, pictures, tmp
 
 
 def test_hashing_the_model_files_tells_how_far_it_is_and_can_be_cancelled(model, pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr(preflight_module.files, "_digests", {})
-    monkeypatch.setattr(preflight_module, "MB", 1000)  # the tiny files have few megabytes
+    monkeypatch.setattr(files, "_digests", {})
+    monkeypatch.setattr(model_files, "MB", 1000)  # the tiny files have few megabytes
     config, events = train_config(model, pictures, tmp_path), []
     with pytest.raises(Interrupted, match="cancelled at reading model files"):
-        hash_models(config, lambda event: "cancel")
-    hash_models(config, events.append)
+        hash_models(config, tmp_path, lambda event: "cancel")
+    hash_models(config, tmp_path, events.append)
     assert [event["done"] for event in events] == sorted(event["done"] for event in events)
     assert events and events[-1]["total"] > 0
     known = len(events)
-    hash_models(config, events.append)
+    hash_models(config, tmp_path, events.append)
     assert len(events) == known  # nothing is read again
 
 

@@ -15,10 +15,12 @@ from ..models.checkpoint import tensor_bytes
 from ..models.llm_adapter import MIN_TEXT_ROWS
 from ..models.transformer import AnimaTransformer
 from ..tensors import to_device
-from .cache import cache_key, everything
-from .text import Entry, TextStore
+from .cache import cache_key, encoded_at_once, everything
+from .text import Entry, TextStore, in_halves
 
 Progress = Callable[[int, int], None]
+
+EMBED_BATCH = 16  # captions: at one, the device waits for its next kernel most of the time
 
 
 class TextEmbeddings(Protocol):
@@ -69,9 +71,12 @@ class CachedEmbeddings:
         """Run the LLM adapter over the captions that the cache lacks. mine: which keys are this process' share."""
         keys = {c: self._key(c) for c in captions}
         todo = [c for c, key in keys.items() if mine(key) and not self.texts.cache.has(key)]
-        for done, caption in enumerate(todo, start=1):
-            self._embed(caption)
-            progress(done, len(todo))
+        todo.sort(key=len)  # equal lengths together: little padding
+        at_once = encoded_at_once(self.device, EMBED_BATCH)
+        for start in range(0, len(todo), at_once):
+            some = todo[start : start + at_once]
+            in_halves(self._embed, some, "LLM adapter")
+            progress(start + len(some), len(todo))
 
     def fetch(self, captions: list[str]) -> Entry:
         rows = [self._entry(caption)["embeds"] for caption in captions]
@@ -91,18 +96,28 @@ class CachedEmbeddings:
     def _entry(self, caption: str) -> Entry:
         found = self.texts.cache.get(self._key(caption))
         if found is None:
-            found = self._embed(caption)
+            (found,) = self._embed([caption])
             gone = f"the cached text embeddings of {caption[:80]!r} have vanished or are damaged"
             self.notes.append(f"{gone}; made again")
         return found
 
+    @property
+    def device(self) -> torch.device:
+        """Where the LLM adapter is, which leaves the transformer's device when all is cached."""
+        return next(self.model.llm_adapter.parameters()).device
+
     @torch.no_grad()
-    def _embed(self, caption: str) -> Entry:
-        text, device = self.texts.entry(caption), next(self.model.llm_adapter.parameters()).device
-        hidden, ids = text["hidden"][None].to(device), text["ids"][None].long().to(device)
-        rows = self.model.preprocess_text_embeds(hidden, ids)[0, : ids.shape[1]].to("cpu", self.texts.dtype)
-        self.texts.cache.put(self._key(caption), {"embeds": rows})
-        return {"embeds": rows}
+    def _embed(self, captions: list[str]) -> list[Entry]:
+        """Embed and cache captions, each as it would be alone."""
+        entries = [self.texts.entry(caption) for caption in captions]
+        batch = placed(padded("hidden", entries) | padded("ids", entries), self.device)
+        hidden, ids = batch["hidden"], batch["ids"].long()
+        embeds = self.model.preprocess_text_embeds(hidden, ids, batch.get("hidden mask"), batch.get("ids mask"))
+        embeds = embeds.to("cpu", self.texts.dtype)
+        found = [{"embeds": rows[: len(entry["ids"])].clone()} for rows, entry in zip(embeds, entries)]
+        for caption, entry in zip(captions, found):
+            self.texts.cache.put(self._key(caption), entry)
+        return found
 
     def _key(self, caption: str) -> str:
         return cache_key(kind="embeds", caption=caption, adapter=self.identity, **self.texts.sources)

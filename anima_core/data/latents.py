@@ -3,7 +3,8 @@
 import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -12,13 +13,15 @@ from torch import Tensor
 from .. import files
 from ..errors import FileError, RunError
 from ..models.vae import AnimaVAE
+from .ahead import WORKERS, ahead
 from .batches import Draw, Item
 from .buckets import Size
 from .cache import TensorCache, cache_key, everything
 from .folder import Picture
 from .pictures import load_mask, load_picture
 
-READERS = 4  # threads that decode pictures ahead of the VAE
+DECODING = 8  # bytes for each pixel of a file while it becomes a picture: RGBA, and the copy that a conversion makes
+DECODED = 12  # bytes for each pixel of a bucket
 
 Want = tuple[Picture, Size, bool]  # picture, bucket, mirrored
 Progress = Callable[[int, int], None]
@@ -46,13 +49,18 @@ class LatentStore:
 
     def missing(self, items: list[Item], mine: Callable[[str], bool] = everything) -> list[Want]:
         """List what is not cached yet, each once. mine: which keys are this process' share."""
+        return list(self._wanted(items, self.key, mine).values())
+
+    def _wanted(
+        self, items: list[Item], key_of: Callable[[Picture, Size, bool], str], mine: Callable[[str], bool]
+    ) -> dict[str, Want]:
         found: dict[str, Want] = {}
         for item in items:
             for flip in flips(item.picture):
-                key = self.key(item.picture, item.bucket, flip)
+                key = key_of(item.picture, item.bucket, flip)
                 if key not in found and mine(key) and not self.cache.has(key):
                     found[key] = (item.picture, item.bucket, flip)
-        return list(found.values())
+        return found
 
     def fill(
         self,
@@ -61,33 +69,46 @@ class LatentStore:
         batch_size: int,
         progress: Progress,
         mine: Callable[[str], bool] = everything,
+        workers: int = WORKERS,
     ) -> int:
-        """Encode what is missing; the VAE is only loaded when there is something. Return how many. Raises RunError."""
+        """Encode what is missing; the VAE is only loaded when there is something. Return how many. Raises RunError.
+
+        workers: threads that decode and resize pictures while the VAE encodes; 0 does one after the other.
+        """
         wants = self.missing(items, mine)
         if not wants:
             return 0
         model, done = vae(), 0
-        with ThreadPoolExecutor(READERS, thread_name_prefix="anima-read") as readers:
-            for batch, images in read_ahead(grouped(wants, batch_size), readers):
-                latents = model.encode(torch.stack(images), tile=self.tile)
-                for want, latent in zip(batch, latents):
-                    if not latent.isfinite().all():
-                        raise RunError(f"{want[0].path}: its latents are not finite; use qwen_image_vae.safetensors as the VAE")
-                    self.cache.put(self.key(*want), {"latents": latent.float()})
+        batches = list(grouped(wants, batch_size))
+        with closing(ahead(read, chain.from_iterable(batches), room, workers)) as pictures:
+            for batch in batches:
+                images = torch.stack(list(islice(pictures, len(batch))))
+                self._keep(batch, model.encode(images, tile=self.tile))
                 done += len(batch)
                 progress(done, len(wants))
         return len(wants)
 
-    def fill_masks(self, items: list[Item], progress: Progress, mine: Callable[[str], bool] = everything) -> None:
-        """Cache the masks that are missing; no VAE is needed."""
-        masked = [item for item in items if has_mask(item.picture)]
-        for done, item in enumerate(masked, start=1):
-            for flip in flips(item.picture):
-                key = self.mask_key(item.picture, item.bucket, flip)
-                if mine(key) and not self.cache.has(key):
-                    self.cache.put(key, {"mask": read_mask(item.picture, item.bucket, flip)})
-            if done % 64 == 0 or done == len(masked):
-                progress(done, len(masked))
+    def _keep(self, batch: list[Want], latents: Tensor) -> None:
+        """Cache a batch of latents. Raises RunError for those that are not finite."""
+        for want, latent in zip(batch, latents.float().cpu()):  # the one moment that waits for the device
+            if not latent.isfinite().all():
+                raise RunError(f"{want[0].path}: its latents are not finite; use qwen_image_vae.safetensors as the VAE")
+            self.cache.put(self.key(*want), {"latents": latent})
+
+    def fill_masks(
+        self,
+        items: list[Item],
+        progress: Progress,
+        mine: Callable[[str], bool] = everything,
+        workers: int = WORKERS,
+    ) -> None:
+        """Cache the masks that are missing; no VAE is needed. workers: as in `fill`."""
+        wants = self._wanted([item for item in items if has_mask(item.picture)], self.mask_key, mine)
+        with closing(ahead(lambda want: read_mask(*want), wants.values(), room, workers)) as masks:
+            for done, (key, mask) in enumerate(zip(wants, masks), start=1):
+                self.cache.put(key, {"mask": mask})
+                if done % 64 == 0 or done == len(wants):
+                    progress(done, len(wants))
 
     def latents(self, draw: Draw) -> Tensor:
         """Return [16, h, w], fp32."""
@@ -154,13 +175,13 @@ def grouped(wants: list[Want], batch_size: int) -> Iterator[list[Want]]:
             yield group[start : start + batch_size]
 
 
-def read_ahead(batches: Iterator[list[Want]], readers: ThreadPoolExecutor) -> Iterator[tuple[list[Want], list[Tensor]]]:
-    """Yield each batch with its pictures, the next one being decoded meanwhile."""
-    waiting = None
-    for batch in batches:
-        futures = [readers.submit(load_picture, picture.path, bucket, flip, picture.digest) for picture, bucket, flip in batch]
-        if waiting is not None:
-            yield waiting[0], [future.result() for future in waiting[1]]
-        waiting = (batch, futures)
-    if waiting is not None:
-        yield waiting[0], [future.result() for future in waiting[1]]
+def read(want: Want) -> Tensor:
+    """Return a picture as [3, H, W] fp32 in [-1, 1]. Raises FileError."""
+    picture, bucket, flip = want
+    return load_picture(picture.path, bucket, flip, picture.digest)
+
+
+def room(want: Want) -> int:
+    """Return the bytes that reading a picture takes at most."""
+    picture, bucket, _ = want
+    return DECODING * picture.size[0] * picture.size[1] + DECODED * bucket[0] * bucket[1]

@@ -61,8 +61,10 @@ class TextStore:
             todo.sort(key=len)  # equal lengths together: little padding
             at_once = encoded_at_once(model.model.device, ENCODE_BATCH)
             for start in range(0, len(todo), at_once):
-                self._encode_batch(todo[start : start + at_once], model)
-                progress(min(start + at_once, len(todo)), len(todo))
+                some = todo[start : start + at_once]
+                for caption, entry in zip(some, in_halves(lambda part: self._encode(part, model), some, "Qwen")):
+                    self.cache.put(keys[caption], entry)
+                progress(start + len(some), len(todo))
         return len(todo)
 
     def entry(self, caption: str) -> Entry:
@@ -80,24 +82,6 @@ class TextStore:
         self.notes.append(f"{gone}; encoded again")
         return found
 
-    def _encode_batch(self, captions: list[str], qwen: AnimaQwen) -> None:
-        """Encode and cache; out of memory, half as many at once are tried."""
-        entries = None
-        try:
-            entries = self._encode(captions, qwen)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            if len(captions) == 1:
-                raise RunError("Qwen: out of memory even at one caption; free memory on the device") from None
-        if entries is None:  # outside of the handler, which would keep the failed tensors alive
-            middle = len(captions) // 2
-            self._encode_batch(captions[:middle], qwen)
-            self._encode_batch(captions[middle:], qwen)
-            return
-        for caption, entry in zip(captions, entries):
-            self.cache.put(self._key(caption), entry)
-
     def _encode(self, captions: list[str], qwen: AnimaQwen) -> list[Entry]:
         hidden = qwen.encode(captions)
         for caption, rows in zip(captions, hidden):
@@ -108,3 +92,16 @@ class TextStore:
 
     def _key(self, caption: str) -> str:
         return cache_key(kind="text", caption=caption, **self.sources)
+
+
+def in_halves(encode: Callable[[list[str]], list[Entry]], captions: list[str], what: str) -> list[Entry]:
+    """Encode captions at once; out of memory, half as many are tried. Raises RunError, naming `what`, where one is too much."""
+    try:
+        return encode(captions)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        if len(captions) == 1:
+            raise RunError(f"{what}: out of memory even at one caption; free memory on the device") from None
+    middle = len(captions) // 2  # outside of the handler, which would keep the failed tensors alive
+    return in_halves(encode, captions[:middle], what) + in_halves(encode, captions[middle:], what)

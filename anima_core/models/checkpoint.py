@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..errors import FileError
+from ..files import read_through
 from .kinds import LONGEST_START, REAL_WEIGHTS, all_in_one, folder_of, kind_of, start_of
 
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own bound
@@ -30,6 +30,13 @@ M = TypeVar("M", bound=nn.Module)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FLOAT_DTYPES = {"F64", "F32", "F16", "BF16"}
+NAMES = {
+    **{"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"},
+    **{"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "BOOL": "bool"},
+    **{"U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8"},
+    **{"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"},
+}  # the format's names of dtypes, and torch's, of which older versions lack some
+FORMATS: dict[str, torch.dtype] = {name: getattr(torch, ours) for name, ours in NAMES.items() if hasattr(torch, ours)}
 
 # Released files differ: `net.` (base-v1.0, previews) and `model.diffusion_model.` (aesthetic, turbo).
 TRANSFORMER_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "net.")
@@ -68,13 +75,32 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
 
 
 def load_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Read all tensors of a small file, an adapter say. Raises FileError.
+    """Read all tensors of a file. Raises FileError."""
+    return dict(read_tensors(path))
 
-    `load_file` would keep the file mapped while any of them lives, and Windows does not replace a mapped file.
+
+def read_tensors(path: str | Path) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a file with their keys, as they lie in it, each in memory of its own. Raises FileError.
+
+    The file is read once, from front to back, and its digest is learnt on the way. It is not mapped: what is mapped is read
+    in small pieces, Windows does not replace such a file, and its weights would be gone where a network drive is.
     """
-    read_header(path)
-    with readable(path):
-        return load(Path(path).read_bytes())
+    path = Path(path)
+    entries = _tensor_entries(path)
+    unread = sorted({item["dtype"] for item in entries.values()} - FORMATS.keys())
+    if unread:
+        raise FileError(f"{path}: holds tensors of {unread[0]}, which this version of torch lacks; use a file in BF16 or F32")
+    with readable(path), read_through(path) as fill:
+        fill(memoryview(bytearray(8 + _header_length(path))))
+        for key, item in sorted(entries.items(), key=lambda entry: entry[1]["data_offsets"]):
+            yield key, _filled(item, fill)
+
+
+def _filled(entry: dict[str, Any], fill: Callable[[memoryview], None]) -> Tensor:
+    begin, end = entry["data_offsets"]
+    data = torch.empty(end - begin, dtype=torch.uint8)
+    fill(data.numpy().data)
+    return data.view(FORMATS[entry["dtype"]]).reshape(entry["shape"])
 
 
 @contextmanager
@@ -100,9 +126,6 @@ def _tensor_entries(path: str | Path) -> dict[str, dict[str, Any]]:
     return entries
 
 
-ITEM_BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16}
-
-
 def check_layout(path: Path, entries: dict[str, dict[str, Any]]) -> int:
     """Check that offsets follow one another and fit the shapes, before anything is allocated. Return the data's length."""
     end = 0
@@ -114,7 +137,7 @@ def check_layout(path: Path, entries: dict[str, dict[str, Any]]) -> int:
                 raise ValueError
             if math.prod(shape) >= MOST_VALUES:
                 raise ValueError
-            if dtype in ITEM_BITS and stop - begin != math.prod(shape) * ITEM_BITS[dtype] // 8:
+            if dtype in FORMATS and stop - begin != math.prod(shape) * FORMATS[dtype].itemsize:
                 raise ValueError
             end = stop
     except (AttributeError, KeyError, TypeError, ValueError):
@@ -222,11 +245,12 @@ def load_strict(
     Raises FileError where `check_fits` does. Parameters come out frozen (`requires_grad=False`).
     """
     state = {}
-    for file, names in check_fits(shapes_of(model), path, layout).items():
-        with readable(file), safe_open(str(file), framework="pt", device="cpu") as tensors:
-            for name, key in names.items():
-                tensor = layout.transform(name, tensors.get_tensor(key))
-                state[name] = tensor.to(device=device, dtype=dtype)
+    for file, sources in check_fits(shapes_of(model), path, layout).items():
+        names = {key: name for name, key in sources.items()}
+        for key, tensor in read_tensors(file):
+            if name := names.get(key):
+                state[name] = layout.transform(name, tensor).to(device=device, dtype=dtype)
+            del tensor  # before the next one is read: only one is in memory twice
     model.load_state_dict(state, strict=True, assign=True)
     return model.requires_grad_(False)
 

@@ -287,7 +287,7 @@ def _rename(name: str) -> str | None:
 def _last_slice(name: str, tensor: Tensor) -> Tensor:
     """Map [O, I, t, h, w] -> its last temporal slice; gammas of [C, 1, 1, 1] -> [C, 1, 1]."""
     if tensor.ndim == 5:
-        return tensor[:, :, -1]
+        return tensor[:, :, -1].contiguous()  # a view would keep the others in memory
     return tensor.reshape(-1, 1, 1) if name.endswith("gamma") else tensor
 
 

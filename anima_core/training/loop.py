@@ -24,6 +24,7 @@ from .device import at_work
 from .events import Events, Listener
 from .feed import Batch, Feed
 from .memory import free_memory, out_of_memory_advice, recomputes, reset_peak, vae_tile
+from .model_files import remember_digests
 from .preflight import Plan, preflight
 from .prepare import TrainingData, cache_data, with_embeddings
 from .previews import Previews
@@ -116,7 +117,7 @@ def build_run(plan: Plan, ranks: Ranks, events: Events) -> "Run":
     model = load_transformer(config.model.transformer, dtype=plan.dtype, device=plan.device)
     network = AdapterNetwork.inject(model, config.network, config.seed)
     data = with_embeddings(plan, cached, model, events, ranks)
-    state = build_state(plan, network, contents(config, plan.pictures) if ranks.first else {})
+    state = build_state(plan, network, content_of(plan) if ranks.first else {})
     to_come = 0 if state.optimizer.state else len(state.gradient.buffer)  # numbers that have no moments yet
     recompute, reason = recomputes(config, model, to_come, data.batches.most_pixels())
     make_lean(model, ["checkpoint" if recompute else "keep"] * len(model.blocks))
@@ -138,6 +139,13 @@ def build_run(plan: Plan, ranks: Ranks, events: Events) -> "Run":
     tile = vae_tile(plan.device, config.vae_tile)
     previews = Previews(config.samples, config.model.vae, tile, samples, data.embeddings)
     return Run(plan, ranks, events, data, model, state, watchdog, reporter, saver, previews)
+
+
+def content_of(plan: Plan) -> dict[str, str]:
+    """Hash what the run is made from, and remember it of the model files: they were loaded, and hashed on the way."""
+    content = contents(plan.config, plan.pictures)
+    remember_digests(plan.config, plan.cache_dir)
+    return content
 
 
 def build_state(plan: Plan, network: AdapterNetwork, content: dict[str, str], flat: bool = True) -> TrainState:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from .. import files, seeds
+from .. import seeds
 from ..adapters.adapter_type import Layer
 from ..adapters.dropouts import Dropouts
 from ..adapters.formats import left_out, load_into
@@ -26,15 +26,15 @@ from ..models.qwen import check_qwen, qwen_tokenizer_dir
 from ..models.tokenizers import load_t5_tokenizer
 from ..models.transformer import AnimaTransformer, TransformerConfig, check_transformer
 from ..models.vae import check_vae
-from ..settings import TrainConfig, walk
+from ..settings import TrainConfig
 from . import optimizers
 from .events import Events, Listener
 from .memory import pick_device, pick_dtype
+from .model_files import hash_models, recall_digests
 from .ranks import Ranks
 from .resume import compare_with, contents
 from .state import find_checkpoint
 
-MB = 1_000_000
 Pictures = tuple[tuple[Picture, ...], ...]  # of each dataset
 
 
@@ -81,8 +81,9 @@ def preflight(config: TrainConfig, ranks: Ranks | None = None, on_event: Listene
         check_writable(Path(folder))
     check_path_lengths(config, run_dir, cache_dir)
     pictures, reports = check_data(config, cache_dir, on_event)
-    hash_models(config, on_event)
+    recall_digests(config, cache_dir)
     if resume_from is not None:
+        hash_models(config, cache_dir, on_event)
         warnings += (*passed_over, *compare_with(resume_from, config, contents(config, pictures)))
     return Plan(
         config=config,
@@ -111,25 +112,6 @@ def check_data(config: TrainConfig, cache_dir: Path, on_event: Listener | None) 
         way_out = "repair it, or leave `train.strict_data` off"
         raise SettingError(f"`train.strict_data`: {len(warned)} warnings about the data ({'; '.join(warned)}); {way_out}")
     return tuple(tuple(pictures) for pictures, _ in found), tuple(report for _, report in found)
-
-
-def hash_models(config: TrainConfig, on_event: Listener | None) -> None:
-    """Hash the model files and tell how far it is: gigabytes take seconds. Whoever asks for a digest later has it at once."""
-    read = [found for found in walk(config) if found.facts.path == "read" and found.value]
-    paths = [Path(found.value) for found in read if not found.name.startswith("subset.")]
-    events, done, total = Events(None, on_event), 0, sum(map(files.size, paths))
-    progress = events.progress("reading model files (MB)")
-
-    def on_read(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(done // MB, total // MB)
-
-    try:
-        for path in paths:
-            files.identity(path, on_read)
-    finally:
-        events.close()
 
 
 def check_models(config: TrainConfig) -> TransformerConfig:

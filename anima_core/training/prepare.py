@@ -14,6 +14,7 @@ from ..data.check import steps_per_epoch
 from ..data.embeddings import CachedEmbeddings, LiveEmbeddings, TextEmbeddings, taken
 from ..data.latents import LatentStore, has_mask
 from ..data.text import TextStore
+from ..models.checkpoint import shards
 from ..models.qwen import AnimaQwen, load_qwen
 from ..models.tokenizers import load_t5_tokenizer, t5_tokenizer_dir
 from ..models.transformer import AnimaTransformer
@@ -132,12 +133,14 @@ def cache_latents(plan: Plan, items: list[Item], events: Events, ranks: Ranks) -
         # fp32: the VAE is small, and what is cached once is looked at in every epoch
         return load_vae(config.model.vae, dtype=torch.float32, device=device)
 
-    cache, identity = tensor_cache(plan, "latents", config.cache_latents), files.identity(config.model.vae)
+    loaded = None if is_known(config.model.vae) else vae(plan.device)
+    cache = tensor_cache(plan, "latents", config.cache_latents)
     # while training the device is the transformer's
-    store = LatentStore(cache, identity, tile, reload=lambda: vae("cpu"))
+    store = LatentStore(cache, files.identity(config.model.vae), tile, reload=lambda: vae("cpu"))
     batch_size = encoded_at_once(plan.device, config.vae_batch_size)
-    on_device, encoding, masking = lambda: vae(plan.device), events.progress("latents"), events.progress("masks")
-    in_shares(ranks, cache, lambda mine: store.fill(items, on_device, batch_size, encoding, mine))
+    encoding, masking = events.progress("latents"), events.progress("masks")
+    in_shares(ranks, cache, lambda mine: store.fill(items, lambda: loaded or vae(plan.device), batch_size, encoding, mine))
+    loaded = None
     in_shares(ranks, cache, lambda mine: store.fill_masks(items, masking, mine))
     free_memory()
     return store
@@ -153,22 +156,32 @@ def cache_text(plan: Plan, items: list[Item], batches: Batches, events: Events, 
         tokenizer = config.model.qwen_tokenizer_dir
         return load_qwen(config.model.qwen, tokenizer_dir=tokenizer, dtype=dtype, device=device)
 
+    loaded = None if is_known(config.model.qwen) and not in_every_step else qwen(plan.device)
     store = TextStore(
         cache=tensor_cache(plan, "text", config.cache_text),
         t5=load_t5_tokenizer(t5_folder),
         qwen_identity=files.identity(config.model.qwen),
         t5_identity=files.identity(t5_folder),
         dtype=plan.dtype,
-        resident=qwen(plan.device) if in_every_step else None,
+        resident=loaded if in_every_step else None,
         reload=lambda: qwen("cpu"),
     )
     captions = ["", *preview_texts(config.samples)]
     if not in_every_step:
         captions += all_captions(items, config, epochs(plan, batches))
     progress = events.progress("captions")
-    in_shares(ranks, store.cache, lambda mine: store.fill(captions, lambda: qwen(plan.device), progress, mine))
+    in_shares(ranks, store.cache, lambda mine: store.fill(captions, lambda: loaded or qwen(plan.device), progress, mine))
+    loaded = None
     free_memory()
     return store
+
+
+def is_known(path: str) -> bool:
+    """Tell whether the digest of a model is known, which the keys of its cache need. Else it is loaded first: that tells it.
+
+    So its bytes are read once, and for nothing only where all is cached by a file that has been renamed or moved.
+    """
+    return all(files.known(file) is not None for file in shards(path))
 
 
 def tensor_cache(plan: Plan, kind: str, on_disk: bool) -> TensorCache:

@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import files
 from ..adapters.flat import Flat
 from ..adapters.network import AdapterNetwork
 from ..errors import CheckpointError, FileError
+from ..models.checkpoint import load_tensors
 from ..settings import OptimizerConfig
 from . import optimizers
 from .ema import EMA
@@ -112,7 +113,7 @@ class TrainState:
         """Restore what `save` wrote into the freshly built objects of the same config. Raises FileError."""
         try:
             plain = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-            tensors = load((folder / "state.safetensors").read_bytes())  # see `load_tensors`
+            tensors = load_tensors(folder / "state.safetensors")
         except Exception as error:
             raise FileError(f"{folder}: not a readable checkpoint ({error}); resume an earlier one") from None
         if plain["version"] not in (CROSSED_EPOCHS, CHECKPOINT_VERSION):
