@@ -29,7 +29,9 @@ WITHOUT_KERNEL = (
     "aten::_unsafe_view",
     "aten::set_",
     "aten::is_same_size",
+    "aten::_local_scalar_dense",
     "aten::record_stream",
+    "profiler::",
 )
 ONLY_WRITTEN = ("copy_", "zero_", "fill_", "normal_", "uniform_", "random_", "bernoulli_")  # their `self` is not read
 
