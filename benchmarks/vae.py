@@ -6,13 +6,9 @@ ComfyUI is looked for in $COMFYUI_PATH, else in comfy-cli's default place. Repea
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 from anima_core.demo.random_vae import random_vae_state  # noqa: E402
 from anima_core.models.checkpoint import DTYPES  # noqa: E402
 from anima_core.models.vae import LATENT_MEAN, LATENT_STD, AnimaVAE, AttentionBlock, load_vae  # noqa: E402
+from benchmarks.machine import RESULTS, environment, find_checkout, peaks_of, seconds_of, start_comfyui, write_report  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -41,11 +38,7 @@ class ComfyVAE:
     """ComfyUI's class with its latent format around it, so that both sides answer the same question."""
 
     def __init__(self, checkout: Path, file: Path, dim: int, dtype: torch.dtype, device: torch.device) -> None:
-        sys.argv = [sys.argv[0], *(["--cpu"] if device.type == "cpu" else [])]  # ComfyUI reads its options at import
-        sys.path.insert(0, str(checkout))
-        import comfy.options
-
-        comfy.options.enable_args_parsing()
+        start_comfyui(checkout, device)
         from comfy.ldm.wan.vae import WanVAE
 
         self.model = WanVAE(dim=dim, z_dim=16, temperal_downsample=[False, True, True])
@@ -92,17 +85,10 @@ def count_work(model: AnimaVAE, function: Callable[[Tensor], Tensor], x: Tensor)
 
 def run_once(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[float, int | None]:
     """Seconds, and on CUDA the peak bytes above what was allocated before."""
-    cuda = x.device.type == "cuda"
-    if cuda:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-    begin = time.perf_counter()
-    function(x)
-    if cuda:
-        torch.cuda.synchronize()
-    seconds = time.perf_counter() - begin
-    return seconds, torch.cuda.max_memory_allocated() - before if cuda else None
+    before = torch.cuda.memory_allocated() if x.device.type == "cuda" else 0
+    seconds: list[float] = []
+    peaks = peaks_of(lambda: seconds.append(seconds_of(lambda: function(x), x.device)), x.device)
+    return seconds[0], peaks["allocated"] - before if peaks else None
 
 
 def compare(ours: AnimaVAE, theirs: ComfyVAE, name: str, x: Tensor, repeats: int) -> dict:
@@ -127,25 +113,6 @@ def compare(ours: AnimaVAE, theirs: ComfyVAE, name: str, x: Tensor, repeats: int
     for key in ("min_s", "median_s"):
         result[f"speedup_{key[:-2]}"] = result["comfyui"][key] / result["ours"][key]
     return result
-
-
-def environment(device: torch.device, checkout: Path) -> dict:
-    version = (checkout / "comfyui_version.py").read_text(encoding="utf-8").split('"')[-2]
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {
-        "device": name,
-        "cpu_threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "comfyui": version,
-    }
-
-
-def find_checkout() -> Path:
-    checkout = Path(os.environ.get("COMFYUI_PATH") or Path.home() / "comfy" / "ComfyUI")
-    if not (checkout / "comfy" / "ldm" / "wan" / "vae.py").is_file():
-        sys.exit(f"{checkout}: no ComfyUI there; set COMFYUI_PATH to its checkout")
-    return checkout
 
 
 def arguments() -> argparse.Namespace:
@@ -182,9 +149,7 @@ def main() -> None:
             row = compare(ours, theirs, name, x, args.repeats)
             report["cases"].append({"what": name, "batch": batch, "side": side, **row})
             print(line(name, case, row), flush=True)
-    out = args.out or ROOT / "benchmarks" / "results" / f"vae_{device.type}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_report(report, args.out or RESULTS / f"vae_{device.type}.json")
 
 
 def line(name: str, case: str, row: dict) -> str:

@@ -56,6 +56,16 @@ def test_a_product_reads_two_and_writes_one():
     assert meter.work == Work(launches=1, bytes=4 * (12 + 20 + 15), flops=2 * 3 * 4 * 5)
 
 
+@pytest.mark.parametrize("name", ["mm", "addmm", "addmm_", "bmm", "baddbmm", "baddbmm_"])
+def test_every_kind_of_product_has_its_flops(name):
+    batch = (2,) if "bmm" in name else ()
+    sum_, a, b = torch.zeros(*batch, 3, 5), torch.zeros(*batch, 3, 4), torch.zeros(*batch, 4, 5)
+    with Meter() as meter:
+        getattr(torch, name)(a, b) if name in ("mm", "bmm") else getattr(sum_, name)(a, b)
+        torch.matmul(a, b, out=sum_)
+    assert meter.flops == 2 * (2 if batch else 1) * 2 * 3 * 4 * 5
+
+
 def test_views_and_empty_memory_cost_nothing():
     x = torch.zeros(2, 3, 4)
     with Meter() as meter:

@@ -22,26 +22,32 @@ from torch.utils.flop_counter import flop_registry
 
 aten = torch.ops.aten
 
-# Not marked as views, but they only make or name memory: no kernel runs.
+# Not marked as views, but they only make, name or read memory: no kernel runs.
 WITHOUT_KERNEL = (
     "aten::empty",
     "aten::new_empty",
     "aten::_unsafe_view",
     "aten::set_",
     "aten::is_same_size",
+    "aten::_local_scalar_dense",
     "aten::record_stream",
+    "profiler::",
 )
 ONLY_WRITTEN = ("copy_", "zero_", "fill_", "normal_", "uniform_", "random_", "bernoulli_")  # their `self` is not read
 
-# The library's formulas for CUDA's attention hold for the same operations of other devices, whose first arguments are the same.
+# The library has formulas for CUDA's attention and for products that make a new tensor. They hold for these too, whose
+# arguments begin in the same way.
+SAME_AS = {
+    "addmm_": "addmm",
+    "baddbmm_": "baddbmm",
+    "_scaled_dot_product_flash_attention_for_cpu": "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_flash_attention_for_cpu_backward": "_scaled_dot_product_flash_attention_backward",
+    "_scaled_dot_product_fused_attention_overrideable": "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_fused_attention_overrideable_backward": "_scaled_dot_product_flash_attention_backward",
+}
 FLOPS: dict[Any, Callable[..., int]] = {
     **flop_registry,
-    aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[aten._scaled_dot_product_flash_attention],
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[aten._scaled_dot_product_flash_attention_backward],
-    aten._scaled_dot_product_fused_attention_overrideable: flop_registry[aten._scaled_dot_product_flash_attention],
-    aten._scaled_dot_product_fused_attention_overrideable_backward: flop_registry[
-        aten._scaled_dot_product_flash_attention_backward
-    ],
+    **{getattr(aten, name): flop_registry[getattr(aten, formula)] for name, formula in SAME_AS.items()},
 }
 
 

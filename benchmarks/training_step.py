@@ -1,0 +1,219 @@
+"""Our training step on a model of random weights: what `step` and `peers` time and count.
+
+It is the step of a run whose captions are cached: the LLM adapter is not there, `Run.accumulate` takes the gradient.
+"""
+
+import time
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anima_core.adapters.network import AdapterNetwork
+from anima_core.demo.random_transformer import REAL
+from anima_core.models.checkpoint import DTYPES
+from anima_core.models.llm_adapter import MIN_TEXT_ROWS
+from anima_core.models.transformer import PATCH, AnimaTransformer, TransformerConfig
+from anima_core.models.vae import SCALE
+from anima_core.settings import FlowConfig, NetworkConfig, OptimizerConfig
+from anima_core.speed.counting import Meter, cuda_kernels
+from anima_core.training import flow, optimizers
+from anima_core.training.events import Events
+from anima_core.training.feed import Batch
+from anima_core.training.gradient import FlatGradient
+from anima_core.training.loop import Run
+from anima_core.training.ranks import Ranks
+from anima_core.training.state import TrainState
+
+NETWORKS: dict[str, Callable[[int], NetworkConfig]] = {
+    "lora": lambda rank: NetworkConfig(rank=rank, alpha=rank),
+    "lokr": lambda rank: NetworkConfig(type="lokr", rank=rank, alpha=rank),
+    "lokr_full": lambda rank: NetworkConfig(type="lokr", full_matrix=True),
+}
+LEVELS = ("keep", "checkpoint")
+META = torch.device("meta")
+MAX_NORM = 1.0
+
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained. level: of every block; blocks: of the model; sizes: its other sizes."""
+
+    network: str = "lora"
+    rank: int = 32
+    px: int = 1024
+    batch: int = 1
+    level: str = "keep"
+    blocks: int = REAL.blocks
+    dtype: str = "bf16"
+    sizes: TransformerConfig = REAL
+
+    @property
+    def config(self) -> TransformerConfig:
+        return replace(self.sizes, blocks=self.blocks)
+
+    @property
+    def adapter(self) -> NetworkConfig:
+        return NETWORKS[self.network](self.rank)
+
+    @property
+    def tokens(self) -> int:
+        """Of one picture."""
+        return (self.px // (SCALE * PATCH)) ** 2
+
+    def facts(self) -> dict:
+        named = asdict(self)
+        return {**{k: v for k, v in named.items() if k != "sizes"}, "width": self.sizes.width}
+
+
+def random_weights(case: Case, device: torch.device) -> Weights:
+    """Weights of the transformer without its LLM adapter, in the case's dtype: N(0, 1 / fan_in), norms 1."""
+    with META:
+        shapes = {name: tensor.shape for name, tensor in bare_model(case.config).state_dict().items()}
+    where = {"device": device, "dtype": DTYPES[case.dtype]}
+    return {n: torch.ones(s, **where) if len(s) == 1 else torch.randn(s, **where) / s[1] ** 0.5 for n, s in shapes.items()}
+
+
+def bare_model(config: TransformerConfig) -> AnimaTransformer:
+    model = AnimaTransformer(config)
+    model.llm_adapter = nn.Identity()  # type: ignore[assignment]
+    return model
+
+
+def model_of(case: Case, weights: Weights) -> AnimaTransformer:
+    """A model on these very weights: several forms of a step share them."""
+    with META:
+        model = bare_model(case.config)
+    model.load_state_dict(weights, assign=True)
+    return model.requires_grad_(False)
+
+
+def batch_of(case: Case, device: torch.device) -> Batch:
+    """A micro-batch as the feed hands it out: on the CPU, page-locked where CUDA takes it."""
+    generator = torch.Generator().manual_seed(0)
+    side = case.px // SCALE
+    latents = torch.randn(case.batch, 16, side, side, generator=generator)
+    text = torch.randn(case.batch, MIN_TEXT_ROWS, case.sizes.context_dim, generator=generator).to(DTYPES[case.dtype])
+    batch = Batch(
+        number=0,
+        latents=latents,
+        noise=flow.noise_like(latents, generator),
+        input_noise=None,
+        t=flow.sample_timesteps(case.batch, FlowConfig(), generator, tokens=case.tokens),
+        mask=None,
+        weight=torch.ones(case.batch),
+        text={"embeds": text},
+        names=[],
+        divisor=1.0,
+        step_batches=1,
+        ends_step=True,
+        next_position={},
+    )
+    return batch.pinned() if device.type == "cuda" else batch
+
+
+class OurStep:
+    """One call is one step of training: forward, loss, backward, clipping, AdamW, zeroing."""
+
+    name = "ours"
+
+    def __init__(self, case: Case, weights: Weights, batch: Batch) -> None:
+        self.case, self.batch = case, batch
+        model = model_of(case, weights)
+        self.run = run_of(model, AdapterNetwork.inject(model, case.adapter, 0).train())
+        self.after_forward: Callable[[], None] = lambda: None
+        self.run.forward = self.forward  # type: ignore[method-assign]
+        model.gradient_checkpointing = case.level == "checkpoint"
+
+    def __call__(self) -> None:
+        state = self.run.state
+        self.run.accumulate(iter([self.batch]), [])  # type: ignore[arg-type]
+        norm = state.gradient.finish(MAX_NORM)
+        if norm.is_meta:
+            state.optimizer.step()
+        else:
+            optimizers.step_if_finite(state.optimizer, state.ema, norm)
+        state.gradient.zero()
+
+    def forward(self, batch: Batch | None = None) -> Tensor:
+        loss = Run.forward(self.run, batch or self.batch)
+        self.after_forward()
+        return loss
+
+    def make_state(self) -> None:
+        """Let the optimizer make its moments: the gradient is zero."""
+        self.run.state.optimizer.step()
+
+    def zeros(self) -> list[nn.Parameter]:
+        return [parameter for _, parameter in self.run.state.network.zero_init_parameters()]
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that is there between two steps."""
+        yield from self.run.model.parameters()
+        yield from self.run.state.network.parameters()
+        yield self.run.state.gradient.buffer
+        yield from optimizer_tensors(self.run.state.optimizer)
+
+
+def leave_zero(parameters: list[nn.Parameter]) -> None:
+    """Move what starts at zero off it: products with zeros take less power, and with that less time."""
+    for parameter in parameters:
+        nn.init.normal_(parameter, std=0.02)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
+    return (value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor))
+
+
+def run_of(model: AnimaTransformer, network: AdapterNetwork) -> Run:
+    """As much of a run as a step touches."""
+    # Fused AdamW knows no meta device; its multi-tensor form has about as many launches.
+    config = OptimizerConfig(args=("foreach=True",) if model.device == META else ())
+    groups = network.parameter_groups(config.learning_rate, config.weight_decay)
+    gradient = FlatGradient([p for group in groups for p in group["params"]], fp16=model.dtype == torch.float16)
+    state = TrainState(network, optimizers.build_optimizer(groups, config), gradient, None)
+    run = object.__new__(Run)
+    run.plan = types.SimpleNamespace(config=types.SimpleNamespace(flow=FlowConfig()))  # type: ignore[assignment]
+    run.data = types.SimpleNamespace(embeddings=OnDevice(model))  # type: ignore[assignment]
+    run.model, run.state, run.ranks, run.events = model, state, Ranks(), Events(None)
+    return run
+
+
+class OnDevice:
+    """Stands for the cached text embeddings: those of the batch, of equal lengths."""
+
+    def __init__(self, model: AnimaTransformer) -> None:
+        self.model = model
+
+    def place(self, text: dict[str, Tensor]) -> tuple[Tensor, None]:
+        return text["embeds"].to(self.model.device, non_blocking=True), None
+
+
+def count(step: Any) -> dict:
+    """Launches, bytes moved, FLOPs, peak bytes of a step on the meta device; what is alive only for its backward pass."""
+    step.make_state()
+    kept: list[int] = []
+    with cuda_kernels(), Meter() as meter:
+        meter.watch(step.tensors())
+        before = meter.live
+        step.after_forward = lambda: kept.append(meter.live - before)
+        step()
+    found = {"launches": meter.launches, "moved": meter.bytes, "flops": meter.flops, "peak": meter.peak}
+    return found | ({"kept": kept[0]} if kept else {})
+
+
+def first_step(case: Case, device: torch.device) -> tuple[OurStep, float, float]:
+    """Make all that a step needs and take one; return seconds of both."""
+    begin = time.perf_counter()
+    step = OurStep(case, random_weights(case, device), batch_of(case, device))
+    leave_zero(step.zeros())
+    built = time.perf_counter()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return step, built - begin, time.perf_counter() - built
