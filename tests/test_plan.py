@@ -12,7 +12,7 @@ from anima_core.speed.cards import FRAGMENTS, GB, Card, card_of_text
 from anima_core.speed.costs import Cost, Costs, Shape, on_meta
 from anima_core.speed.counting import Meter, cuda_kernels
 from anima_core.speed.forms import LEVELS, make_lean
-from anima_core.speed.plan import Budget, best_raise, choose, summary
+from anima_core.speed.plan import Budget, choose, summary
 from anima_core.training.budget import Counter
 from anima_core.training.forecast import forecast_on
 

@@ -26,7 +26,7 @@ from .state import TrainState
 
 ALLOWED = {"auto": LEVELS, "recompute": LEVELS[-1:], "keep": LEVELS[:2]}  # by `train.memory`
 TOKEN = SCALE * PATCH  # px of a picture's side
-SAMPLE, SAMPLES = 64 * 64, 16  # numbers of a tensor, and how many, on which an optimizer is looked at
+SAMPLE, SAMPLES = (64, 64), 16  # tensors on which an optimizer is looked at
 
 
 class Counter:
@@ -106,7 +106,7 @@ def bytes_per_number(config: OptimizerConfig) -> tuple[float, float]:
     Read off a step of its own, on small tensors: one where it takes them all as one, else several.
     """
     count = 1 if OPTIMIZERS[config.type].element_wise else SAMPLES
-    parameters = [torch.nn.Parameter(torch.zeros(SAMPLE)) for _ in range(count)]
+    parameters = [torch.nn.Parameter(torch.ones(SAMPLE)) for _ in range(count)]
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     optimizer = build_optimizer([{"params": parameters, "lr": config.learning_rate}], config)
@@ -115,4 +115,5 @@ def bytes_per_number(config: OptimizerConfig) -> tuple[float, float]:
         held = meter.live
         meter.reset_peak()
         optimizer.step()
-    return held / (count * SAMPLE), (meter.peak - held) / (count * SAMPLE)
+    numbers = sum(p.numel() for p in parameters)
+    return held / numbers, (meter.peak - held) / numbers
