@@ -1,4 +1,4 @@
-"""The command line: python -m anima_core train | check | demo | inspect | convert.
+"""The command line: python -m anima_core train | check | plan | demo | inspect | convert.
 
 Exit status: 0 success, 1 a failure in the run, 2 a refused setting or file, 130 interrupted (state saved first).
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 from .compat.arguments import Parser, add_arguments, data_request_from, parse, request_from, write_config
 from .compat.flags import setting_words
-from .errors import AnimaError, Interrupted, SettingError, printable
+from .errors import AnimaError, Interrupted, SettingError, in_words, printable
 from .progress_bar import ProgressBar
 from .settings.train import KEY_FORMATS
 from .version import __version__
@@ -50,7 +50,7 @@ def end_like_ctrl_c(number: int) -> None:
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="anima_core", description="Train LoRA and LoKr adapters for Anima.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"anima_core {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="train | check | demo | inspect | convert")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="train | check | plan | demo | inspect | convert")
     train = commands.add_parser("train", help="train an adapter", allow_abbrev=False)
     add_arguments(train)
     train.set_defaults(run=run_train)
@@ -59,6 +59,12 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("--all", action="store_true", help="name every file, not the first three of each kind")
     add_arguments(check)
     check.set_defaults(run=run_check)
+    plan = commands.add_parser("plan", help="how much memory a training would take, and how long a step", allow_abbrev=False)
+    plan.add_argument(
+        "--card", default="", help='on which card, such as "rtx 3060 12gb", or only "12gb"; without it on this machine'
+    )
+    add_arguments(plan)
+    plan.set_defaults(run=run_plan)
     demo = commands.add_parser("demo", help="tiny random models, drawn pictures, a real training, in two minutes")
     demo.add_argument("--output_dir", default="demo", help="folder of everything that the demo writes")
     demo.add_argument("--steps", type=int, default=0, help="training steps; 0: as many as the demo needs")
@@ -130,6 +136,20 @@ def run_check(args: argparse.Namespace) -> None:
     warnings = sum(len(report.warnings()) for report in reports)
     if request.strict and warnings:
         raise SettingError(f"strict: {warnings} warnings about the data, see above; repair it, or leave --strict off")
+
+
+def run_plan(args: argparse.Namespace) -> None:
+    """Say how a training would fit a card. No model is loaded; of its files the headers are read."""
+    request = request_from(args)
+    for note in request.notes:
+        print(f"note: {note}", file=sys.stderr)
+    from .speed.cards import card_of_text
+    from .training.forecast import forecast
+
+    card = card_of_text(args.card) if args.card else None
+    with ProgressBar(setting_words()) as bar:
+        lines = forecast(request.config, card, bar.on_event)
+    print(in_words("\n".join(lines), setting_words()))
 
 
 @contextmanager

@@ -16,5 +16,10 @@ def seed_of(seed: int, purpose: str, *position: int | str) -> int:
 
 
 def generator(seed: int, purpose: str, *position: int | str, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return a generator seeded by the arguments. On the CPU it draws the same on every machine, after every resume."""
-    return torch.Generator(device).manual_seed(seed_of(seed, purpose, *position))
+    """Return a generator seeded by the arguments. On the CPU it draws the same on every machine, after every resume.
+
+    The meta device, where nothing is drawn, has none of its own.
+    """
+    return torch.Generator("cpu" if torch.device(device).type == "meta" else device).manual_seed(
+        seed_of(seed, purpose, *position)
+    )

@@ -68,6 +68,7 @@ LEARNING = (
 FILE = (
     widget("save_precision", OutputConfig, "save_dtype", options=["bf16", "fp16", "fp32"], advanced=True),
     widget("strict", TrainConfig, "strict_data", advanced=True),
+    widget("memory_gb", TrainConfig, max=1000.0, step=0.5, advanced=True),
 )
 
 

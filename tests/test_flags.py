@@ -34,7 +34,7 @@ def config(*argv: str) -> TrainConfig:
 
 def test_a_flag_starts_from_its_settings_default_unless_a_reason_is_given():
     c = config()
-    assert (c.network.rank, c.network.alpha, c.max_train_steps, c.memory) == (4, 1.0, 1600, "recompute")
+    assert (c.network.rank, c.network.alpha, c.max_train_steps, c.memory) == (4, 1.0, 1600, "auto")
     here = {found.name: found.value for found in walk(c)}
     there = {found.name: found.value for found in walk(TrainConfig(c.model, (DatasetConfig((SubsetConfig("pics"),)),)))}
     named = {flag.name: flag.setting for flag in mapped_flags()}

@@ -1,6 +1,7 @@
 """What the types of adapters share: initial values, and dropout that can be repeated."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,12 +10,23 @@ from .. import seeds
 from ..settings import NetworkConfig
 
 
+class Part(NamedTuple):
+    """Some pictures of a micro-batch that is taken in parts, and how many there are in all."""
+
+    rows: slice
+    pictures: int
+
+
 class Dropouts:
-    """Dropout masks that depend only on (seed, micro-batch, layer), so that recomputing a block draws the same ones."""
+    """Dropout masks that depend only on (seed, micro-batch, layer), so that recomputing a block draws the same ones.
+
+    part: of the micro-batch, where not all of it is at work; its masks are those that it has in the whole.
+    """
 
     def __init__(self, seed: int, dropout: float, rank_dropout: float, module_dropout: float) -> None:
         self.seed = seed
         self.micro_batch = 0
+        self.part: Part | None = None
         self.dropout, self.rank_dropout, self.module_dropout = dropout, rank_dropout, module_dropout
 
     @classmethod
@@ -27,6 +39,12 @@ class Dropouts:
 
     def generator(self, layer: int, device: torch.device) -> torch.Generator:
         return seeds.generator(self.seed, "dropout", self.micro_batch, layer, device=device)
+
+    def mask(self, shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
+        """Draw the mask of `dropout` for values of a shape, pictures first."""
+        if self.part is None:
+            return keep_mask(shape, self.dropout, generator, like)
+        return keep_mask((self.part.pictures, *shape[1:]), self.dropout, generator, like)[self.part.rows]
 
 
 def keep_mask(shape: tuple[int, ...], rate: float, generator: torch.Generator, like: Tensor) -> Tensor:

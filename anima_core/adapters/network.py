@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .. import seeds
 from ..settings import NetworkConfig
 from .adapter_type import Adapter, Layer
-from .dropouts import Dropouts
+from .dropouts import Dropouts, Part
 from .flat import Flat
 from .functions import cast_factors
 from .layers import AdaptedLinear, AdaptedNorm
@@ -99,13 +99,13 @@ class AdapterNetwork(nn.Module):
             module.fused = value
 
     @contextmanager
-    def micro_batch(self, number: int) -> Iterator[None]:
-        """Run forward and backward of one micro-batch inside. Dropout masks follow from its number.
+    def micro_batch(self, number: int, part: Part | None = None) -> Iterator[None]:
+        """Run forward and backward of one micro-batch, or of a part of it, inside. Dropout masks follow from its number.
 
         No parameter may change inside: fused layers compute with casts that were made on entry, and add gradients straight to
         the `.grad` of parameters that have one.
         """
-        self.dropouts.micro_batch = number
+        self.dropouts.micro_batch, self.dropouts.part = number, part
         linears = self.linears
         casts = cast_factors([module.adapter for module in linears], linears[0].weight.dtype) if linears else []
         try:

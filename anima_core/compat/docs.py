@@ -43,7 +43,7 @@ that it overrides is named. A flag or key that is in none of these tables is an 
 | tags are joined by ", " whatever `caption_separator` is | by the separator | a tag that holds a comma stays one |
 | of several lines of a caption the first is read | all; `enable_wildcard` draws one | the others are prose |
 | `enable_wildcard`: the prefix stands before the first line only | before each line | a trigger word is meant for all |
-| gradient checkpointing forced | on by default, `--no-gradient_checkpointing` | |
+| gradient checkpointing forced | as few blocks as fit the memory are recomputed, unless `--gradient_checkpointing` asks for all | speed; no number depends on it |
 | `mixed_precision` no | auto: bf16 where the card has it | the base model is stored in bf16 anyway |
 | ScheduleFree checks for RAdam only | for all three | the same schedules are wrong for all |
 | `--noise_offset` does nothing for Anima | it acts, as `--anima_noise_offset` | a number that is asked for is used |

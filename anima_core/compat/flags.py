@@ -49,14 +49,13 @@ TIMESTEPS = {
 }
 LOSSES = {"l2": "mse", "smooth_l1": "smooth_l1", "mse": "mse", "huber": "huber", "l1": "l1"}
 ADAFACTOR = "adafactor"  # a schedule of sd-scripts that `translate` refuses with its reason
-RECOMPUTE = {True: "recompute", False: "keep"}
+RECOMPUTE = {True: "recompute", False: "keep", "": "auto"}
 
 # Flags that start from another value than the setting does -> the value, and why
 OTHER_DEFAULTS: dict[str, tuple[Any, str]] = {
     "network_dim": (4, "sd-scripts' default"),
     "network_alpha": (1.0, "sd-scripts' default"),
     "max_train_steps": (1600, "sd-scripts' default"),
-    "gradient_checkpointing": (True, "sd-scripts-anima forces it; what fits must not depend on the card's size"),
 }
 
 
@@ -219,8 +218,11 @@ MAPPED = {
             "memory",
             "gradient_checkpointing",
             words=RECOMPUTE,
-            help="Recompute blocks in the backward pass: less memory, more time.",
+            default="",
+            help="Recompute every block in the backward pass: least memory, most time; with --no-… no matrix product and no "
+            "attention. Neither: as few as fit the memory.",
         ),
+        sets(TrainConfig, "memory_gb"),
         *same_name(TrainConfig, "ema_decay seed"),
         sets(FlowConfig, "timestep_sampling", "", "anima_timestep_sampling", words=TIMESTEPS),
         sets(FlowConfig, "sigmoid_scale", "", "anima_sigmoid_scale"),

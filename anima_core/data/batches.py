@@ -1,6 +1,5 @@
 """Which pictures meet in which batch, in an order that (seed, epoch, position) alone decides."""
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,9 +58,9 @@ class Batches:
     def len_epoch(self) -> int:
         return len(self._plan)  # the same in every epoch: groups do not change
 
-    def most_pixels(self) -> int:
-        """Return the pixels of the run's largest batch, those of all its pictures together."""
-        return max(len(batch) * math.prod(self.items[batch[0]].bucket) for batch in self._plan)
+    def sizes(self) -> set[tuple[int, Size]]:
+        """Return how many pictures of which size meet in the batches of the run."""
+        return {(len(batch), self.items[batch[0]].bucket) for batch in self._plan}
 
     def state_dict(self) -> dict[str, int]:
         """Return the position of the next batch."""

@@ -105,11 +105,15 @@ def check_captions(pictures: Sequence[Picture], report: DataReport, t5: T5Tokeni
     for caption, number in Counter(p.caption for p in pictures).items():
         if number > 1 and caption:
             report.note("captions that several pictures share", f"{excerpt(caption)} {number} times")
-    # every token but a lone "▁" stands for at least one character, so shorter captions cannot reach the limit
-    long = [p for p in pictures if 2 * len(p.caption) + 1 > LONG_CAPTION]
+    long = [p for p in pictures if may_be_long(p.caption)]
     for picture, ids in zip(long, t5.encode([p.caption for p in long]) if t5 is not None and long else []):
         if len(ids) > LONG_CAPTION:
             report.note(f"captions over {LONG_CAPTION} tokens, kept whole", f"{picture.name}: {len(ids)}")
+
+
+def may_be_long(caption: str) -> bool:
+    """Tell whether a caption may have over 512 tokens: each but a lone "▁" stands for at least one character."""
+    return 2 * len(caption) + 1 > LONG_CAPTION
 
 
 def report_lines(reports: Sequence[DataReport], per_step: int, names: int = NAMES_SHOWN) -> list[str]:

@@ -39,7 +39,7 @@ FLAGS = {
     "sample_steps": "20",
     "sample_cfg": "2",
 }
-SWITCHES = ("--sample_at_first", "--no-gradient_checkpointing")
+SWITCHES = ("--sample_at_first",)
 
 
 def run(folder: Path, steps: int = 0) -> Path:

@@ -187,8 +187,16 @@ class TrainConfig:
     gradient_accumulation_steps: int = setting(1, "Batches per step: like a larger batch, without its memory.", low=1)
     memory: str = setting(
         "auto",
-        "Whether activations are recomputed in the backward pass: auto does so when they do not fit into the free memory.",
+        "What is computed again in the backward pass: auto as little as fits the free memory, recompute every block, keep no "
+        "matrix product and no attention.",
         choices=MEMORY,
+        resume="free",
+        shapes=False,
+    )
+    memory_gb: float = setting(
+        0.0,
+        "The most memory of the device, in GB, that a run may take, so that other programs have the rest; 0: all that is free.",
+        low=0,
         resume="free",
         shapes=False,
     )

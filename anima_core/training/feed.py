@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import seeds
+from ..adapters.dropouts import Part
 from ..data.batches import Draw
 from ..errors import RunError, is_out_of_memory
 from ..models.transformer import PATCH
@@ -44,6 +45,7 @@ class Batch:
     step_batches: int  # micro-batches of its step, of all processes together
     ends_step: bool  # the last one of its step in this process
     next_position: dict[str, int]  # of the data, after the step
+    part: Part | None = None  # which of a whole micro-batch it is
 
     def to(self, device: torch.device) -> "Batch":
         return self._each(lambda tensor: to_device(tensor, device))
@@ -51,6 +53,17 @@ class Batch:
     def pinned(self) -> "Batch":
         """Return it in page-locked memory, so that the copy to the device does not wait."""
         return self._each(Tensor.pin_memory)
+
+    def split(self, count: int) -> list["Batch"]:
+        """Return it in at most so many parts, the losses of which add up to its own."""
+        pictures = len(self.latents)
+        size = math.ceil(pictures / count)
+        return [self] if count == 1 else [self._rows(slice(i, min(i + size, pictures))) for i in range(0, pictures, size)]
+
+    def _rows(self, rows: slice) -> "Batch":
+        part = self._each(lambda tensor: tensor[rows])
+        share = len(part.latents) / len(self.latents)
+        return replace(part, names=self.names[rows], divisor=self.divisor / share, part=Part(rows, len(self.latents)))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         values = {field.name: getattr(self, field.name) for field in fields(self)}

@@ -31,24 +31,29 @@ class FlatGradient:
 
     @torch.no_grad()
     def finish(self, max_norm: float) -> Tensor:
-        """Unscale, clip to `max_norm` (0: do not), zero a non-finite gradient. Returns the norm before clipping, fp32."""
+        """Unscale, clip to `max_norm` (0: do not), zero a non-finite gradient. Returns the norm before clipping, fp32.
+
+        What it allocates comes first: whoever runs out of memory for it may call it again.
+        """
+        scale = self.scale  # a power of two: dividing by it rounds nothing
+        norm = torch.linalg.vector_norm(self.buffer) / scale
+        clip = (max_norm / (norm + 1e-6)).clamp(max=1.0) if max_norm > 0 else torch.ones_like(norm)
+        finite, zero = norm.isfinite(), torch.zeros_like(norm)
+        adjusted = self._adjusted(finite) if self.fp16 else (self.scale, self.good_steps)
         if self.fp16:
-            self.buffer.div_(self.scale)
-        self.used_scale = self.scale
-        norm = torch.linalg.vector_norm(self.buffer)
+            self.buffer.div_(scale)
         if max_norm > 0:
-            self.buffer.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
-        finite = norm.isfinite()
-        torch.where(finite, self.buffer, torch.zeros_like(norm), out=self.buffer)
-        if self.fp16:
-            self._adjust_scale(finite)
+            self.buffer.mul_(clip)
+        torch.where(finite, self.buffer, zero, out=self.buffer)
+        self.used_scale, (self.scale, self.good_steps) = scale, adjusted
         return norm
 
-    def _adjust_scale(self, finite: Tensor) -> None:
-        self.good_steps = torch.where(finite, self.good_steps + 1, 0)
-        grow = self.good_steps >= FP16_GROWTH_STEPS
-        self.scale = torch.where(finite, torch.where(grow, self.scale * 2, self.scale), (self.scale / 2).clamp(min=LEAST_SCALE))
-        self.good_steps = torch.where(grow, 0, self.good_steps)
+    def _adjusted(self, finite: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the next scale, and how many steps in a row were good."""
+        good_steps = torch.where(finite, self.good_steps + 1, 0)
+        grow = good_steps >= FP16_GROWTH_STEPS
+        scale = torch.where(finite, torch.where(grow, self.scale * 2, self.scale), (self.scale / 2).clamp(min=LEAST_SCALE))
+        return scale, torch.where(grow, 0, good_steps)
 
     def zero(self) -> None:
         self.buffer.zero_()

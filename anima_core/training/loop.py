@@ -18,12 +18,13 @@ from ..data.check import epoch_line
 from ..errors import FileError, Interrupted, RunError, is_out_of_memory, let_go
 from ..models.transformer import AnimaTransformer, load_transformer
 from ..settings import TrainConfig
-from ..speed.forms import apply_levels, make_lean, recomputes_blocks
+from ..speed.forms import make_lean
 from . import flow, optimizers, schedules
 from .device import at_work
 from .events import Events, Listener
 from .feed import Batch, Feed
-from .memory import free_memory, out_of_memory_advice, recomputes, reset_peak, vae_tile
+from .fit import Fit
+from .memory import free_memory, once_more, reset_peak, vae_tile
 from .model_files import remember_digests
 from .preflight import Plan, preflight
 from .prepare import TrainingData, cache_data, with_embeddings
@@ -118,11 +119,9 @@ def build_run(plan: Plan, ranks: Ranks, events: Events) -> "Run":
     network = AdapterNetwork.inject(model, config.network, config.seed)
     data = with_embeddings(plan, cached, model, events, ranks)
     state = build_state(plan, network, content_of(plan) if ranks.first else {})
-    to_come = 0 if state.optimizer.state else len(state.gradient.buffer)  # numbers that have no moments yet
-    recompute, reason = recomputes(config, model, to_come, data.batches.most_pixels())
-    make_lean(model, ["checkpoint" if recompute else "keep"] * len(model.blocks))
-    if reason:
-        events.emit("note", text=reason)
+    make_lean(model)
+    fit = Fit(plan, model, state, data.batches, events, writes=ranks.first)
+    fit.begin()
     if plan.resume_from:
         data.batches.load_state_dict(state.data_position)
         events.emit("note", text=f"resumed at step {state.step} from {plan.resume_from.name}")
@@ -138,7 +137,7 @@ def build_run(plan: Plan, ranks: Ranks, events: Events) -> "Run":
     samples = plan.run_dir / "samples"
     tile = vae_tile(plan.device, config.vae_tile)
     previews = Previews(config.samples, config.model.vae, tile, samples, data.embeddings)
-    return Run(plan, ranks, events, data, model, state, watchdog, reporter, saver, previews)
+    return Run(plan, ranks, events, data, model, state, fit, watchdog, reporter, saver, previews)
 
 
 def content_of(plan: Plan) -> dict[str, str]:
@@ -170,6 +169,7 @@ class Run:
     data: TrainingData
     model: AnimaTransformer
     state: TrainState
+    fit: Fit
     watchdog: Watchdog
     reporter: StepReporter
     saver: Saver | None  # in the process that writes
@@ -198,9 +198,9 @@ class Run:
         """Train until the run's last step or a command. Return why it ended."""
         config, state, total = self.plan.config, self.state, self.reporter.total
         state.network.train()
-        reset_peak(self.model.device)
         if state.step == 0 and self.previews.due(0, total, self.data.epoch_steps):
             self.preview()
+        reset_peak(self.model.device)
         self.reporter.restart_clock()
         command = None
         with Feed(self.data, self.plan, state.micro_batches, total - state.step, self.ranks) as feed:
@@ -208,9 +208,9 @@ class Run:
                 factor = schedules.lr_factor(config.optimizer, state.step, total)
                 schedules.apply_lr(state.optimizer, factor)
                 batches, loss = self.take_gradient(feed)
-                self.ranks.mean_(state.gradient.buffer)
-                told = self.ranks.tell(loss, self.events.command)
-                grad_norm = state.gradient.finish(config.optimizer.max_grad_norm)
+                once_more(self.ranks.mean_, state.gradient.buffer)
+                told = once_more(self.ranks.tell, loss, self.events.command)
+                grad_norm = once_more(state.gradient.finish, config.optimizer.max_grad_norm)
                 state.within_step = True
                 optimizers.step_if_finite(state.optimizer, state.ema, grad_norm)
                 state.gradient.zero()
@@ -221,7 +221,7 @@ class Run:
 
                 names = [name for batch in batches for name in batch.names]
                 record = StepRecord(state.step, config.optimizer.learning_rate * factor, names)
-                self.reporter.push(record, torch.stack([*told, grad_norm, state.gradient.used_scale]))
+                self.reporter.push(record, once_more(torch.stack, [*told, grad_norm, state.gradient.used_scale]))
                 self.between_steps()
             self.reporter.report(wait=True)
         self.leave_if_cancelled(command)
@@ -240,16 +240,14 @@ class Run:
     def take_gradient(self, feed: Feed) -> tuple[list[Batch], Tensor]:
         """Add the gradients of a step's micro-batches to the buffer; return these and their mean loss.
 
-        Out of memory, the same is tried once more with blocks recomputed, which stays so. Raises RunError, naming the
-        setting that would fit.
+        Out of memory, the same is tried again with less kept, which stays so. Raises RunError, naming the setting that would
+        fit, when that does not help.
         """
         batches: list[Batch] = []
-        found = self.attempt(feed, batches)
-        if isinstance(found, str):
-            self.make_room()
-            found = self.attempt(feed, batches)
-        if isinstance(found, str):
-            raise RunError(out_of_memory_advice(self.plan.config, [batch.latents.shape for batch in batches], found))
+        while isinstance(found := self.attempt(feed, batches), str):
+            self.state.gradient.zero()
+            self.fit.lower(self.state.step + 1, batches, found)
+        self.fit.after(batches)
         return batches, found
 
     def attempt(self, feed: Feed, batches: list[Batch]) -> Tensor | str:
@@ -260,16 +258,6 @@ class Run:
             if not is_out_of_memory(error):
                 raise
             return str(error)
-
-    def make_room(self) -> None:
-        """Give back what a step has taken that ran out of memory, and let the next try, and all after it, take less."""
-        self.state.gradient.zero()
-        free_memory()
-        text = f"step {self.state.step + 1}: out of memory; trying once more after freeing"
-        if not recomputes_blocks(self.model):
-            text += ", and from here on with blocks recomputed, which is slower"
-        apply_levels(self.model, ["checkpoint"] * len(self.model.blocks))
-        self.events.emit("warning", text=text)
 
     def accumulate(self, feed: Feed, batches: list[Batch]) -> Tensor:
         """Add the gradients of a step's micro-batches to the buffer; return their mean loss.
@@ -282,10 +270,11 @@ class Run:
                 self.leave_if_cancelled(self.command())
             if index == len(batches):
                 batches.append(next(feed))
-            with self.state.network.micro_batch(batches[index].number):
-                micro_loss = self.forward(batches[index]) / batches[index].divisor
-                self.state.gradient.backward(micro_loss)
-            loss += micro_loss.detach()
+            for batch in self.fit.split(batches[index]):
+                with self.state.network.micro_batch(batch.number, batch.part):
+                    part_loss = self.forward(batch) / batch.divisor
+                    self.state.gradient.backward(part_loss)
+                loss += part_loss.detach()
             if batches[index].ends_step:
                 break
         return loss

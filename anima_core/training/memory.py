@@ -1,23 +1,16 @@
 """Devices, dtypes and what they hold."""
 
 import gc
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 
-from ..errors import SettingError
+from ..errors import SettingError, is_out_of_memory
 from ..models.checkpoint import DTYPES
-from ..models.transformer import PATCH, AnimaTransformer
-from ..models.vae import SCALE
 from ..settings import TrainConfig
 
-# Tensors of N x D that a block keeps for its backward pass, by what stands in its layers (docs/model.md §10.2).
-KEPT = {"lora": 26.9}
-KEPT_BY_OTHERS = 38.0  # LoKr with whole factors
-KEPT_BY_ADALN = 6.1  # more, where the modulation is trained
-KEPT_BY_FP16 = 3.0  # more, for a residual in fp32
-MOMENTS = 8  # bytes for each trained number whose optimizer makes them in its first step
-FRAGMENTS = 1.06  # of what a step holds torch's allocator takes, about
-MARGIN = 0.5e9  # bytes: the temporary tensors of one block's backward pass
+T = TypeVar("T")
 MPS_TILE = 1024  # px: at 1536 the VAE's attention scores, 5.4 GB, pass what Metal allows for one tensor
 
 
@@ -61,31 +54,6 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.float16 if device.type == "mps" else torch.bfloat16
 
 
-def recomputes(config: TrainConfig, model: AnimaTransformer, trained: int, pixels: int) -> tuple[bool, str]:
-    """Decide whether blocks are recomputed in the backward pass, see `train.memory`; return it with the reason for auto.
-
-    model: on its device, with everything else that will be there except what a step makes. trained: how many numbers will get
-    their moments in the first step; pixels: of the run's largest batch.
-    """
-    if config.memory != "auto" or model.device.type == "cpu":
-        return config.memory == "recompute", ""
-    needed, free = FRAGMENTS * (kept_bytes(config, model, pixels) + MOMENTS * trained) + MARGIN, free_bytes(model.device)
-    what = f"keeping all activations takes {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free on {model.device}"
-    recompute = needed > free
-    return recompute, f"{what}: blocks are {'recomputed' if recompute else 'not recomputed'} in the backward pass"
-
-
-def kept_bytes(config: TrainConfig, model: AnimaTransformer, pixels: int) -> float:
-    """Return what all blocks keep for the backward pass of a batch of so many pixels, all its pictures together."""
-    tensors = KEPT.get(config.network.type, KEPT_BY_OTHERS)
-    if any("adaln" in name for name, p in model.named_parameters() if p.requires_grad):
-        tensors += KEPT_BY_ADALN
-    if model.dtype == torch.float16:
-        tensors += KEPT_BY_FP16
-    rows = pixels / (SCALE * PATCH) ** 2
-    return tensors * model.config.blocks * rows * model.config.width * model.dtype.itemsize
-
-
 def free_bytes(device: torch.device) -> int:
     """Return the bytes that this process can still get on an accelerator."""
     if device.type in ("cuda", "xpu"):
@@ -95,6 +63,14 @@ def free_bytes(device: torch.device) -> int:
             return backend.mem_get_info(device)[0] + unused
         return backend.get_device_properties(device).total_memory - backend.memory_allocated(device)  # XPU before torch 2.6
     return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory() if device.type == "mps" else 0
+
+
+def card_of(device: torch.device) -> tuple[str, int]:
+    """Return the name of a device, as its driver gives it, and the bytes of its memory, 0 where unknown."""
+    if device.type in ("cuda", "xpu"):
+        facts = getattr(torch, device.type).get_device_properties(device)
+        return facts.name, facts.total_memory
+    return device.type, 0
 
 
 def vae_tile(device: torch.device, tile: int) -> int:
@@ -113,10 +89,32 @@ def free_memory() -> None:
         torch.mps.empty_cache()
 
 
+def once_more(function: Callable[..., T], *inputs: Any) -> T:
+    """Call a function, and when memory runs out give back what torch holds unused and call it again.
+
+    It must change nothing before it has all that it allocates.
+    """
+    try:
+        return function(*inputs)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    free_memory()
+    return function(*inputs)
+
+
 def reset_peak(device: torch.device) -> None:
     """Begin to measure the peak from what is in use now."""
     if device.type in ("cuda", "xpu"):
         getattr(torch, device.type).reset_peak_memory_stats(device)
+
+
+def taken_since_reset(device: torch.device) -> int | None:
+    """Return the most bytes of tensors that there were since `reset_peak` beyond those that there are; None if not told."""
+    if device.type not in ("cuda", "xpu"):
+        return None
+    backend = getattr(torch, device.type)
+    return backend.max_memory_allocated(device) - backend.memory_allocated(device)
 
 
 def peak_gb(device: torch.device) -> float:
@@ -129,13 +127,10 @@ def peak_gb(device: torch.device) -> float:
 
 
 def out_of_memory_advice(config: TrainConfig, shapes: list[torch.Size], error: str) -> str:
-    """Name the first setting that would make a step fit which recomputation does not. shapes: of its latents, [B, 16, h, w]."""
-    count, _, h, w = max(shapes, key=lambda s: s[0] * s[2] * s[3])
-    if count > 1:
-        accumulation = config.gradient_accumulation_steps * 2
-        advice = f"use `dataset.batch_size={max(1, count // 2)}` with `train.gradient_accumulation_steps={accumulation}`"
-    else:
-        advice = "use a smaller `dataset.resolutions` or `network.rank`"
-    what = f"out of memory at {count} pictures of {8 * w}x{8 * h} with blocks recomputed"
+    """Say what would make a step fit when all has been done that changes no number. shapes: of its latents, [B, 16, h, w]."""
+    _, _, h, w = max(shapes, key=lambda s: s[2] * s[3])
     said = error.partition("\n")[0][:120]
-    return f"{what} ({said}); {advice}"
+    advice = "use a smaller `dataset.resolutions` or `network.rank`"
+    if config.memory_gb:
+        advice += f", or a higher `train.memory_gb` than {config.memory_gb:g}"
+    return f"out of memory at one picture of {8 * w}x{8 * h} with every block recomputed ({said}); {advice}"

@@ -14,6 +14,7 @@ from ..errors import SettingError
 from ..settings import OptimizerConfig
 from ..settings.optimizer import OPTIMIZERS, OptimizerType
 from .ema import EMA
+from .memory import once_more
 
 DEFAULT_TENSORS = 560  # two factors in each of 280 layers
 
@@ -131,10 +132,11 @@ def step_if_finite(optimizer: torch.optim.Optimizer, ema: EMA | None, grad_norm:
     does on MPS, whose kernel takes the flag and does not look at it (pytorch, aten/src/ATen/native/mps/operations/
     FusedAdamWKernelImpl.mm).
     """
-    finite = grad_norm.isfinite()
+    finite = once_more(grad_norm.isfinite)
     decides = getattr(optimizer, "_step_supports_amp_scaling", False)  # what torch's own GradScaler asks
     if ema is None and decides and grad_norm.device.type in ("cpu", "cuda", "xpu"):
-        optimizer.grad_scale, optimizer.found_inf = None, (~finite).float()  # type: ignore[attr-defined]
+        broken = once_more(torch.where, finite, 0.0, 1.0)
+        optimizer.grad_scale, optimizer.found_inf = None, broken  # type: ignore[attr-defined]
         optimizer.step()
     elif finite:
         optimizer.step()

@@ -17,11 +17,12 @@ from ..adapters.network import AdapterNetwork, linear
 from ..adapters.targets import select_targets
 from ..adapters.types import ADAPTER_TYPES
 from ..data.cache_folder import CACHE, cache_beside
-from ..data.check import check_datasets
+from ..data.check import check_datasets, may_be_long
 from ..data.folder import Picture
 from ..data.report import DataReport
 from ..errors import FileError, SettingError
 from ..files import longest_path
+from ..models.llm_adapter import MIN_TEXT_ROWS
 from ..models.qwen import check_qwen, qwen_tokenizer_dir
 from ..models.tokenizers import load_t5_tokenizer
 from ..models.transformer import AnimaTransformer, TransformerConfig, check_transformer
@@ -52,6 +53,7 @@ class Plan:
     run_dir: Path
     resume_from: Path | None
     warnings: tuple[str, ...]
+    text_rows: int = MIN_TEXT_ROWS  # of the longest caption
     world: int = 1  # processes that train together
 
     @property
@@ -96,6 +98,7 @@ def preflight(config: TrainConfig, ranks: Ranks | None = None, on_event: Listene
         run_dir=run_dir,
         resume_from=resume_from,
         warnings=warnings,
+        text_rows=text_rows(config, pictures),
         world=ranks.world if ranks else 1,
     )
 
@@ -112,6 +115,13 @@ def check_data(config: TrainConfig, cache_dir: Path, on_event: Listener | None) 
         way_out = "repair it, or leave `train.strict_data` off"
         raise SettingError(f"`train.strict_data`: {len(warned)} warnings about the data ({'; '.join(warned)}); {way_out}")
     return tuple(tuple(pictures) for pictures, _ in found), tuple(report for _, report in found)
+
+
+def text_rows(config: TrainConfig, pictures: Pictures) -> int:
+    """Return how many rows the text embeddings of the longest caption have, as it stands beside its picture."""
+    captions = {picture.caption for group in pictures for picture in group if may_be_long(picture.caption)}
+    ids = load_t5_tokenizer(config.model.t5_tokenizer_dir).encode(list(captions)) if captions else []
+    return max([MIN_TEXT_ROWS, *map(len, ids)])
 
 
 def check_models(config: TrainConfig) -> TransformerConfig:

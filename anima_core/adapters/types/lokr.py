@@ -101,7 +101,7 @@ class LoKr(Adapter):
         rates, generator = self.dropouts, self.dropouts.generator(self.number, x.device)
         module = (torch.rand((), generator=generator, device=x.device) >= rates.module_dropout).to(x.dtype)
         ranks = keep_mask((self.rank,), rates.rank_dropout, generator, x)
-        inputs = keep_mask(tuple(x.shape), rates.dropout, generator, x) if rates.dropout > 0 else 1.0
+        inputs = rates.mask(tuple(x.shape), generator, x) if rates.dropout > 0 else 1.0
         return module * inputs, ranks
 
 

@@ -50,7 +50,7 @@ class LoRA(Adapter):
         ranks = keep_mask((self.rank,), rates.rank_dropout, generator, hidden)
         if rates.dropout == 0:
             return module * ranks
-        return module * ranks * keep_mask(tuple(hidden.shape), rates.dropout, generator, hidden)
+        return module * ranks * rates.mask(tuple(hidden.shape), generator, hidden)
 
 
 def build(layer: Layer, config: NetworkConfig) -> LoRA:

@@ -1,0 +1,191 @@
+"""What a micro-batch costs at each level of each block: counted on one block of each kind, without a byte of it.
+
+The block is a real one on the meta device with the run's own adapters: a new type of adapter needs no entry here.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters.network import AdapterNetwork
+from ..models.transformer import AnimaTransformer, Block, TransformerConfig, image_rope, length_mask
+from ..settings import NetworkConfig
+from .cards import TYPICAL, Card
+from .counting import Meter, cuda_kernels
+from .forms import LEVELS, LevelForm
+
+LAUNCH = 5e-6  # seconds: an operation takes no less, on the card or to be called from Python
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A micro-batch: pictures, the rows and columns of tokens of each, and rows of text, which samples own alike or not."""
+
+    pictures: int
+    height: int
+    width: int
+    text: int
+    mixed: bool = False
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a part of the model costs in a step.
+
+    kept: bytes from its forward to its backward pass. peak: the most bytes that it takes in one of the two, those included.
+    seconds: of both, on a card.
+    """
+
+    kept: int = 0
+    peak: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Costs:
+    """blocks: the cost of each block, by level; before, after: of what runs before and after them. shared: bytes throughout."""
+
+    shared: int
+    before: Cost
+    blocks: tuple[Mapping[str, Cost], ...]
+    after: Cost
+
+    def of(self, levels: Sequence[str]) -> list[Cost]:
+        return [self.before, *(block[level] for block, level in zip(self.blocks, levels)), self.after]
+
+    def peak(self, levels: Sequence[str]) -> int:
+        """Return the most bytes that a micro-batch takes, beside what is there between steps."""
+        kept = top = self.shared
+        for cost in self.of(levels):  # backwards they run in the reverse order, over the same sums
+            top = max(top, kept + cost.peak)
+            kept += cost.kept
+        return top
+
+    def seconds(self, levels: Sequence[str]) -> float:
+        return sum(cost.seconds for cost in self.of(levels))
+
+
+def on_meta(
+    sizes: TransformerConfig, dtype: torch.dtype, config: NetworkConfig, learning_rate: float
+) -> tuple[AnimaTransformer, AdapterNetwork]:
+    """Build a model with a run's adapters in training, without a byte of it."""
+    with torch.device("meta"):
+        model = AnimaTransformer(sizes).to(dtype).requires_grad_(False)
+        network = AdapterNetwork.inject(model, config, seed=0)
+    network.parameter_groups(learning_rate, 0.0)
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.empty_like(parameter)
+    return model, network.train()
+
+
+def costs_of(model: AnimaTransformer, network: AdapterNetwork, shape: Shape, card: Card | None = None) -> Costs:
+    """Count what a micro-batch of a model on the meta device costs, with each block at each level.
+
+    card: whose seconds are told; without one they serve to compare levels.
+    """
+    card, inputs = card or TYPICAL, Inputs(model, shape)
+    with Meter() as meter, network.micro_batch(0):
+        casts = meter.live
+    found: dict[Any, dict[str, Cost]] = {}
+    kinds = [inputs.kind(block) for block in inputs.blocks]
+    with network.micro_batch(0):
+        before = measured(card, inputs.text, inputs.hidden) if trains(model.llm_adapter) else Cost()
+        for block, kind in zip(inputs.blocks, kinds):
+            if kind not in found:
+                found[kind] = {level: measured(card, inputs.run(block, level), inputs.x(block)) for level in LEVELS}
+        after = measured(card, inputs.finish, inputs.x(None))
+    return Costs(casts + inputs.bytes, before, tuple(found[kind] for kind in kinds), after)
+
+
+def trains(module: nn.Module) -> bool:
+    return any(p.requires_grad for p in module.parameters())
+
+
+class Clock(Meter):
+    """A meter that tells how long a card takes at best: each operation what its products or its bytes take, or its launch."""
+
+    def __init__(self, card: Card) -> None:
+        super().__init__()
+        self.card, self.seconds = card, 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        launches, flops, moved = self.launches, self.flops, self.bytes
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        if self.launches > launches:
+            products, passes = (self.flops - flops) / self.card.flops, (self.bytes - moved) / self.card.bytes_per_second
+            self.seconds += max(products, passes, LAUNCH)
+        return result
+
+
+def measured(card: Card, run: Callable[[Tensor], Tensor], start: Tensor) -> Cost:
+    """Count a part of the model, forward and backward.
+
+    start: its input, on the meta device; its gradient is made if it requires one.
+    """
+    with cuda_kernels(), Clock(card) as clock:
+        x = start.clone()  # what stands for the part before: only this one may hold it
+        y = run(x)
+        del x
+        result = y.numel() * y.element_size()  # of the next part, which holds it or not
+        kept, peak = clock.live - result, clock.peak
+        clock.reset_peak()
+        if y.requires_grad:
+            y.backward(gradient=torch.empty_like(y))
+        return Cost(kept, max(peak, clock.peak - result), clock.seconds)
+
+
+class Inputs:
+    """What the parts of a model are given in a micro-batch, on the meta device."""
+
+    def __init__(self, model: AnimaTransformer, shape: Shape) -> None:
+        self.model, self.shape = model, shape
+        self.blocks: list[Block] = list(model.blocks)  # type: ignore[arg-type]
+        sizes, rows = model.config, torch.empty(shape.pictures, dtype=torch.int32, device="meta")
+        self.emb, self.adaln = self.empty(1, sizes.width), self.empty(1, 3 * sizes.width, trains(model.t_embedder))
+        self.context = self.empty(shape.text, sizes.context_dim, trains(model.llm_adapter))
+        self.rope = image_rope(shape.height, shape.width, sizes.head_dim, model.device)
+        self.mask = length_mask(rows if shape.mixed else None, shape.text)
+        self.first = next((i for i, block in enumerate(self.blocks) if trains(block)), len(self.blocks))
+        if trains(model.x_embedder) or trains(model.t_embedder) or trains(model.llm_adapter):
+            self.first = 0  # every block's input needs a gradient
+
+    def empty(self, rows: int, width: int, requires_grad: bool = False) -> Tensor:
+        size = (self.shape.pictures, rows, width)
+        return torch.empty(size, dtype=self.model.dtype, device="meta", requires_grad=requires_grad)
+
+    @property
+    def hidden(self) -> Tensor:
+        return self.empty(self.shape.text, self.model.config.llm_adapter.source_dim)
+
+    @property
+    def bytes(self) -> int:
+        """What is there throughout: text, rotary table, modulation."""
+        modulation = 9 * self.model.config.width * self.shape.pictures * len(self.blocks) * self.model.dtype.itemsize
+        return modulation + sum(t.numel() * t.element_size() for t in (self.context, *self.rope))
+
+    def text(self, hidden: Tensor) -> Tensor:
+        return self.model.preprocess_text_embeds(hidden, torch.empty(hidden.shape[:2], dtype=torch.int64, device="meta"))
+
+    def x(self, block: Block | None) -> Tensor:
+        """Return the input of a block, or of the final layer, which needs a gradient if anything before it is trained."""
+        index = len(self.blocks) if block is None else self.blocks.index(block)
+        x = self.empty(self.shape.height * self.shape.width, self.model.config.width)
+        x = x.float() if x.dtype == torch.float16 else x
+        return x.requires_grad_(index >= self.first)
+
+    def run(self, block: Block, level: str) -> Callable[[Tensor], Tensor]:
+        trained = self.adaln.requires_grad or any(trains(layers) for layers in block.adaln())
+        modulation = tuple(self.empty(1, 3 * self.model.config.width, trained) for _ in block.adaln())
+        return lambda x: LevelForm(level)(block, x, modulation, self.context, self.rope, self.mask)
+
+    def finish(self, x: Tensor) -> Tensor:
+        return self.model.final_layer(x, self.emb, self.adaln)
+
+    def kind(self, block: Block) -> Any:
+        """Return what two blocks have alike that cost the same."""
+        own = tuple((name, p.shape, p.requires_grad) for name, p in block.named_parameters())
+        return own, self.x(block).requires_grad

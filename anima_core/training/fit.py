@@ -1,0 +1,164 @@
+"""A run's fit into its memory: planned before the first step, corrected by what that took, lowered when memory runs out.
+
+What is decided is frozen in the run folder. It changes no number: blocks keep more or less, and make again what they do not.
+"""
+
+import json
+from typing import Any
+
+from ..data.batches import Batches
+from ..errors import RunError
+from ..files import write_whole
+from ..models.transformer import AnimaTransformer
+from ..models.vae import SCALE
+from ..speed.cards import GB, find_card
+from ..speed.costs import Shape
+from ..speed.forms import LEVELS, apply_levels, levels_of
+from ..speed.plan import Budget, Levels, choose, summary
+from .budget import ALLOWED, Counter, budget_on, largest_shapes, shape_of
+from .events import Events
+from .feed import Batch
+from .memory import card_of, free_memory, out_of_memory_advice, taken_since_reset
+from .preflight import Plan
+from .state import TrainState
+
+FILE = "plan.json"
+LESS = 0.75  # of what was too much for a step is tried next
+TRIES = 3  # of a step; the last one with as little as there can be
+
+
+class Fit:
+    """Decides what each block of a run's model keeps for its backward pass.
+
+    writes: whether this process writes the run folder. parts: that each micro-batch is split into. tries: of the step that is
+    being taken. settled: no step corrects the plan any more.
+    """
+
+    def __init__(
+        self, plan: Plan, model: AnimaTransformer, state: TrainState, batches: Batches, events: Events, writes: bool = True
+    ) -> None:
+        self.plan, self.model, self.state, self.events, self.writes = plan, model, state, events, writes
+        self.device, self.card = model.device, card_of(model.device)
+        shapes = largest_shapes(batches, plan.text_rows)
+        self.counter = Counter(model.config, model.dtype, plan.config, shapes, find_card(*self.card))
+        self.parts, self.tries, self.settled = 1, 0, False
+
+    def begin(self) -> None:
+        """Decide, as the run that goes on did where that is still right, and tell."""
+        levels, why = self.former()
+        self.settled = bool(levels)
+        usual = self.chosen()
+        self.apply(levels or usual)
+        if self.limited and not self.budget.fits(self.levels):
+            self.warn(f"memory: it may run out: {self.said()}{why}; use a smaller `network.rank` or `dataset.resolutions`")
+        elif self.limited or self.parts > 1 or self.levels != usual:
+            self.note(f"memory: {self.said()}{why}")
+
+    def split(self, batch: Batch) -> list[Batch]:
+        """Return the parts that a micro-batch is taken in: one, unless memory ran out with every block recomputed."""
+        return batch.split(self.parts)
+
+    def after(self, batches: list[Batch]) -> None:
+        """Hear that a step's micro-batches fitted. What those of the first step took corrects the plan."""
+        taken = taken_since_reset(self.device)
+        if taken and not self.settled and not self.tries:
+            self.correct(taken, max(self.counter.costs(shape).peak(self.levels) for shape in map(self.shape, batches)))
+        self.settled, self.tries = True, 0
+
+    def shape(self, batch: Batch) -> Shape:
+        """Return the shape of a micro-batch, each text as long as the longest."""
+        count, _, height, width = batch.latents.shape
+        return shape_of(count, (width * SCALE, height * SCALE), self.plan.text_rows)
+
+    def correct(self, taken: float, planned: float) -> None:
+        better = self.chosen(taken / planned)
+        if better != self.levels:
+            self.apply(better)
+            what = f"a step took {taken / GB:.1f} GB where {planned / GB:.1f} were planned"
+            self.note(f"memory: {what}; from here on {self.said()}")
+
+    def lower(self, step: int, batches: list[Batch], error: str) -> None:
+        """Take less from here on, after a step ran out of memory. Raises RunError when there is nothing left to give up."""
+        free_memory()
+        self.tries += 1
+        costs = self.counter.worst
+        limit = 0 if self.tries >= TRIES else LESS * costs.peak(self.levels)
+        if (less := choose(costs, limit)) != self.levels:
+            self.apply(less)
+        elif self.parts < max(len(batch.latents) for batch in batches):
+            self.parts *= 2
+            self.freeze()
+        else:
+            raise RunError(out_of_memory_advice(self.plan.config, [batch.latents.shape for batch in batches], error))
+        self.warn(f"step {step}: out of memory; tried again, and from here on {self.said()}")
+
+    @property
+    def levels(self) -> Levels:
+        return tuple(levels_of(self.model))
+
+    @property
+    def budget(self) -> Budget:
+        return budget_on(self.device, self.counter, self.state, self.model)
+
+    @property
+    def limited(self) -> bool:
+        """Tell whether there is a limit: on the CPU only one that was set."""
+        return self.plan.config.memory_gb > 0 or self.device.type != "cpu"
+
+    def chosen(self, times: float = 1.0) -> Levels:
+        """Return the levels that this run's setting and its room give. times: how much more a step takes than was counted."""
+        allowed = ALLOWED[self.plan.config.memory]
+        if not self.limited:
+            return allowed[:1] * len(self.model.blocks)
+        budget = self.budget
+        return choose(budget.costs, budget.room / times, allowed)
+
+    def said(self) -> str:
+        said = self.budget.said(self.levels) if self.limited else summary(self.levels)
+        return said if self.parts == 1 else f"{said}, each micro-batch in {self.parts} parts"
+
+    def apply(self, levels: Levels) -> None:
+        apply_levels(self.model, levels)
+        self.freeze()
+
+    def freeze(self) -> None:
+        """Write the plan into the run folder, for a run that goes on from there."""
+        if not self.writes:
+            return
+        text = json.dumps({"levels": self.levels, "parts": self.parts, "for": self.circumstances()}, indent=1)
+        try:
+            write_whole(self.plan.run_dir / FILE, text)
+        except OSError as error:
+            self.warn(f"{self.plan.run_dir / FILE}: not written ({error.strerror}); a run that goes on from here plans anew")
+
+    def circumstances(self) -> dict[str, Any]:
+        """Return what a plan is made for."""
+        config = self.plan.config
+        asked = {"memory": config.memory, "memory_gb": config.memory_gb}
+        return {"card": self.card[0], **asked, "shapes": [list(vars(shape).values()) for shape in self.counter.shapes]}
+
+    def former(self) -> tuple[Levels, str]:
+        """Return the levels of the run that goes on, or none, and what there is to say about it."""
+        if self.plan.resume_from is None:
+            return (), ""
+        try:
+            found = json.loads((self.plan.resume_from.parents[1] / FILE).read_text(encoding="utf-8"))
+            levels, parts, made_for = tuple(found["levels"]), int(found["parts"]), dict(found["for"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return (), ""
+        here = self.circumstances()
+        changed = [f"{name} was {made_for.get(name)}, is {here[name]}" for name in here if made_for.get(name) != here[name]]
+        if changed:
+            return (), f"; planned anew, {changed[0]}"
+        if len(levels) != len(self.model.blocks) or not set(levels) <= set(LEVELS):
+            return (), f"; planned anew, {FILE} is damaged"
+        if self.limited and not self.budget.fits(levels):
+            return (), "; planned anew, what it did before does not fit now"
+        self.parts = parts
+        return levels, ", as before"
+
+    def note(self, text: str) -> None:
+        self.events.emit("note", text=text)
+
+    def warn(self, text: str) -> None:
+        self.events.emit("warning", text=text)
