@@ -104,9 +104,6 @@ class Floor:
         image, text = self.heads(case.tokens), self.heads(MIN_TEXT_ROWS)
         self.attentions = [(image, image, image), (image, text, text)]
 
-    def make_state(self) -> None:
-        """It has none."""
-
     def tensors(self) -> list[Tensor]:
         """Its inputs, and all that a call keeps from one product for another."""
         own = [tensor for adapter in self.adapters for tensor in vars(adapter).values() if isinstance(tensor, Tensor)]

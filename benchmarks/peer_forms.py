@@ -79,6 +79,14 @@ class Wrapped(nn.Module):
         return self.base(x) + self.adapter(x)
 
 
+def make_state(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
+    """Let an optimizer make its moments before the first step."""
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
 class PeerStep:
     """One call is one step of training. A subclass says how the model answers."""
 
@@ -90,6 +98,7 @@ class PeerStep:
         self.after_forward: Callable[[], None] = lambda: None
         kind = {"foreach": True} if device.type == "meta" else {"fused": True}
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, weight_decay=0.01, **kind)
+        make_state(self.optimizer, self.parameters)
 
     def velocity(self, noisy: Tensor, batch: Batch) -> Tensor:
         raise NotImplementedError
@@ -98,13 +107,6 @@ class PeerStep:
         batch = self.batch.to(self.device)
         prediction = self.velocity(flow.interpolate(batch.latents, batch.noise, batch.t), batch)
         return flow.flow_loss(prediction, flow.velocity_target(batch.latents, batch.noise), batch.t, FlowConfig()).mean()
-
-    def make_state(self) -> None:
-        """Let the optimizer make its moments."""
-        for parameter in self.parameters:
-            parameter.grad = torch.zeros_like(parameter)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
 
     def __call__(self) -> None:
         loss = self.forward()

@@ -17,11 +17,12 @@ import torch
 
 from anima_core.demo.random_transformer import REAL, TINY
 from anima_core.models.checkpoint import DTYPES
+from anima_core.speed.forms import LEVELS
 
 from .floor import Floor
 from .machine import RESULTS, best_device, environment, find_checkout, peaks_of, seconds_of, write_report
 from .peer_forms import ComfyStep, PeerStep, SdScriptsStep, prepare_comfyui
-from .training_step import LEVELS, META, NETWORKS, Case, OurStep, batch_of, count, leave_zero, random_weights
+from .training_step import META, NETWORKS, Case, OurStep, batch_of, count, leave_zero, random_weights
 
 Form = Floor | OurStep | PeerStep
 
@@ -86,9 +87,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--px", type=int, default=None, help="side; 1024 on CUDA, else 512")
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--level", nargs="+", choices=LEVELS, default=list(LEVELS), help="of our blocks, a row each")
+    parser.add_argument(
+        "--level", nargs="+", choices=LEVELS, default=["keep", "cheap", "checkpoint"], help="of our blocks, a row each"
+    )
     parser.add_argument("--blocks", type=int, help="that are timed; all 28 on CUDA, else 2")
     parser.add_argument("--dtype", choices=list(DTYPES), help="bf16 on CUDA, else fp32")
+    parser.add_argument("--plain", action="store_true", help="ours in the slow obvious forms that the fast ones are tested by")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--no-comfyui", action="store_true", help="leave out ComfyUI's class, and need no ComfyUI")
     parser.add_argument("--tiny", action="store_true", help="a model of toy size, to try this command out")
@@ -105,6 +109,7 @@ def case_of(args: argparse.Namespace, network: str) -> Case:
         batch=args.batch,
         blocks=args.blocks or (sizes.blocks if cuda else 2),
         dtype=args.dtype or ("bf16" if cuda else "fp32"),
+        plain=args.plain,
         sizes=sizes,
     )
 

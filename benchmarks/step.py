@@ -16,10 +16,11 @@ import torch
 
 from anima_core.demo.random_transformer import REAL, TINY
 from anima_core.models.checkpoint import DTYPES
+from anima_core.speed.forms import LEVELS
 
 from .floor import Floor, analytic_flops
 from .machine import RESULTS, best_device, environment, peaks_of, seconds_of, write_report
-from .training_step import LEVELS, META, NETWORKS, Case, OurStep, batch_of, count, first_step, random_weights
+from .training_step import META, NETWORKS, Case, OurStep, batch_of, count, first_step, random_weights
 
 CPU_TOKENS = 1024  # of a micro-batch, at most, that the CPU is made to compute
 
@@ -97,6 +98,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--level", nargs="+", choices=LEVELS, default=list(LEVELS), help="what all blocks keep")
     parser.add_argument("--blocks", type=int, help="that are timed; all 28 on CUDA, else 2")
     parser.add_argument("--dtype", choices=list(DTYPES), help="of what is timed; bf16 on CUDA, else fp32")
+    parser.add_argument("--plain", action="store_true", help="ours in the slow obvious forms that the fast ones are tested by")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--tiny", action="store_true", help="a model of toy size, to try this command out")
     parser.add_argument("--out", type=Path, help="JSON; default benchmarks/results/step_<device>.json")
@@ -110,7 +112,7 @@ def main() -> None:
     report: dict = {"environment": environment(args.device), "cases": []}
     print(HEAD, flush=True)
     for network, rank, px, batch, level in itertools.product(args.network, args.rank, args.px, args.batch, args.level):
-        case = Case(network, rank, px, batch, level, blocks, dtype, sizes)
+        case = Case(network, rank, px, batch, level, blocks, dtype, args.plain, sizes)
         row = measure(case, args.device, args.repeats)
         report["cases"].append(row)
         print(line(row), flush=True)

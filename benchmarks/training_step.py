@@ -16,24 +16,24 @@ from anima_core.adapters.network import AdapterNetwork
 from anima_core.demo.random_transformer import REAL
 from anima_core.models.checkpoint import DTYPES
 from anima_core.models.llm_adapter import MIN_TEXT_ROWS
+from anima_core.models.ops import PLAIN
 from anima_core.models.transformer import PATCH, AnimaTransformer, TransformerConfig
 from anima_core.models.vae import SCALE
 from anima_core.settings import FlowConfig, NetworkConfig, OptimizerConfig
 from anima_core.speed.counting import Meter, cuda_kernels
+from anima_core.speed.forms import apply_levels, make_lean
 from anima_core.training import flow, optimizers
 from anima_core.training.events import Events
 from anima_core.training.feed import Batch
-from anima_core.training.gradient import FlatGradient
 from anima_core.training.loop import Run
 from anima_core.training.ranks import Ranks
-from anima_core.training.state import TrainState
+from anima_core.training.state import fresh_state
 
 NETWORKS: dict[str, Callable[[int], NetworkConfig]] = {
     "lora": lambda rank: NetworkConfig(rank=rank, alpha=rank),
     "lokr": lambda rank: NetworkConfig(type="lokr", rank=rank, alpha=rank),
     "lokr_full": lambda rank: NetworkConfig(type="lokr", full_matrix=True),
 }
-LEVELS = ("keep", "checkpoint")
 META = torch.device("meta")
 MAX_NORM = 1.0
 
@@ -42,7 +42,7 @@ Weights = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained. level: of every block; blocks: of the model; sizes: its other sizes."""
+    """What is trained. level: of every block; plain: in the slow obvious forms; blocks: of the model; sizes: its others."""
 
     network: str = "lora"
     rank: int = 32
@@ -51,6 +51,7 @@ class Case:
     level: str = "keep"
     blocks: int = REAL.blocks
     dtype: str = "bf16"
+    plain: bool = False
     sizes: TransformerConfig = REAL
 
     @property
@@ -125,10 +126,14 @@ class OurStep:
     def __init__(self, case: Case, weights: Weights, batch: Batch) -> None:
         self.case, self.batch = case, batch
         model = model_of(case, weights)
-        self.run = run_of(model, AdapterNetwork.inject(model, case.adapter, 0).train())
+        self.run = run_of(model, AdapterNetwork.inject(model, case.adapter, 0).train(), case.plain)
+        levels = [case.level] * case.blocks
+        if case.plain:
+            apply_levels(model, levels, PLAIN)
+        else:
+            make_lean(model, levels)
         self.after_forward: Callable[[], None] = lambda: None
         self.run.forward = self.forward  # type: ignore[method-assign]
-        model.gradient_checkpointing = case.level == "checkpoint"
 
     def __call__(self) -> None:
         state = self.run.state
@@ -144,10 +149,6 @@ class OurStep:
         loss = Run.forward(self.run, batch or self.batch)
         self.after_forward()
         return loss
-
-    def make_state(self) -> None:
-        """Let the optimizer make its moments: the gradient is zero."""
-        self.run.state.optimizer.step()
 
     def zeros(self) -> list[nn.Parameter]:
         return [parameter for _, parameter in self.run.state.network.zero_init_parameters()]
@@ -170,17 +171,16 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
     return (value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor))
 
 
-def run_of(model: AnimaTransformer, network: AdapterNetwork) -> Run:
+def run_of(model: AnimaTransformer, network: AdapterNetwork, plain: bool) -> Run:
     """As much of a run as a step touches."""
     # Fused AdamW knows no meta device; its multi-tensor form has about as many launches.
     config = OptimizerConfig(args=("foreach=True",) if model.device == META else ())
-    groups = network.parameter_groups(config.learning_rate, config.weight_decay)
-    gradient = FlatGradient([p for group in groups for p in group["params"]], fp16=model.dtype == torch.float16)
-    state = TrainState(network, optimizers.build_optimizer(groups, config), gradient, None)
     run = object.__new__(Run)
     run.plan = types.SimpleNamespace(config=types.SimpleNamespace(flow=FlowConfig()))  # type: ignore[assignment]
     run.data = types.SimpleNamespace(embeddings=OnDevice(model))  # type: ignore[assignment]
-    run.model, run.state, run.ranks, run.events = model, state, Ranks(), Events(None)
+    run.model, run.ranks, run.events = model, Ranks(), Events(None)
+    run.state = fresh_state(network, config, model.dtype == torch.float16, flat=not plain)
+    network.fused = not plain
     return run
 
 
@@ -196,7 +196,6 @@ class OnDevice:
 
 def count(step: Any) -> dict:
     """Launches, bytes moved, FLOPs, peak bytes of a step on the meta device; what is alive only for its backward pass."""
-    step.make_state()
     kept: list[int] = []
     with cuda_kernels(), Meter() as meter:
         meter.watch(step.tensors())
