@@ -178,6 +178,7 @@ def run_of(model: AnimaTransformer, network: AdapterNetwork, plain: bool) -> Run
     run = object.__new__(Run)
     run.plan = types.SimpleNamespace(config=types.SimpleNamespace(flow=FlowConfig()))  # type: ignore[assignment]
     run.data = types.SimpleNamespace(embeddings=OnDevice(model))  # type: ignore[assignment]
+    run.fit = types.SimpleNamespace(split=lambda batch: [batch])  # type: ignore[assignment]  # levels are the case's
     run.model, run.ranks, run.events = model, Ranks(), Events(None)
     run.state = fresh_state(network, config, model.dtype == torch.float16, flat=not plain)
     network.fused = not plain
