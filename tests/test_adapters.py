@@ -14,6 +14,7 @@ from anima_core.adapters.dropouts import Dropouts
 from anima_core.adapters.formats import adapter_state, load_into, read_adapter, save_adapter
 from anima_core.adapters.inspection import summarise
 from anima_core.adapters.keys import convert_keys, dotted_name
+from anima_core.adapters.layers import AdaptedNorm
 from anima_core.adapters.metadata import build_metadata
 from anima_core.adapters.network import AdapterNetwork, merge
 from anima_core.adapters.targets import linear_names, select_targets
@@ -341,6 +342,18 @@ def test_bf16_base_keeps_fp32_adapters():
     network = AdapterNetwork.inject(model().to(torch.bfloat16), NetworkConfig(rank=4), 0)
     assert {p.dtype for p in network.parameters()} == {torch.float32}
     assert network._model[0](*inputs()).dtype == torch.float32
+
+
+def test_a_trained_norm_gives_its_weight_with_the_difference():
+    norm = AdaptedNorm(nn.RMSNorm(16, eps=1e-6).to(torch.bfloat16).requires_grad_(False))
+    norm.w_norm.data.normal_(generator=torch.Generator().manual_seed(0))
+    norm.multiplier = 0.5
+    assert norm.weight.dtype == torch.bfloat16
+    assert torch.equal(norm.weight, (norm.base.weight.float() + 0.5 * norm.w_norm).to(torch.bfloat16))
+    x = torch.randn(3, 16, dtype=torch.bfloat16)
+    assert torch.equal(norm(x), torch.nn.functional.rms_norm(x, (16,), norm.weight, 1e-6))
+    norm.weight.sum().backward()
+    assert norm.w_norm.grad.any()
 
 
 def test_large_alphas_stay_finite_in_fp16():

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from anima_core.adapters import functions
+from anima_core.adapters.casts import Casts
 from anima_core.adapters.dropouts import Dropouts
 from anima_core.adapters.formats import adapter_state
-from anima_core.adapters.layers import AdaptedLinear, AdaptedNorm
+from anima_core.adapters.layers import AdaptedLinear
 from anima_core.adapters.network import AdapterNetwork, merge
 from anima_core.adapters.types.lokr import LoKr
 from anima_core.adapters.types.lora import LoRA
@@ -20,6 +20,7 @@ from anima_core.demo.random_transformer import TINY, random_state
 from anima_core.models.transformer import AnimaTransformer
 from anima_core.settings import NetworkConfig
 from anima_core.speed.counting import Meter
+from anima_core.speed.forms import LEVELS, make_lean
 from anima_core.training.gradient import FlatGradient
 
 from .conftest import relative_error
@@ -86,10 +87,11 @@ def network_of(config: NetworkConfig, dtype: torch.dtype = torch.float32) -> Ada
     return network.train()
 
 
-def loss_of(network: AdapterNetwork, seed: int = 2) -> Tensor:
+def loss_of(model: AnimaTransformer | AdapterNetwork, seed: int = 2) -> Tensor:
+    live = model.model if isinstance(model, AdapterNetwork) else model
     g = torch.Generator().manual_seed(seed)
     inputs = torch.randn(2, 16, 8, 6, generator=g), torch.rand(2, generator=g), torch.randn(2, 512, 64, generator=g)
-    return network.model(*inputs).float().square().mean()
+    return live(*inputs).float().square().mean()
 
 
 def gradients(network: AdapterNetwork) -> list[Tensor]:
@@ -204,17 +206,22 @@ def test_frozen_factors_get_no_gradient(name):
     assert not layer(x.detach()).requires_grad
 
 
+@pytest.mark.parametrize("flat", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("config", NETWORKS.values(), ids=NETWORKS)
-def test_within_a_micro_batch_gradients_are_added_where_they_are_kept(config, dtype):
+def test_within_a_micro_batch_gradients_are_added_where_they_are_kept(config, dtype, flat):
     """Over two micro-batches, into the views of one buffer, the same as autograd's own sums."""
     network = network_of(config, dtype)
     parameters = list(network.parameters())
+    groups = network.parameter_groups(1e-3, 0.0)
     wanted = [torch.zeros_like(p) for p in parameters]
     for seed in (2, 3):
         for total, part in zip(wanted, torch.autograd.grad(loss_of(network, seed), parameters)):
             total += part
-    gradient = FlatGradient(parameters, fp16=False)
+    groups = network.flatten(groups) if flat else groups
+    gradient = FlatGradient([p for group in groups for p in group["params"]], fp16=False)
+    for lying in network.flat:
+        lying.share_gradient()
     views = [p.grad for p in parameters]
     for number, seed in enumerate((2, 3)):
         with network.micro_batch(number):
@@ -238,6 +245,20 @@ def test_outside_of_a_micro_batch_no_gradient_is_touched():
     assert gradients(network)[0].abs().max() > 0 and not gradient.buffer.any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("config", NETWORKS.values(), ids=NETWORKS)
+def test_at_every_level_of_recomputation_the_same_bits(config, dtype):
+    found = []
+    for level in LEVELS:
+        network = network_of(config, dtype)
+        gradient = FlatGradient(list(network.parameters()), fp16=False)
+        make_lean(network.model, [level] * 2)
+        with network.micro_batch(0):
+            loss_of(network).backward()
+        found.append(gradient.buffer)
+    assert found[0].any() and all(torch.equal(other, found[0]) for other in found)
+
+
 def test_learning_rates_of_zero_freeze_in_a_micro_batch():
     config = NetworkConfig(rank=4, learning_rates=("mlp.layer1=0",), loraplus_lr_ratio=16)
     network = network_of(config)
@@ -250,16 +271,28 @@ def test_learning_rates_of_zero_freeze_in_a_micro_batch():
     assert all(p.grad.any() for group in groups for p in group["params"])
 
 
+@pytest.mark.parametrize("flat", [True, False])
 @pytest.mark.parametrize("kind", ["lora", "lokr"])
-def test_factors_are_cast_once_and_let_go_of(kind, monkeypatch):
+def test_factors_are_cast_once_in_a_micro_batch(kind, flat):
+    """In one copy of one flat tensor; again in the next micro-batch; what changes in between is seen at once."""
     network = network_of(NETWORKS[kind], torch.bfloat16)
     parameters = list(network.parameters())
+    if flat:
+        network.flatten(network.parameter_groups(1e-3, 0.0))
     with network.micro_batch(0):
         before = loss_of(network)
-        torch._foreach_mul_([p.detach() for p in parameters], 2)
+        for parameter in parameters:
+            parameter.data.mul_(2)
         assert torch.equal(loss_of(network), before)  # reads the casts, which no step may outlive
     assert not torch.equal(loss_of(network), before)
     assert all(module.adapter.casts is None for module in network.linears)
+    changed = loss_of(network)
+    with Meter() as meter, network.micro_batch(1):
+        pass
+    sizes = [copy.numel() for copy in network.casts.copies]
+    assert meter.ops == {"_foreach_copy_": 1} and len(sizes) == (1 if flat else len(parameters))
+    with network.micro_batch(2):
+        assert torch.equal(loss_of(network), changed)
     with pytest.raises(ZeroDivisionError), network.micro_batch(1):
         raise ZeroDivisionError
     assert all(module.adapter.casts is None for module in network.linears) and network.dropouts.micro_batch == 1
@@ -267,7 +300,7 @@ def test_factors_are_cast_once_and_let_go_of(kind, monkeypatch):
 
 @pytest.mark.parametrize("dropout", ["dropout", "rank_dropout", "module_dropout"])
 @pytest.mark.parametrize("name", ["lora", "lokr", "lokr, whole"])
-def test_dropout_takes_the_slow_form_and_only_in_training(name, dropout, monkeypatch):
+def test_dropout_takes_the_slow_form_and_only_in_training(name, dropout):
     rates = dict(dropout=0.0, rank_dropout=0.0, module_dropout=0.0) | {dropout: 0.5}
     layer, x = adapted(name, dropouts=Dropouts(0, **rates)), random(6, SHAPES[name][0])
     assert layer.adapter.train().fused(x, layer.base) is None
@@ -294,13 +327,7 @@ def test_merging_and_ejecting(config):
         network.fused = fused
         assert network.fused == fused and same_tensors(adapter_state(network), state)
     assert relative_error(loss_of(network), loss) < 1e-6
-    assert relative_error(loss_of(network) * 0 + _loss_of_model(merge(network)), loss) < 1e-5
-
-
-def _loss_of_model(transformer: nn.Module) -> Tensor:
-    g = torch.Generator().manual_seed(2)
-    inputs = torch.randn(2, 16, 8, 6, generator=g), torch.rand(2, generator=g), torch.randn(2, 512, 64, generator=g)
-    return transformer(*inputs).float().square().mean()
+    assert relative_error(loss_of(merge(network)), loss) < 1e-5
 
 
 @pytest.mark.parametrize("inside", [True, False])
@@ -308,7 +335,7 @@ def _loss_of_model(transformer: nn.Module) -> Tensor:
 def test_recomputed_by_torch_checkpoint(name, inside):
     layer, x = adapted(name), random(6, SHAPES[name][0])
     wanted = results(layer, x, True)[2:]
-    layer.adapter.casts = functions.cast_factors([layer.adapter], torch.float32)[0] if inside else None
+    layer.adapter.casts = Casts([layer.adapter], (), torch.float32).of_adapters[0] if inside else None
     for parameter in layer.adapter.parameters():
         parameter.grad = torch.zeros_like(parameter)
     y = checkpoint(layer, x.requires_grad_(), use_reentrant=False)
@@ -324,18 +351,6 @@ def test_gradients_that_fp16_holds_only_when_scaled_stay_finite():
     x = torch.full((64, 48), 60.0, dtype=torch.float16)
     layer(x).backward(torch.full((64, 80), 60.0, dtype=torch.float16))
     assert all(p.grad.isfinite().all() and p.grad.any() for p in layer.adapter.parameters())
-
-
-def test_a_trained_norm_gives_its_weight_with_the_difference():
-    norm = AdaptedNorm(nn.RMSNorm(16, eps=1e-6).to(torch.bfloat16).requires_grad_(False))
-    norm.w_norm.data.copy_(random(16))
-    norm.multiplier = 0.5
-    assert norm.weight.dtype == torch.bfloat16
-    assert torch.equal(norm.weight, (norm.base.weight.float() + 0.5 * norm.w_norm).to(torch.bfloat16))
-    x = random(3, 16).to(torch.bfloat16)
-    assert torch.equal(norm(x), torch.nn.functional.rms_norm(x, (16,), norm.weight, 1e-6))
-    norm.weight.sum().backward()
-    assert norm.w_norm.grad.any()
 
 
 # Of a layer of 2048 x 2048 at 4096 rows in bf16, forward and backward: launches, bytes in those of x, FLOPs in those of x Wᵀ.
@@ -355,7 +370,7 @@ def test_the_work_of_a_layer_does_not_grow(name):
     layer = AdaptedLinear(base, make(layer_of(width, width, 32)).to("meta"))
     for parameter in layer.adapter.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    layer.adapter.casts = functions.cast_factors([layer.adapter], torch.bfloat16)[0]
+    layer.adapter.casts = Casts([layer.adapter], (), torch.bfloat16).of_adapters[0]
     x = torch.empty(rows, width, dtype=torch.bfloat16, device="meta", requires_grad=True)
     with Meter() as meter:
         y = layer(x)
@@ -368,14 +383,11 @@ def test_the_work_of_a_layer_does_not_grow(name):
 
 def test_every_size_of_lokr_that_factors_split():
     """All small sizes: no shape of pieces may be confused with another."""
-    for inputs, outputs, factor in itertools.product((4, 6, 9, 12), (4, 10, 15), (-1, 2, 3)):
-        for full in (True, False):
-            layer = AdaptedLinear(
-                nn.Linear(inputs, outputs, bias=False).requires_grad_(False),
-                LoKr(layer_of(inputs, outputs, 1), 1.0, factor, full, False),
-            )
-            for parameter in layer.adapter.parameters():
-                parameter.data.normal_(generator=torch.Generator().manual_seed(inputs))
-            x = random(5, inputs)
-            for ours, slow in zip(results(layer, x, True), results(layer, x, False), strict=True):
-                assert relative_error(ours, slow) < 2e-6
+    for inputs, outputs, factor, full in itertools.product((4, 6, 9, 12), (4, 10, 15), (-1, 2, 3), (True, False)):
+        base = nn.Linear(inputs, outputs).requires_grad_(False)
+        layer = AdaptedLinear(base, LoKr(layer_of(inputs, outputs, 1), 1.0, factor, full, False))
+        for parameter in layer.adapter.parameters():
+            parameter.data.normal_(generator=torch.Generator().manual_seed(inputs))
+        x = random(5, inputs)
+        for ours, slow in zip(results(layer, x, True), results(layer, x, False), strict=True):
+            assert relative_error(ours, slow) < 2e-6

@@ -5,7 +5,6 @@ factors stay where they are. Backward is small products throughout: no gradient 
 slow form, and the reference, is each type's own `forward`.
 """
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -181,16 +180,3 @@ def deliver(gradient: Tensor, factor: Tensor, straight: bool, scale: float = 1.0
         factor.grad.add_(gradient, alpha=scale)
         return None
     return gradient.to(factor.dtype).mul_(scale)
-
-
-def cast_factors(adapters: Sequence[nn.Module], dtype: torch.dtype) -> list[dict[str, Tensor]]:
-    """Return each adapter's parameters in a dtype, by name, without gradient: views of one buffer; in fp32 no copy."""
-    named = [{name: p.detach() for name, p in adapter.named_parameters(recurse=False)} for adapter in adapters]
-    factors = [factor for own in named for factor in own.values()]
-    if dtype == torch.float32:
-        return named
-    buffer = torch.empty(sum(f.numel() for f in factors), dtype=dtype, device=factors[0].device)
-    values = [piece.view_as(f) for piece, f in zip(buffer.split([f.numel() for f in factors]), factors)]
-    torch._foreach_copy_(values, factors)
-    remaining = iter(values)
-    return [{name: next(remaining) for name in own} for own in named]

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from .. import seeds
 from ..settings import NetworkConfig
 from .adapter_type import Adapter, Layer
+from .casts import Casts
 from .dropouts import Dropouts, Part
 from .flat import Flat
-from .functions import cast_factors
 from .layers import AdaptedLinear, AdaptedNorm
 from .targets import learning_rate_of, linear_names, matching, pattern_value, select_targets
 from .types import ADAPTER_TYPES
@@ -32,6 +32,7 @@ class AdapterNetwork(nn.Module):
         self.adapted = adapted
         self.dropouts = dropouts
         self.flat: tuple[Flat, ...] = ()  # of the groups, see `flatten`
+        self._casts: Casts | None = None
         trained = {name: m.adapter if isinstance(m, AdaptedLinear) else NormHolder(m) for name, m in adapted.items()}
         self.adapters = nn.ModuleDict({name.replace(".", "/"): module for name, module in trained.items()})
 
@@ -106,15 +107,17 @@ class AdapterNetwork(nn.Module):
         the `.grad` of parameters that have one.
         """
         self.dropouts.micro_batch, self.dropouts.part = number, part
-        linears = self.linears
-        casts = cast_factors([module.adapter for module in linears], linears[0].weight.dtype) if linears else []
-        try:
-            for module, own in zip(linears, casts):
-                module.adapter.casts = own
+        with self.casts.in_use():
             yield
-        finally:
-            for module in linears:
-                module.adapter.casts = None
+
+    @property
+    def casts(self) -> Casts:
+        """The factors in the model's dtype, for fused layers: laid out when they are first asked for, and kept."""
+        if self._casts is None:
+            linears = self.linears
+            dtype = linears[0].weight.dtype if linears else torch.float32
+            self._casts = Casts([module.adapter for module in linears], self.flat, dtype)
+        return self._casts
 
     def parameter_groups(self, base_lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """Return optimizer groups by learning rate. A rate of 0 freezes its layers and leaves them out."""
@@ -130,7 +133,7 @@ class AdapterNetwork(nn.Module):
 
     def flatten(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Lay the parameters of each group into one tensor, see `Flat`. Return the groups with these as their parameters."""
-        self.flat = tuple(Flat(group["params"]) for group in groups)
+        self.flat, self._casts = tuple(Flat(group["params"]) for group in groups), None
         return [group | {"params": [flat.whole]} for group, flat in zip(groups, self.flat)]
 
     def wholes(self) -> list[nn.Parameter]:

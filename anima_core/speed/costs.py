@@ -88,8 +88,6 @@ def costs_of(model: AnimaTransformer, network: AdapterNetwork, shape: Shape, car
     card: whose seconds are told; without one they serve to compare levels.
     """
     card, inputs = card or TYPICAL, Inputs(model, shape)
-    with Meter() as meter, network.micro_batch(0):
-        casts = meter.live
     found: dict[Any, dict[str, Cost]] = {}
     kinds = [inputs.kind(block) for block in inputs.blocks]
     with network.micro_batch(0):
@@ -98,7 +96,7 @@ def costs_of(model: AnimaTransformer, network: AdapterNetwork, shape: Shape, car
             if kind not in found:
                 found[kind] = {level: measured(card, inputs.run(block, level), inputs.x(block)) for level in LEVELS}
         after = measured(card, inputs.finish, inputs.x(None))
-    return Costs(casts + inputs.bytes, before, tuple(found[kind] for kind in kinds), after)
+    return Costs(network.casts.bytes + inputs.bytes, before, tuple(found[kind] for kind in kinds), after)
 
 
 def trains(module: nn.Module) -> bool:
