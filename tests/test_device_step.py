@@ -75,6 +75,7 @@ def run_on(
     run = object.__new__(Run)
     run.plan, run.data = types.SimpleNamespace(config=config), types.SimpleNamespace(embeddings=embeddings)
     run.ranks, run.events, run.model, run.state = Ranks(), Events(None), model, state
+    run.fit = types.SimpleNamespace(split=lambda batch: [batch])
     adapters.train()
     return run
 

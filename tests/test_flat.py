@@ -14,6 +14,7 @@ from anima_core.adapters.flat import ALIGNED, Flat
 from anima_core.adapters.formats import adapter_state, load_into, save_adapter
 from anima_core.adapters.network import AdapterNetwork
 from anima_core.demo.pictures import write_pictures
+from anima_core.errors import CheckpointError
 from anima_core.models.transformer import load_transformer
 from anima_core.settings import NetworkConfig, OptimizerConfig, OutputConfig
 from anima_core.settings.optimizer import OPTIMIZERS
@@ -127,12 +128,15 @@ def test_prodigy_that_looks_at_a_part_of_each_tensor_gets_each(model):
     assert len(state.optimizer.param_groups[0]["params"]) == len(list(network.parameters())) and not state.flats
 
 
-def test_a_checkpoint_of_other_groups_is_refused(model, tmp_path):
-    Trained(model, True).saved(tmp_path / "grouped")
-    with pytest.raises(ValueError, match="groups"):
-        Trained(model, True, network=NetworkConfig(rank=4, alpha=2)).state._load_optimizer(
-            {"state": {}, "param_groups": [{"params": [0, 1]}]}
-        )
+@pytest.mark.parametrize("flat", [True, False])
+def test_a_rate_that_would_join_groups_of_a_checkpoint_is_refused(model, tmp_path, flat):
+    """A changed learning rate is allowed; here it is the one that some layers have by a pattern."""
+    by_pattern = NetworkConfig(rank=4, learning_rates=("mlp.layer1=1e-3",))
+    Trained(model, flat, network=by_pattern).saved(tmp_path / "two")
+    network = AdapterNetwork.inject(load_transformer(model.transformer), by_pattern, 0)
+    state = fresh_state(network, OptimizerConfig(learning_rate=1e-3), fp16=False, flat=flat)
+    with pytest.raises(CheckpointError, match="optimizer.learning_rate now gives one rate to layers .*; set the one before"):
+        state.load(tmp_path / "two")
 
 
 @pytest.mark.parametrize("name", [*ELEMENT_WISE, pytest.param("Prodigy", marks=needs_prodigy)])

@@ -14,14 +14,13 @@ from ..models.llm_adapter import MIN_TEXT_ROWS
 from ..models.transformer import PATCH, AnimaTransformer, TransformerConfig
 from ..models.vae import SCALE
 from ..settings import OptimizerConfig, TrainConfig
-from ..settings.optimizer import OPTIMIZERS
 from ..speed.cards import CONTEXT, FRAGMENTS, GB, SPARE, Card
 from ..speed.costs import Costs, Shape, costs_of, on_meta
 from ..speed.counting import Meter
 from ..speed.forms import LEVELS
 from ..speed.plan import Budget
 from .memory import free_bytes
-from .optimizers import build_optimizer
+from .optimizers import build_optimizer, takes_flat
 from .state import TrainState
 
 ALLOWED = {"auto": LEVELS, "recompute": LEVELS[-1:], "keep": LEVELS[:2]}  # by `train.memory`
@@ -105,7 +104,7 @@ def bytes_per_number(config: OptimizerConfig) -> tuple[float, float]:
 
     Read off a step of its own, on small tensors: one where it takes them all as one, else several.
     """
-    count = 1 if OPTIMIZERS[config.type].element_wise else SAMPLES
+    count = 1 if takes_flat(config) else SAMPLES
     parameters = [torch.nn.Parameter(torch.ones(SAMPLE)) for _ in range(count)]
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)

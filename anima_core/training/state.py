@@ -134,10 +134,15 @@ class TrainState:
     def _load_optimizer(self, state: dict[str, Any]) -> None:
         """Restore moments from the checkpoint, keep hyper-parameters from the config.
 
-        `load_state_dict` alone would bring back the old learning rate.
+        `load_state_dict` alone would bring back the old learning rate. Raises CheckpointError for other groups of layers.
         """
         settings = [{k: group[k] for k in optimizer_settings(self.optimizer, group)} for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(join_optimizer(state, self.flats))
+        try:
+            self.optimizer.load_state_dict(join_optimizer(state, self.flats))
+        except ValueError:
+            what = "now gives one rate to layers that had several in the checkpoint, or several to those that had one"
+            way_out = "set the one before, or start a new run from its adapter file with `network.weights`"
+            raise CheckpointError(f"`optimizer.learning_rate` {what}; {way_out}") from None
         for group, ours in zip(self.optimizer.param_groups, settings):
             group.update(ours)
 
