@@ -231,6 +231,21 @@ def test_only_what_changed_is_encoded_again(tmp_path):
     assert fill(folder, cache)[0] == 0  # the same bytes under another name
 
 
+@pytest.mark.parametrize(
+    "tile, wanted, batches", [(64, 0, [1] * 18), (128, 0, [4, 4, 1] + [1] * 9), (0, 0, [9, 9]), (64, 5, [5, 4] * 2)]
+)
+def test_pictures_share_a_batch_that_takes_no_more_than_one_tile(tmp_path, tile, wanted, batches):
+    """At half the side four times as many do."""
+    for i in range(9):
+        write(tmp_path / "p", f"{i}.png", (64, 64), (20 * i, 10, 10))
+    config = dataset(tmp_path / "p", min_bucket_reso=32, bucket_reso_steps=16, resolutions=((64, 64), (128, 128)))
+    items, vae, seen = build_items((config,), (scan(config)[0],)), FakeVAE(), []
+    whole = vae.encode
+    vae.encode = lambda images, tile: seen.append(len(images)) or whole(images, tile)
+    LatentStore(TensorCache(None), "v", tile).fill(items, lambda: vae, wanted, lambda a, b: None)
+    assert seen == batches
+
+
 def test_latents_of_flipped_draws_are_mirrored(tmp_path):
     image = Image.new("RGB", (64, 64), "black")
     image.paste("white", (0, 0, 32, 64))

@@ -21,6 +21,7 @@ from .folder import Picture
 from .pictures import load_mask, load_picture
 
 DECODING = 8  # bytes for each pixel of a file while it becomes a picture: RGBA, and the copy that a conversion makes
+WHOLE = 1536  # px: the side of a tile for `vae_tile` = 0, when pictures are to share a batch
 DECODED = 12  # bytes for each pixel of a bucket
 
 Want = tuple[Picture, Size, bool]  # picture, bucket, mirrored
@@ -73,13 +74,14 @@ class LatentStore:
     ) -> int:
         """Encode what is missing; the VAE is only loaded when there is something. Return how many. Raises RunError.
 
+        batch_size: pictures at once; 0: so many of a size that they take no more memory than one tile.
         workers: threads that decode and resize pictures while the VAE encodes; 0 does one after the other.
         """
         wants = self.missing(items, mine)
         if not wants:
             return 0
         model, done = vae(), 0
-        batches = list(grouped(wants, batch_size))
+        batches = list(grouped(wants, lambda size: batch_size or max(1, (self.tile or WHOLE) ** 2 // (size[0] * size[1]))))
         with closing(ahead(read, chain.from_iterable(batches), room, workers)) as pictures:
             for batch in batches:
                 images = torch.stack(list(islice(pictures, len(batch))))
@@ -165,14 +167,14 @@ def read_mask(picture: Picture, bucket: Size, flip: bool) -> Tensor:
     return torch.empty(0) if mask is None else mask
 
 
-def grouped(wants: list[Want], batch_size: int) -> Iterator[list[Want]]:
+def grouped(wants: list[Want], at_once: Callable[[Size], int]) -> Iterator[list[Want]]:
     """Yield batches of pictures of one size."""
     groups: dict[Size, list[Want]] = defaultdict(list)
     for want in wants:
         groups[want[1]].append(want)
-    for group in groups.values():
-        for start in range(0, len(group), batch_size):
-            yield group[start : start + batch_size]
+    for size, group in groups.items():
+        for start in range(0, len(group), at_once(size)):
+            yield group[start : start + at_once(size)]
 
 
 def read(want: Want) -> Tensor:

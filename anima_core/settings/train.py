@@ -221,7 +221,11 @@ class TrainConfig:
         16, "How many shuffles of each caption are cached; 0 encodes captions in every step.", low=0
     )
     vae_batch_size: int = setting(
-        1, "Pictures that the VAE encodes at once; on the CPU always one.", low=1, resume="free", shapes=False
+        0,
+        "Pictures that the VAE encodes at once. 0: as many as have no more pixels than one tile. On the CPU always one.",
+        low=0,
+        resume="free",
+        shapes=False,
     )
     strict_data: bool = setting(
         False, "Problems in the data end the run before it begins, instead of being counted.", resume="free", shapes=False
