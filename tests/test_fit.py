@@ -1,8 +1,9 @@
-"""A run's plan of its memory: when it is made, from what, told, corrected, taken over; and that no bit depends on it."""
+"""A run's plan of its memory: when it is made and from what, told, corrected, taken over; and that no bit depends on it."""
 
 import dataclasses
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from anima_core.adapters.dropouts import Dropouts, Part
 from anima_core.demo.pictures import write_pictures
 from anima_core.errors import SettingError
 from anima_core.models.checkpoint import read_metadata
-from anima_core.settings import NetworkConfig, OptimizerConfig, OutputConfig, TrainConfig
+from anima_core.settings import NetworkConfig, OptimizerConfig, TrainConfig
 from anima_core.settings.optimizer import OPTIMIZERS
 from anima_core.speed.cards import FRAGMENTS, GB, SPARE
 from anima_core.speed.costs import Shape
@@ -170,19 +171,19 @@ def test_some_optimizers_have_yet_to_make_what_they_hold(model, pictures, tmp_pa
 # What changes it
 
 
-def test_what_the_first_step_takes_corrects_the_plan(model, pictures, tmp_path, monkeypatch, room_for):
-    config = planned(model, pictures, tmp_path, memory_gb=room_for("cheap", "cheap"))
-    for factor, more in ((1.3, False), (0.5, True)):
-        events = []
-        with loop.opened(config, events.append) as run:
-            peak, levels = run.fit.counter.worst.peak, run.fit.levels
-            taken = factor * peak(levels)
-            monkeypatch.setattr(fit, "taken_since_reset", lambda device, taken=taken: taken)
-            run.take_steps()
-            assert (peak(run.fit.levels) > peak(levels)) == more and run.fit.levels != levels
-            assert peak(run.fit.levels) * factor <= run.fit.budget.room
-        _, second = notes_of(events)
-        assert second.startswith("memory: a step took ") and second.endswith(run.fit.said())
+@pytest.mark.parametrize("factor, more", [(1.3, False), (0.5, True)])
+def test_what_the_first_step_takes_corrects_the_plan(model, pictures, tmp_path, monkeypatch, room_for, factor, more):
+    events, config = [], planned(model, pictures, tmp_path, max_train_steps=2, memory_gb=room_for("cheap", "cheap"))
+    with loop.opened(config, events.append) as run:
+        peak, before = run.fit.counter.worst.peak, run.fit.levels
+        monkeypatch.setattr(fit, "taken_since_reset", lambda device: factor * peak(before))
+        run.take_steps()
+        after = run.fit.levels
+        assert (peak(after) > peak(before)) == more and after != before
+        assert peak(after) * factor <= run.fit.budget.room
+        _, note = notes_of(events)
+        assert note.startswith("memory: a step took ") and note.endswith(run.fit.said())
+    assert json.loads((tmp_path / "test-run" / FILE).read_text())["levels"] == list(after)
 
 
 def test_a_step_that_took_what_was_planned_changes_nothing(model, pictures, tmp_path, monkeypatch, room_for):
@@ -205,13 +206,20 @@ def interrupted(config, change=lambda run: None) -> None:
     train_changed(dataclasses.replace(config, output=dataclasses.replace(config.output, checkpoint_every_n_steps=1)), stop)
 
 
-@pytest.fixture
-def lowered(model, pictures, tmp_path, room_for):
-    """A run of two steps whose plan was lowered when memory ran out, and the settings that continue it."""
-    output = OutputConfig(dir=str(tmp_path), name="test", save_dtype="fp32")
-    config = planned(model, pictures, tmp_path, memory_gb=room_for("keep", "keep"), output=output)
+@pytest.fixture(scope="module")
+def lowered_once(model, pictures, room_for, tmp_path_factory):
+    """A run of two steps whose plan was lowered when memory ran out."""
+    config = planned(model, pictures, tmp_path_factory.mktemp("lowered"), memory_gb=room_for("keep", "keep"))
     interrupted(config, lambda run: run.fit.lower(1, [], "out of memory (simulated)"))
-    return dataclasses.replace(config, output=dataclasses.replace(output, resume="latest"))
+    return config
+
+
+@pytest.fixture
+def lowered(lowered_once, tmp_path):
+    """The settings that continue a copy of it."""
+    output = lowered_once.output
+    shutil.copytree(output.dir, tmp_path, dirs_exist_ok=True)
+    return dataclasses.replace(lowered_once, output=dataclasses.replace(output, dir=str(tmp_path), resume="latest"))
 
 
 def continued(config) -> tuple[tuple[str, ...], list[str]]:
