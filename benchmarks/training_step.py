@@ -16,7 +16,6 @@ from anima_core.adapters.network import AdapterNetwork
 from anima_core.demo.random_transformer import REAL
 from anima_core.models.checkpoint import DTYPES
 from anima_core.models.llm_adapter import MIN_TEXT_ROWS
-from anima_core.models.ops import PLAIN
 from anima_core.models.transformer import PATCH, AnimaTransformer, TransformerConfig
 from anima_core.models.vae import SCALE
 from anima_core.settings import FlowConfig, NetworkConfig, OptimizerConfig
@@ -129,7 +128,7 @@ class OurStep:
         self.run = run_of(model, AdapterNetwork.inject(model, case.adapter, 0).train(), case.plain)
         levels = [case.level] * case.blocks
         if case.plain:
-            apply_levels(model, levels, PLAIN)
+            apply_levels(model, levels)
         else:
             make_lean(model, levels)
         self.after_forward: Callable[[], None] = lambda: None

@@ -222,8 +222,7 @@ MAPPED = {
             help="Recompute every block in the backward pass: least memory, most time; with --no-… no matrix product and no "
             "attention. Neither: as few as fit the memory.",
         ),
-        sets(TrainConfig, "memory_gb"),
-        *same_name(TrainConfig, "ema_decay seed"),
+        *same_name(TrainConfig, "memory_gb plain ema_decay seed"),
         sets(FlowConfig, "timestep_sampling", "", "anima_timestep_sampling", words=TIMESTEPS),
         sets(FlowConfig, "sigmoid_scale", "", "anima_sigmoid_scale"),
         sets(FlowConfig, "shift", "discrete_flow_shift", "training_shift"),

@@ -200,6 +200,9 @@ class TrainConfig:
         resume="free",
         shapes=False,
     )
+    plain: bool = setting(
+        False, "Compute in the slow obvious form of whatever has a fast one: to compare them, or to find a fault."
+    )
     ema_decay: float = setting(
         0.0,
         "EMA: decay of the average of the adapter over steps, which is then what is saved; 0 is off, 0.999 is usual.",

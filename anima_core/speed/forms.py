@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models.ops import Ops
-from ..models.transformer import AnimaTransformer, Block, modulations, plain
+from ..models.ops import PLAIN, Ops
+from ..models.transformer import AnimaTransformer, Block, Form, modulations, plain
 from .adaln import ModulationTable, can_stack
 from .lean import LEAN
 from .recompute import Again, cheaply
@@ -36,9 +36,13 @@ class LevelForm:
         return Again(self.ops, keep_attention=self.level == "attention").first(block, inputs)
 
 
-def apply_levels(model: AnimaTransformer, levels: Sequence[str], ops: Ops = LEAN) -> None:
-    """Let each block keep what its level says. The numbers of a step do not depend on it."""
-    model.forms = [LevelForm(level, ops) for level in levels]
+def apply_levels(model: AnimaTransformer, levels: Sequence[str]) -> None:
+    """Let each block keep what its level says, in the functions that it has. The numbers of a step do not depend on it."""
+    model.forms = [LevelForm(level, ops_of(form)) for level, form in zip(levels, model.forms)]
+
+
+def ops_of(form: Form) -> Ops:
+    return form.ops if isinstance(form, LevelForm) else PLAIN
 
 
 def levels_of(model: nn.Module) -> list[str]:
@@ -53,7 +57,7 @@ def recomputes_blocks(model: nn.Module) -> bool:
 
 def make_lean(model: AnimaTransformer, levels: Sequence[str] = (), ops: Ops = LEAN) -> None:
     """Let a model that has its adapters run in lean functions, keeping all unless levels say otherwise."""
-    apply_levels(model, levels or ["keep"] * len(model.blocks), ops)
+    model.forms = [LevelForm(level, ops) for level in levels or ["keep"] * len(model.blocks)]
     if can_stack(model):
         model.modulations = ModulationTable(list(model.blocks))  # type: ignore[arg-type]
 

@@ -19,6 +19,7 @@ from ..errors import FileError, Interrupted, RunError, is_out_of_memory, let_go
 from ..models.transformer import AnimaTransformer, load_transformer
 from ..settings import TrainConfig
 from ..speed.forms import make_lean
+from ..speed.probe import proven
 from . import flow, optimizers, schedules
 from .device import at_work
 from .events import Events, Listener
@@ -118,8 +119,10 @@ def build_run(plan: Plan, ranks: Ranks, events: Events) -> "Run":
     model = load_transformer(config.model.transformer, dtype=plan.dtype, device=plan.device)
     network = AdapterNetwork.inject(model, config.network, config.seed)
     data = with_embeddings(plan, cached, model, events, ranks)
-    state = build_state(plan, network, content_of(plan) if ranks.first else {})
-    make_lean(model)
+    state = build_state(plan, network, content_of(plan) if ranks.first else {}, flat=not config.plain)
+    network.fused = not config.plain
+    if not config.plain:
+        speed_up(model, events)
     fit = Fit(plan, model, state, data.batches, events, writes=ranks.first)
     fit.begin()
     if plan.resume_from:
@@ -138,6 +141,14 @@ def build_run(plan: Plan, ranks: Ranks, events: Events) -> "Run":
     tile = vae_tile(plan.device, config.vae_tile)
     previews = Previews(config.samples, config.model.vae, tile, samples, data.embeddings)
     return Run(plan, ranks, events, data, model, state, fit, watchdog, reporter, saver, previews)
+
+
+def speed_up(model: AnimaTransformer, events: Events) -> None:
+    """Let a model run in its fast functions, if they prove themselves on its device."""
+    ops, reason = proven(model.device, model.dtype)
+    make_lean(model, ops=ops)
+    if reason:
+        events.emit("warning", text=f"{model.device}: the fast functions are left out: {reason}; steps take longer")
 
 
 def content_of(plan: Plan) -> dict[str, str]:
