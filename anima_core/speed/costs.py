@@ -85,7 +85,8 @@ def on_meta(
 def costs_of(model: AnimaTransformer, network: AdapterNetwork, shape: Shape, card: Card | None = None) -> Costs:
     """Count what a micro-batch of a model on the meta device costs, with each block at each level.
 
-    What its network keeps between steps is not in it. card: whose seconds are told; without one of known rates they serve to compare levels.
+    What its network keeps between steps is not in it. card: whose seconds are told; without one of known rates they serve to
+    compare levels.
     """
     card, inputs = card if card and card.tflops else TYPICAL, Inputs(model, shape)
     found: dict[Any, dict[str, Cost]] = {}
