@@ -94,6 +94,16 @@ def test_memory_ends_where_windows_would_share_the_hosts(limits, monkeypatch, pl
     assert limits == [pytest.approx(0.67), 0.9][: 2 * limited]
 
 
+@pytest.mark.parametrize("memory_gb, share", [(4.0, 0.45), (100.0, 0.67)])
+def test_memory_ends_at_the_budget_of_a_run(limits, monkeypatch, memory_gb, share):
+    """What the process holds already is not the run's; what the driver takes for it is."""
+    monkeypatch.setattr(device_module.sys, "platform", "linux")
+    monkeypatch.setattr(device_module.platform, "release", lambda: "6.8")
+    with within_its_memory(CUDA, memory_gb):
+        pass
+    assert limits == [pytest.approx(share), 0.9]
+
+
 def test_the_device_is_current_while_it_works(monkeypatch):
     chosen = []
 

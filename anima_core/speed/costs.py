@@ -85,9 +85,10 @@ def on_meta(
 def costs_of(model: AnimaTransformer, network: AdapterNetwork, shape: Shape, card: Card | None = None) -> Costs:
     """Count what a micro-batch of a model on the meta device costs, with each block at each level.
 
-    card: whose seconds are told; without one they serve to compare levels.
+    What its network keeps between steps is not in it. card: whose seconds are told; without one of known rates they serve to
+    compare levels.
     """
-    card, inputs = card or TYPICAL, Inputs(model, shape)
+    card, inputs = card if card and card.tflops else TYPICAL, Inputs(model, shape)
     found: dict[Any, dict[str, Cost]] = {}
     kinds = [inputs.kind(block) for block in inputs.blocks]
     with network.micro_batch(0):
@@ -96,7 +97,7 @@ def costs_of(model: AnimaTransformer, network: AdapterNetwork, shape: Shape, car
             if kind not in found:
                 found[kind] = {level: measured(card, inputs.run(block, level), inputs.x(block)) for level in LEVELS}
         after = measured(card, inputs.finish, inputs.x(None))
-    return Costs(network.casts.bytes + inputs.bytes, before, tuple(found[kind] for kind in kinds), after)
+    return Costs(inputs.bytes, before, tuple(found[kind] for kind in kinds), after)
 
 
 def trains(module: nn.Module) -> bool:

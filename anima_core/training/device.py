@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-SPARE = 0.3e9  # bytes that are left to what draws on the screen
+from ..speed.cards import CONTEXT, GB, SPARE
 
 # What programs switch on for speed in the whole process, ComfyUI with `--fast`: sums in fp16 lose gradients, and trying
 # every convolution algorithm pays only where all pictures have one size.
@@ -19,9 +19,9 @@ OFF_WHILE_TRAINING: tuple[tuple[Any, str], ...] = (
 
 
 @contextmanager
-def at_work(device: torch.device) -> Iterator[None]:
-    """Prepare a device for a run, and put everything back as it was."""
-    with current(device), within_its_memory(device), exact_arithmetic():
+def at_work(device: torch.device, memory_gb: float = 0.0) -> Iterator[None]:
+    """Prepare a device for a run, and put everything back as it was. memory_gb: see `train.memory_gb`."""
+    with current(device), within_its_memory(device, memory_gb), exact_arithmetic():
         yield
 
 
@@ -32,14 +32,18 @@ def current(device: torch.device) -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def within_its_memory(device: torch.device) -> Iterator[None]:
-    """Let torch run out of memory where the system would rather move it to the host's, and every step take minutes."""
-    if device.type != "cuda" or not spills():
+def within_its_memory(device: torch.device, memory_gb: float = 0.0) -> Iterator[None]:
+    """Let torch run out of memory at a run's budget, and where the system would rather move it to the host's.
+
+    Then every step would take minutes. Caching, which then takes less at once, and previews are held to the budget too.
+    """
+    if device.type != "cuda" or not (spills() or memory_gb):
         yield
         return
     before = getattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)(device)  # torch 2.8 and newer
     free, total = torch.cuda.mem_get_info(device)
-    share = (free + torch.cuda.memory_reserved(device) - SPARE) / total
+    most = min(free - SPARE, memory_gb * GB - CONTEXT if memory_gb else free)
+    share = (torch.cuda.memory_reserved(device) + most) / total
     torch.cuda.set_per_process_memory_fraction(min(max(share, 0.0), 1.0), device)
     try:
         yield

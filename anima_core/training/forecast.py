@@ -25,38 +25,40 @@ def forecast(config: TrainConfig, card: Card | None, on_event: Listener | None =
     pictures, _ = check_data(config, cache_folder(config), on_event)
     batches = Batches(build_items(config.datasets, pictures), config.datasets, config.seed)
     shapes = largest_shapes(batches, text_rows(config, pictures))
-    name, usable, dtype = str(card), card.usable if card else math.inf, DTYPES.get(config.model.dtype, torch.bfloat16)
-    if card is None:
-        device = pick_device(config.device)
-        name, total = card_of(device)
-        card, dtype = find_card(name, total), pick_dtype(config.model.dtype, device)
-        usable = usable if device.type == "cpu" else free_bytes(device) - SPARE
-    return lines(name, *forecast_on(Counter(sizes, dtype, config, shapes, card), usable), shapes)
+    if card is not None:
+        counter = Counter(sizes, DTYPES.get(config.model.dtype, torch.bfloat16), config, shapes, card)
+        return lines(str(card), *forecast_on(counter, card.usable), shapes)
+    device = pick_device(config.device)
+    name, total = card_of(device)
+    counter = Counter(sizes, pick_dtype(config.model.dtype, device), config, shapes, find_card(name, total))
+    on_card = device.type != "cpu"
+    return lines(name, *forecast_on(counter, free_bytes(device) - SPARE if on_card else math.inf, on_card), shapes)
 
 
-def forecast_on(counter: Counter, usable: float) -> tuple[Budget, Levels]:
+def forecast_on(counter: Counter, usable: float, on_card: bool = True) -> tuple[Budget, Levels]:
     """Return the memory of a run and the plan that it would make. usable: bytes that it may take, its weights included."""
     config = counter.config
     if config.memory_gb:
-        usable = min(usable, config.memory_gb * GB - CONTEXT)
+        usable = min(usable, config.memory_gb * GB - CONTEXT * on_card)
     held, temporary = bytes_per_number(config.optimizer)
-    resident = weights(counter) + counter.trained * (held + 4 * (config.ema_decay > 0))
+    resident = weights(counter, on_card) + counter.trained * (held + 4 * (config.ema_decay > 0))
     least, per_step = temporary * counter.trained, config.gradient_accumulation_steps
     budget = Budget(counter.worst, resident, (usable - resident) / FRAGMENTS, least, counter.card, per_step)
     return budget, choose(budget.costs, budget.room, ALLOWED[config.memory])
 
 
-def weights(counter: Counter) -> int:
-    """Return the bytes of everything that stays on the card: the model, its adapters, their gradients; Qwen where it stays.
+def weights(counter: Counter, on_card: bool) -> int:
+    """Return the bytes of everything that stays there: the model, its adapters, their gradients; Qwen where it stays.
 
-    The LLM adapter leaves once its outputs are cached, see `prepare.with_embeddings`.
+    The LLM adapter goes to the CPU once its outputs are cached, see `prepare.with_embeddings`.
     """
     model, network = counter.empty
-    total = bytes_on(model.device, [*model.parameters(), *(p.grad for p in network.parameters() if p.grad is not None)])
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    total = bytes_on(model.device, [*model.parameters(), *gradients, *network.casts.copies])
     if encodes_in_every_step(counter.config):
         shapes = check_qwen(counter.config.model.qwen).shapes().values()
         return total + sum(math.prod(shape) for shape in shapes) * counter.dtype.itemsize
-    if any(p.requires_grad for p in model.llm_adapter.parameters()):
+    if any(p.requires_grad for p in model.llm_adapter.parameters()) or not on_card:
         return total
     return total - bytes_on(model.device, model.llm_adapter.parameters())
 

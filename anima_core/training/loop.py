@@ -77,7 +77,12 @@ def opened(config: TrainConfig, on_event: Listener | None = None) -> Iterator["R
         events = Events(plan.run_dir / "log.jsonl", on_event) if ranks.first else Events(None)
         try:
             # ComfyUI runs nodes in inference mode and other packs switch gradients off: state what training needs.
-            with at_work(plan.device), torch.inference_mode(False), torch.enable_grad(), signals_cancel(events):
+            with (
+                at_work(plan.device, config.memory_gb),
+                torch.inference_mode(False),
+                torch.enable_grad(),
+                signals_cancel(events),
+            ):
                 report_start(plan, ranks, events, kept)
                 run = build_run(plan, ranks, events)
                 yield run
