@@ -62,14 +62,17 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
 
 
 def peaks_of(work: Callable[[], object], device: torch.device) -> dict[str, int]:
-    """Bytes that torch allocated and reserved at most, with all that is there; nothing where it does not tell."""
+    """Bytes that torch allocated and reserved at most, and allocated above what was there; nothing where it does not tell."""
     if device.type != "cuda":
         work()
         return {}
+    torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
     work()
     torch.cuda.synchronize(device)
-    return {"allocated": torch.cuda.max_memory_allocated(device), "reserved": torch.cuda.max_memory_reserved(device)}
+    most = torch.cuda.max_memory_allocated(device)
+    return {"allocated": most, "reserved": torch.cuda.max_memory_reserved(device), "above": most - before}
 
 
 def write_report(report: dict, out: Path) -> None:

@@ -3,8 +3,9 @@
 Run it with ComfyUI's interpreter, in this repository's folder:
     <ComfyUI>/.venv/bin/python -m benchmarks.peers [--px 1024 --network lora lokr lokr_full --level keep checkpoint]
 ComfyUI is looked for in $COMFYUI_PATH, else in comfy-cli's default place; without one that form is left out. Repeats go round
-all forms, so that a machine with other work slows all of them: the ratios are what to look at. Bytes, FLOPs and launches are
-counted on the meta device, at all 28 blocks and in bf16, whatever is timed.
+all forms, so that a machine with other work slows all of them: the ratios are what to look at. Seconds on the CPU are of
+processor time; with OMP_NUM_THREADS=1 they hold on a machine that is shared. Bytes, FLOPs and launches are counted on the meta
+device, at all 28 blocks and in bf16, whatever is timed.
 """
 
 import argparse
@@ -33,13 +34,14 @@ def forms_of(case: Case, levels: list[str], device: torch.device, comfyui: bool)
     forms: dict[str, Form] = {Floor.name: Floor(case, device)}
     for level in levels:
         forms[f"ours, {level}"] = OurStep(replace(case, level=level), weights, batch)
+    forms["ours, slow forms"] = OurStep(replace(case, plain=True), weights, batch)
     if comfyui:
         forms[ComfyStep.name] = ComfyStep(case, weights, batch, device)
     forms[SdScriptsStep.name] = SdScriptsStep(case, weights, batch, device)
-    steps = [form for form in forms.values() if not isinstance(form, Floor)]
+    steps = {name: form for name, form in forms.items() if not isinstance(form, Floor)}
     if device != META:
-        check_agreement({step.name: step.forward().item() for step in steps})
-    for step in steps:
+        check_agreement({name: step.forward().item() for name, step in steps.items()})
+    for step in steps.values():
         leave_zero(step.zeros())
     return forms
 
@@ -70,13 +72,13 @@ def times(seconds: dict[str, list[float]], name: str) -> dict[str, float]:
 
 def line(name: str, row: dict) -> str:
     work = f"{row['flops'] / 1e12:8.2f} {row['launches']:9,} {row['moved'] / 1e9:9.1f} {row['peak'] / 1e9:8.2f}"
-    measured = f"{row['allocated'] / 1e9:9.2f}" if "allocated" in row else f"{'':9}"
+    measured = f"{row['above'] / 1e9:9.2f}" if "above" in row else ""
     return f"{name:20} {row['median_s']:9.3f} {row['min_s']:9.3f} {row['to_floor']:8.2f} {work} {measured}"
 
 
 HEAD = (
     f"{'':20} {'median s':>9} {'min s':>9} {'x floor':>8} {'TFLOP':>8} {'launches':>9} {'GB moved':>9} {'peak GB':>8}"
-    f" {'allocated':>9}"
+    f" {'above GB':>9}"
 )
 
 
@@ -92,7 +94,6 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--blocks", type=int, help="that are timed; all 28 on CUDA, else 2")
     parser.add_argument("--dtype", choices=list(DTYPES), help="bf16 on CUDA, else fp32")
-    parser.add_argument("--plain", action="store_true", help="ours in the slow obvious forms that the fast ones are tested by")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--no-comfyui", action="store_true", help="leave out ComfyUI's class, and need no ComfyUI")
     parser.add_argument("--tiny", action="store_true", help="a model of toy size, to try this command out")
@@ -109,7 +110,6 @@ def case_of(args: argparse.Namespace, network: str) -> Case:
         batch=args.batch,
         blocks=args.blocks or (sizes.blocks if cuda else 2),
         dtype=args.dtype or ("bf16" if cuda else "fp32"),
-        plain=args.plain,
         sizes=sizes,
     )
 

@@ -85,10 +85,9 @@ def count_work(model: AnimaVAE, function: Callable[[Tensor], Tensor], x: Tensor)
 
 def run_once(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[float, int | None]:
     """Seconds, and on CUDA the peak bytes above what was allocated before."""
-    before = torch.cuda.memory_allocated() if x.device.type == "cuda" else 0
     seconds: list[float] = []
     peaks = peaks_of(lambda: seconds.append(seconds_of(lambda: function(x), x.device)), x.device)
-    return seconds[0], peaks["allocated"] - before if peaks else None
+    return seconds[0], peaks.get("above")
 
 
 def compare(ours: AnimaVAE, theirs: ComfyVAE, name: str, x: Tensor, repeats: int) -> dict:

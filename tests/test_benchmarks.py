@@ -60,10 +60,11 @@ def test_others_take_the_same_step(tmp_path, network):
     """That all forms answer with the same loss before training is checked by the command itself."""
     (case,) = run(tmp_path, "peers", "--network", network, "--level", "keep", "--no-comfyui")
     forms = case["forms"]
-    assert list(forms) == ["bare floor", "ours, keep", "sd-scripts' way"]
+    assert list(forms) == ["bare floor", "ours, keep", "ours, slow forms", "sd-scripts' way"]
     assert forms["bare floor"]["to_floor"] == 1.0
     assert forms["sd-scripts' way"]["kept"] < forms["ours, keep"]["kept"]
-    assert forms["bare floor"]["launches"] < forms["ours, keep"]["launches"] < forms["sd-scripts' way"]["launches"]
+    assert forms["bare floor"]["launches"] < forms["ours, keep"]["launches"] < forms["ours, slow forms"]["launches"]
+    assert forms["ours, slow forms"]["launches"] < forms["sd-scripts' way"]["launches"]
 
 
 @pytest.mark.parametrize("network", NETWORKS)
