@@ -13,6 +13,7 @@ from ..settings import TrainConfig, walk
 from .events import Events, Listener
 
 MB = 1_000_000
+NOT_ASKED = (-1, -1)  # the stamp of files whose findings stay in the index, which are not looked at: one may vanish meanwhile
 
 
 def model_files(config: TrainConfig) -> list[Path]:
@@ -27,10 +28,10 @@ def recall_digests(config: TrainConfig, cache_dir: Path) -> None:
     wanted = model_files(config)
     with FileIndex(cache_dir / INDEX) as index:
         for folder in sorted({file.parent for file in wanted}):
-            stamps = {file.name: files.stamp(file) for file in files.files_in(folder)}
+            others = {file.name: NOT_ASKED for file in files.files_in(folder)}
+            stamps = others | {file.name: files.stamp(file) for file in wanted if file.parent == folder}
             for name, digest in index.known(folder, stamps).items():
-                if folder / name in wanted:
-                    files.learn(folder / name, stamps[name], digest)
+                files.learn(folder / name, stamps[name], digest)
 
 
 def remember_digests(config: TrainConfig, cache_dir: Path) -> None:
