@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from anima_core.speed.forms import LEVELS, make_lean
 from anima_core.speed.plan import Budget, choose, summary
 from anima_core.training.budget import Counter
 from anima_core.training.forecast import forecast_on
+from benchmarks import plans
 
 NETWORKS = {
     "lora": NetworkConfig(rank=32, alpha=32),
@@ -34,7 +37,7 @@ def config(network: str = "lora", **changes) -> TrainConfig:
 @functools.cache
 def counter(network: str, side: int, blocks: int = 28, pictures: int = 1, dtype: torch.dtype = BF16) -> Counter:
     shape = Shape(pictures, side // 16, side // 16, 512)
-    return Counter(dataclasses.replace(REAL, blocks=blocks), dtype, config(network), [shape], card_of_text("rtx 4090"))
+    return Counter(dataclasses.replace(REAL, blocks=blocks), dtype, config(network), [shape], None)
 
 
 def raised(levels: tuple[str, ...]) -> list[tuple[str, ...]]:
@@ -56,6 +59,19 @@ def test_no_plan_is_over_its_budget_and_none_recomputes_needlessly(network, side
         seconds.append(budget.costs.seconds(levels))
     assert seconds == sorted(seconds, reverse=True), "more memory is never slower"
     assert set(levels) == {"keep"}
+
+
+def test_the_readmes_table_is_what_is_computed():
+    """Within 3 points and 0.2 GB; `python -m benchmarks.plans` prints it anew."""
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    tables = re.findall(r"(?:^\| \d+ GB, .* usable .*\n)+", text, re.MULTILINE)
+    for table, network in zip(tables, ("lora", "lokr"), strict=True):
+        for line, row in zip(table.splitlines(), plans.rows(plans.CARDS, [counter(network, side) for side in plans.SIDES])):
+            there, here = (re.findall(r"\+(\d+) %, ([\d.]+) GB|–", text) for text in (line, row))
+            for (percent, peak), (percent_here, peak_here) in zip(there, here, strict=True):
+                assert (percent == "") == (percent_here == ""), row
+                assert not percent or abs(int(percent) - int(percent_here)) <= 3, row
+                assert not peak or abs(float(peak) - float(peak_here)) <= 0.2, row
 
 
 @pytest.mark.parametrize(
