@@ -21,7 +21,7 @@ from anima_core.training import flow
 from anima_core.training.feed import Batch
 
 from .machine import start_comfyui
-from .training_step import MAX_NORM, Case, Weights, model_of, optimizer_tensors
+from .training_step import MAX_NORM, Case, Weights, model_of
 
 FACTOR = 8
 
@@ -122,7 +122,7 @@ class PeerStep:
     def tensors(self) -> Iterator[Tensor]:
         yield from self.model.parameters()
         yield from self.parameters
-        yield from optimizer_tensors(self.optimizer)
+        yield from (value for state in self.optimizer.state.values() for value in state.values() if isinstance(value, Tensor))
 
 
 class SdScriptsStep(PeerStep):

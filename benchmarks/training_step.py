@@ -22,6 +22,7 @@ from anima_core.settings import FlowConfig, NetworkConfig, OptimizerConfig
 from anima_core.speed.counting import Meter, cuda_kernels
 from anima_core.speed.forms import apply_levels, make_lean
 from anima_core.training import flow, optimizers
+from anima_core.training.budget import tensors_of
 from anima_core.training.events import Events
 from anima_core.training.feed import Batch
 from anima_core.training.loop import Run
@@ -154,20 +155,13 @@ class OurStep:
 
     def tensors(self) -> Iterator[Tensor]:
         """All that is there between two steps."""
-        yield from self.run.model.parameters()
-        yield from self.run.state.network.parameters()
-        yield self.run.state.gradient.buffer
-        yield from optimizer_tensors(self.run.state.optimizer)
+        return tensors_of(self.run.model, self.run.state)
 
 
 def leave_zero(parameters: list[nn.Parameter]) -> None:
     """Move what starts at zero off it: products with zeros take less power, and with that less time."""
     for parameter in parameters:
         nn.init.normal_(parameter, std=0.02)
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
-    return (value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor))
 
 
 def run_of(model: AnimaTransformer, network: AdapterNetwork, plain: bool) -> Run:
@@ -197,8 +191,9 @@ class OnDevice:
 def count(step: Any) -> dict:
     """Launches, bytes moved, FLOPs, peak bytes of a step on the meta device; what is alive only for its backward pass."""
     kept: list[int] = []
+    resident = list(step.tensors())
     with cuda_kernels(), Meter() as meter:
-        meter.watch(step.tensors())
+        meter.watch(resident)
         before = meter.live
         step.after_forward = lambda: kept.append(meter.live - before)
         step()

@@ -34,9 +34,9 @@ COSTS = {
 }
 
 
-def run(tmp_path: Path, module: str, *arguments: str) -> list[dict]:
+def run(tmp_path: Path, module: str, *arguments: str, python: Path | str = sys.executable, **options) -> list[dict]:
     out = tmp_path / "out.json"
-    done = processes.run([sys.executable, "-m", f"benchmarks.{module}", *SMALL, *arguments, "--out", out], cwd=ROOT)
+    done = processes.run([python, "-m", f"benchmarks.{module}", *SMALL, *arguments, "--out", out], cwd=ROOT, **options)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     report = json.loads(out.read_text(encoding="utf-8"))
     assert report["environment"]["torch"]
@@ -65,6 +65,16 @@ def test_others_take_the_same_step(tmp_path, network):
     assert forms["sd-scripts' way"]["kept"] < forms["ours, keep"]["kept"]
     assert forms["bare floor"]["launches"] < forms["ours, keep"]["launches"] < forms["ours, slow forms"]["launches"]
     assert forms["ours, slow forms"]["launches"] < forms["sd-scripts' way"]["launches"]
+
+
+@pytest.mark.comfyui
+def test_comfyuis_class_takes_the_same_step(tmp_path, comfyui):
+    """In its own interpreter, with its own attention and norms, counted and timed."""
+    checkout, python = comfyui
+    arguments = ("--network", "lora", "--level", "keep")
+    (case,) = run(tmp_path, "peers", *arguments, python=python, env={"COMFYUI_PATH": str(checkout)})
+    theirs = case["forms"]["ComfyUI's class"]
+    assert theirs["median_s"] > 0 and theirs["flops"] == case["forms"]["ours, slow forms"]["flops"] and theirs["kept"] > 0
 
 
 @pytest.mark.parametrize("network", NETWORKS)
