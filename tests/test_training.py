@@ -18,6 +18,7 @@ from anima_core.demo.pictures import write_pictures
 from anima_core.errors import Interrupted, RunError
 from anima_core.models.transformer import load_transformer
 from anima_core.settings import FlowConfig, NetworkConfig, OptimizerConfig, OutputConfig, SampleConfig, SubsetConfig
+from anima_core.speed.forms import make_lean
 from anima_core.training import loop as loop_module
 from anima_core.training.flow import flow_loss, interpolate, velocity_target
 from anima_core.training.loop import opened
@@ -62,6 +63,7 @@ def test_saved_file_equals_the_live_network(model, pictures, tmp_path, layout):
         with run.state.network.disabled():
             without = run.model(*inputs).detach()
     base = load_transformer(model.transformer)
+    make_lean(base)  # as the run's
     assert torch.equal(base(*inputs), without)
     network = AdapterNetwork.inject(base, network_config, seed=99)
     load_into(network, result.adapter_path)
