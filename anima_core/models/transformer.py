@@ -200,6 +200,12 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.proj = nn.Sequential(Patchify(), nn.Linear((channels + 1) * PATCH**2, width, bias=False))
 
+    @property
+    def weight(self) -> Tensor:
+        weight = self.proj[1].weight
+        assert isinstance(weight, Tensor)
+        return weight
+
     def forward(self, latents: Tensor) -> Tensor:
         padding_mask = torch.zeros_like(latents[:, :1])  # no part of a picture is padding
         return self.proj(torch.cat([latents, padding_mask], dim=1))
@@ -263,11 +269,11 @@ class AnimaTransformer(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.t_embedding_norm.weight.dtype
+        return self.x_embedder.weight.dtype
 
     @property
     def device(self) -> torch.device:
-        return self.t_embedding_norm.weight.device
+        return self.x_embedder.weight.device
 
     def preprocess_text_embeds(
         self, qwen_hidden: Tensor, t5_ids: Tensor, qwen_mask: Tensor | None = None, t5_mask: Tensor | None = None
