@@ -158,6 +158,15 @@ def test_what_an_optimizer_holds_for_each_number_is_read_off_it(kind):
     assert held == pytest.approx(expected, rel=0.05) and 0 <= temporary <= 16
 
 
+def test_an_optimizer_for_cards_alone_is_counted_as_adamw(monkeypatch):
+    class OnlyOnCards(torch.optim.SGD):
+        def step(self, closure=None):
+            raise NotImplementedError("no such kernel on the CPU")
+
+    monkeypatch.setattr(budget, "build_optimizer", lambda groups, config: OnlyOnCards(groups))
+    assert bytes_per_number(OptimizerConfig(type="SGDScheduleFree")) == bytes_per_number(OptimizerConfig()) == (8, 0)
+
+
 def test_some_optimizers_have_yet_to_make_what_they_hold(model, pictures, tmp_path):
     """Their moments come in the first step, after the plan."""
     config = train_config(model, pictures, tmp_path, memory_gb=1.0)

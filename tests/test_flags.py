@@ -43,6 +43,15 @@ def test_a_flag_starts_from_its_settings_default_unless_a_reason_is_given():
     assert all(reason for _, reason in OTHER_DEFAULTS.values())
 
 
+@pytest.mark.parametrize(
+    "typed, memory",
+    [((), "auto"), (("--gradient_checkpointing",), "recompute"), (("--no-gradient_checkpointing",), "keep")],
+    ids=lambda value: "".join(value),
+)
+def test_a_run_plans_what_it_recomputes_unless_a_flag_says_all_or_none(typed, memory):
+    assert (config(*typed).memory, config(*typed, "--memory_gb", "10").memory_gb) == (memory, 10.0)
+
+
 @pytest.mark.parametrize("kind", OPTIMIZERS, ids=lambda kind: kind.name)
 def test_without_optimizer_args_an_optimizer_starts_from_its_librarys_values(kind):
     """As sd-scripts does, which hands nothing on; the settings' own defaults are the graph's."""

@@ -96,6 +96,13 @@ def test_the_peak_of_a_whole_step_is_what_was_counted_on_single_blocks(network, 
     assert counter(network, 1024, len(levels), dtype=dtype).worst.peak(levels) == pytest.approx(meter.peak, rel=0.03)
 
 
+def test_a_run_in_plain_functions_is_planned_for_what_these_take():
+    plain = Counter(dataclasses.replace(REAL, blocks=2), BF16, config(plain=True), [Shape(1, 64, 64, 512)], None)
+    for level in LEVELS:
+        ours, theirs = (each.worst.blocks[1][level] for each in (counter("lora", 1024, 4), plain))
+        assert ours.seconds < theirs.seconds and ours.peak < theirs.peak
+
+
 def steps(*levels: tuple[int, float]) -> dict[str, Cost]:
     """The costs of a block: bytes and seconds of each level."""
     return {name: Cost(kept, kept, seconds) for name, (kept, seconds) in zip(LEVELS, levels)}

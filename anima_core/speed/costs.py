@@ -15,7 +15,7 @@ from ..models.transformer import AnimaTransformer, Block, TransformerConfig, ima
 from ..settings import NetworkConfig
 from .cards import TYPICAL, Card
 from .counting import Meter, cuda_kernels
-from .forms import LEVELS, LevelForm
+from .forms import LEVELS, LevelForm, ops_of
 
 LAUNCH = 5e-6  # seconds: an operation takes no less, on the card or to be called from Python
 
@@ -179,7 +179,8 @@ class Inputs:
     def run(self, block: Block, level: str) -> Callable[[Tensor], Tensor]:
         trained = self.adaln.requires_grad or any(trains(layers) for layers in block.adaln())
         modulation = tuple(self.empty(1, 3 * self.model.config.width, trained) for _ in block.adaln())
-        return lambda x: LevelForm(level)(block, x, modulation, self.context, self.rope, self.mask)
+        run = LevelForm(level, ops_of(self.model.forms[0]))
+        return lambda x: run(block, x, modulation, self.context, self.rope, self.mask)
 
     def finish(self, x: Tensor) -> Tensor:
         return self.model.final_layer(x, self.emb, self.adaln)

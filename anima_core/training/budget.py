@@ -11,13 +11,15 @@ from ..adapters.network import AdapterNetwork
 from ..data.batches import Batches
 from ..data.buckets import Size
 from ..models.llm_adapter import MIN_TEXT_ROWS
+from ..models.ops import PLAIN, Ops
 from ..models.transformer import PATCH, AnimaTransformer, TransformerConfig
 from ..models.vae import SCALE
 from ..settings import OptimizerConfig, TrainConfig
 from ..speed.cards import CONTEXT, FRAGMENTS, GB, SPARE, Card
 from ..speed.costs import Costs, Shape, costs_of, on_meta
 from ..speed.counting import Meter
-from ..speed.forms import LEVELS
+from ..speed.forms import LEVELS, make_lean
+from ..speed.lean import LEAN
 from ..speed.plan import Budget
 from .memory import free_bytes
 from .optimizers import build_optimizer, takes_flat
@@ -25,22 +27,36 @@ from .state import TrainState
 
 ALLOWED = {"auto": LEVELS, "recompute": LEVELS[-1:], "keep": LEVELS[:2]}  # by `train.memory`
 TOKEN = SCALE * PATCH  # px of a picture's side
+AS_ADAMW = (8.0, 0.0)  # bytes for each trained number, see `bytes_per_number`
 SAMPLE, SAMPLES = (64, 64), 16  # tensors on which an optimizer is looked at
 
 
 class Counter:
-    """Counts what micro-batches of a run cost, each shape once. shapes: those that may be the largest. card: if known."""
+    """Counts what micro-batches of a run cost, each shape once.
+
+    shapes: those that may be the largest. card: if known. ops: the functions of the run's blocks, if it has them already.
+    """
 
     def __init__(
-        self, sizes: TransformerConfig, dtype: torch.dtype, config: TrainConfig, shapes: list[Shape], card: Card | None
+        self,
+        sizes: TransformerConfig,
+        dtype: torch.dtype,
+        config: TrainConfig,
+        shapes: list[Shape],
+        card: Card | None,
+        ops: Ops | None = None,
     ) -> None:
         self.sizes, self.dtype, self.config, self.shapes, self.card = sizes, dtype, config, shapes, card
+        self.ops = ops or (PLAIN if config.plain else LEAN)
         self._found: dict[Shape, Costs] = {}
 
     @cached_property
     def empty(self) -> tuple[AnimaTransformer, AdapterNetwork]:
         """The model and its adapters, on the meta device."""
-        return on_meta(self.sizes, self.dtype, self.config.network, self.config.optimizer.learning_rate)
+        model, network = on_meta(self.sizes, self.dtype, self.config.network, self.config.optimizer.learning_rate)
+        make_lean(model, ops=self.ops)
+        network.fused = not self.config.plain
+        return model, network
 
     def costs(self, shape: Shape) -> Costs:
         if shape not in self._found:
@@ -51,6 +67,10 @@ class Counter:
     def worst(self) -> Costs:
         """The costs of the micro-batch that takes most."""
         return max(map(self.costs, self.shapes), key=lambda costs: costs.peak(["cheap"] * len(costs.blocks)))
+
+    @cached_property
+    def optimizer(self) -> tuple[float, float]:
+        return bytes_per_number(self.config.optimizer)
 
     @cached_property
     def trained(self) -> int:
@@ -75,7 +95,7 @@ def budget_on(device: torch.device, counter: Counter, state: TrainState, model: 
     """Return the memory of a run whose model is on its device, all that stays there made."""
     config = counter.config
     resident = bytes_on(device, tensors_of(model, state))
-    held, temporary = bytes_per_number(config.optimizer)
+    held, temporary = counter.optimizer
     to_come = 0.0 if state.optimizer.state else held * counter.trained  # some optimizers make their moments in the first step
     limits = [free_bytes(device) - SPARE] if device.type != "cpu" else []
     if config.memory_gb:
@@ -103,17 +123,23 @@ def bytes_on(device: torch.device, tensors: Iterable[Tensor]) -> int:
 def bytes_per_number(config: OptimizerConfig) -> tuple[float, float]:
     """Return the bytes that an optimizer holds for each trained number, and those that a step of it takes for a while.
 
-    Read off a step of its own, on small tensors: one where it takes them all as one, else several.
+    Read off a step of its own, on small tensors: one where it takes them all as one, else several. One that cannot take a
+    step on the CPU is counted as AdamW.
     """
     count = 1 if takes_flat(config) else SAMPLES
     parameters = [torch.nn.Parameter(torch.ones(SAMPLE)) for _ in range(count)]
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
-    optimizer = build_optimizer([{"params": parameters, "lr": config.learning_rate}], config)
-    with Meter() as meter:
-        optimizer.step()
-        held = meter.live
-        meter.reset_peak()
-        optimizer.step()
-    numbers = sum(p.numel() for p in parameters)
+    optimizer, numbers = (
+        build_optimizer([{"params": parameters, "lr": config.learning_rate}], config),
+        count * math.prod(SAMPLE),
+    )
+    try:
+        with Meter() as meter:
+            optimizer.step()
+            held = meter.live
+            meter.reset_peak()
+            optimizer.step()
+    except Exception:
+        return AS_ADAMW
     return held / numbers, (meter.peak - held) / numbers

@@ -13,7 +13,7 @@ from ..models.transformer import AnimaTransformer
 from ..models.vae import SCALE
 from ..speed.cards import GB, find_card
 from ..speed.costs import Shape
-from ..speed.forms import LEVELS, apply_levels, levels_of
+from ..speed.forms import LEVELS, apply_levels, levels_of, ops_of
 from ..speed.plan import Budget, Levels, choose, summary
 from .budget import ALLOWED, Counter, budget_on, largest_shapes, shape_of
 from .events import Events
@@ -40,7 +40,8 @@ class Fit:
         self.plan, self.model, self.state, self.events, self.writes = plan, model, state, events, writes
         self.device, self.card = model.device, card_of(model.device)
         shapes = largest_shapes(batches, plan.text_rows)
-        self.counter = Counter(model.config, model.dtype, plan.config, shapes, find_card(*self.card))
+        ops = ops_of(model.forms[0])
+        self.counter = Counter(model.config, model.dtype, plan.config, shapes, find_card(*self.card), ops)
         self.parts, self.tries, self.settled = 1, 0, False
 
     def begin(self) -> None:

@@ -11,7 +11,7 @@ from ..settings import TrainConfig
 from ..speed.cards import CONTEXT, FRAGMENTS, GB, SPARE, Card, find_card
 from ..speed.costs import Shape
 from ..speed.plan import Budget, Levels, choose, summary
-from .budget import ALLOWED, TOKEN, Counter, bytes_on, bytes_per_number, largest_shapes
+from .budget import ALLOWED, TOKEN, Counter, bytes_on, largest_shapes
 from .events import Listener
 from .memory import card_of, free_bytes, pick_device, pick_dtype
 from .preflight import cache_folder, check_data, check_models, check_network, text_rows
@@ -40,7 +40,7 @@ def forecast_on(counter: Counter, usable: float, on_card: bool = True) -> tuple[
     config = counter.config
     if config.memory_gb:
         usable = min(usable, config.memory_gb * GB - CONTEXT * on_card)
-    held, temporary = bytes_per_number(config.optimizer)
+    held, temporary = counter.optimizer
     resident = weights(counter, on_card) + counter.trained * (held + 4 * (config.ema_decay > 0))
     least, per_step = temporary * counter.trained, config.gradient_accumulation_steps
     budget = Budget(counter.worst, resident, (usable - resident) / FRAGMENTS, least, counter.card, per_step)
