@@ -21,16 +21,16 @@ SMALL = ["--tiny", "--px", "64", "--rank", "4", "--repeats", "1", "--device", "c
 # Of each block at 1024 px, rank 32, in bf16, by what CUDA would call: (launches forward and backward, tensors of N x D kept for
 # the backward pass, TFLOP of 28 blocks)
 COSTS = {
-    ("lora", "keep"): (174, 23.7, 43.4),
-    ("lora", "cheap"): (198, 13.6, 43.4),
-    ("lora", "attention"): (251, 3.3, 53.4),
-    ("lora", "checkpoint"): (253, 1.3, 57.8),
-    ("lokr", "keep"): (244, 23.5, 43.5),
-    ("lokr", "cheap"): (268, 13.4, 43.5),
-    ("lokr", "attention"): (330, 3.1, 53.5),
-    ("lokr_full", "keep"): (184, 23.6, 45.8),
-    ("lokr_full", "cheap"): (208, 13.5, 45.8),
-    ("lokr_full", "attention"): (252, 3.2, 55.5),
+    ("lora", "keep"): (174, 23.5, 43.4),
+    ("lora", "cheap"): (198, 13.4, 43.4),
+    ("lora", "attention"): (251, 3.1, 53.4),
+    ("lora", "checkpoint"): (253, 1.1, 57.8),
+    ("lokr", "keep"): (234, 23.5, 43.5),
+    ("lokr", "cheap"): (258, 13.4, 43.5),
+    ("lokr", "attention"): (320, 3.1, 53.5),
+    ("lokr_full", "keep"): (174, 23.5, 45.8),
+    ("lokr_full", "cheap"): (198, 13.4, 45.8),
+    ("lokr_full", "attention"): (242, 3.1, 55.5),
 }
 
 
