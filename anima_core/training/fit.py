@@ -83,8 +83,9 @@ class Fit:
         free_memory()
         self.tries += 1
         costs = self.counter.worst
-        limit = 0 if self.tries >= TRIES else LESS * costs.peak(self.levels)
-        if (less := choose(costs, limit)) != self.levels:
+        peak = costs.peak(self.levels)
+        less = choose(costs, 0 if self.tries >= TRIES else LESS * peak)
+        if costs.peak(less) < peak:
             self.apply(less)
         elif self.parts < max(len(batch.latents) for batch in batches):
             self.parts *= 2

@@ -98,6 +98,25 @@ def test_memory_that_runs_out_anywhere_in_the_steps_changes_no_bit(model, pictur
         assert plain.losses == other.losses and all("out of memory; tried again" in text for text in warnings_of(events))
 
 
+def test_a_try_that_would_take_no_less_is_not_made(model, pictures, tmp_path):
+    """Where every block is recomputed already, the next try takes less all the same."""
+    taken = []
+
+    def change(run):
+        out_of_memory(2)(run)
+        inner = run.forward
+
+        def forward(batch):
+            taken.append((len(batch.latents), run.fit.counter.worst.peak(run.fit.levels)))
+            return inner(batch)
+
+        run.forward = forward
+
+    config = train_config(model, pictures, tmp_path, memory="recompute", dataset=dict(batch_size=4, enable_bucket=False))
+    train_changed(dataclasses.replace(config, max_train_steps=1), change)
+    assert taken[0] > taken[1] > taken[2] and len(taken) > 2
+
+
 def test_each_time_less_is_kept_and_in_the_end_a_micro_batch_is_split(model, pictures, tmp_path):
     """The mean of its parts is that of the whole, and so are the dropout masks: only sums are in another order."""
     data = dict(batch_size=4, enable_bucket=False)
