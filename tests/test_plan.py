@@ -23,6 +23,7 @@ NETWORKS = {
     "lora": NetworkConfig(rank=32, alpha=32),
     "lokr": NetworkConfig(type="lokr", rank=100000, factor=8),
     "dropout": NetworkConfig(rank=32, alpha=32, dropout=0.1),
+    "norms": NetworkConfig(rank=32, alpha=32, train_norm=True),
     "adaln and norms": NetworkConfig(rank=32, alpha=32, targets="attn+mlp+adaln", train_norm=True),
     "last blocks": NetworkConfig(rank=32, alpha=32, include=("re:blocks\\.2[0-9]\\.",), targets=""),
 }
@@ -81,6 +82,7 @@ def test_the_readmes_table_is_what_is_computed():
         ("lora", ["keep"] * 4, torch.float16),
         ("lokr", ["checkpoint", "checkpoint", "cheap", "cheap"], BF16),
         ("dropout", ["attention", "attention", "keep", "keep"], BF16),
+        ("norms", ["attention", "cheap", "keep", "keep"], BF16),
         ("adaln and norms", ["attention", "cheap", "cheap", "keep"], BF16),
         ("last blocks", ["checkpoint"] * 2 + ["cheap"] * 26, BF16),
     ],

@@ -144,13 +144,19 @@ class Inputs:
         self.model, self.shape = model, shape
         self.blocks: list[Block] = list(model.blocks)  # type: ignore[arg-type]
         sizes, rows = model.config, torch.empty(shape.pictures, dtype=torch.int32, device="meta")
-        self.emb, self.adaln = self.empty(1, sizes.width), self.empty(1, 3 * sizes.width, trains(model.t_embedder))
+        self.emb = self.empty(1, sizes.width, trains(model.t_embedding_norm))
+        self.adaln = self.empty(1, 3 * sizes.width, trains(model.t_embedder))
         self.context = self.empty(shape.text, sizes.context_dim, trains(model.llm_adapter))
         self.rope = image_rope(shape.height, shape.width, sizes.head_dim, model.device)
         self.mask = length_mask(rows if shape.mixed else None, shape.text)
         self.first = next((i for i, block in enumerate(self.blocks) if trains(block)), len(self.blocks))
-        if trains(model.x_embedder) or trains(model.t_embedder) or trains(model.llm_adapter):
+        if self.modulation_trained or trains(model.x_embedder) or trains(model.llm_adapter):
             self.first = 0  # every block's input needs a gradient
+
+    @property
+    def modulation_trained(self) -> bool:
+        """Tell whether what comes before the blocks' own layers of it is trained."""
+        return self.emb.requires_grad or self.adaln.requires_grad
 
     def empty(self, rows: int, width: int, requires_grad: bool = False) -> Tensor:
         size = (self.shape.pictures, rows, width)
@@ -177,7 +183,7 @@ class Inputs:
         return x.requires_grad_(index >= self.first)
 
     def run(self, block: Block, level: str) -> Callable[[Tensor], Tensor]:
-        trained = self.adaln.requires_grad or any(trains(layers) for layers in block.adaln())
+        trained = self.modulation_trained or any(trains(layers) for layers in block.adaln())
         modulation = tuple(self.empty(1, 3 * self.model.config.width, trained) for _ in block.adaln())
         run = LevelForm(level, ops_of(self.model.forms[0]))
         return lambda x: run(block, x, modulation, self.context, self.rope, self.mask)
