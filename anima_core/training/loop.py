@@ -259,7 +259,7 @@ class Run:
         Out of memory, the same is tried again with less kept, which stays so. Raises RunError, naming the setting that would
         fit, when that does not help.
         """
-        batches: list[Batch] = []
+        batches = [next(feed)]  # first of all: when memory runs out, what else may fit is told from it
         while isinstance(found := self.attempt(feed, batches), str):
             self.state.gradient.zero()
             self.fit.lower(self.state.step + 1, batches, found)

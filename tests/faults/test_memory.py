@@ -117,6 +117,26 @@ def test_a_try_that_would_take_no_less_is_not_made(model, pictures, tmp_path):
     assert taken[0] > taken[1] > taken[2] and len(taken) > 2
 
 
+def test_memory_that_runs_out_at_the_first_allocation_of_a_step(model, pictures, tmp_path):
+    """With every block recomputed only smaller parts are left to try, and how many there can be is the batch's to say."""
+    tries = []
+
+    def change(run):
+        real = run.accumulate
+
+        def accumulate(feed, batches):
+            tries.append(len(batches))
+            if len(tries) == 1:
+                raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
+            return real(feed, batches)
+
+        run.accumulate = accumulate
+
+    config = train_config(model, pictures, tmp_path, memory="recompute", dataset=dict(enable_bucket=False))
+    train_changed(dataclasses.replace(config, max_train_steps=1), change)
+    assert tries == [1, 1]
+
+
 def test_each_time_less_is_kept_and_in_the_end_a_micro_batch_is_split(model, pictures, tmp_path):
     """The mean of its parts is that of the whole, and so are the dropout masks: only sums are in another order."""
     data = dict(batch_size=4, enable_bucket=False)
