@@ -266,6 +266,20 @@ def test_a_plan_that_is_not_right_any_more_is_made_anew_and_told_why(lowered, tm
     assert json.loads(path.read_text())["levels"] == ["keep", "keep"]
 
 
+def test_a_run_that_came_to_take_micro_batches_in_parts_goes_on_so(lowered, tmp_path, monkeypatch):
+    """Whole ones did not fit, which is what the counted peak is of."""
+    path, real = tmp_path / "test-run" / FILE, budget.budget_on
+    found = json.loads(path.read_text()) | {"levels": ["checkpoint", "checkpoint"], "parts": 2}
+    path.write_text(json.dumps(found))
+    monkeypatch.setattr(fit, "budget_on", lambda *args: dataclasses.replace(real(*args), room=1.0))
+    events = []
+    with loop.opened(lowered, events.append) as run:
+        assert run.fit.parts == 2 and run.fit.levels == ("checkpoint", "checkpoint")
+        assert notes_of(events) == ["memory: 2 of 2 blocks are recomputed, each micro-batch in 2 parts, as before"]
+        assert notes_of(events, "warning") == []
+    assert json.loads(path.read_text())["parts"] == 2
+
+
 def test_a_plan_that_fits_no_more_is_made_anew(lowered, monkeypatch):
     real = budget.budget_on
     monkeypatch.setattr(fit, "budget_on", lambda *args: dataclasses.replace(real(*args), room=1.0))

@@ -50,7 +50,7 @@ class Fit:
         self.settled = bool(levels)
         usual = self.chosen()
         self.apply(levels or usual)
-        if self.limited and not self.budget.fits(self.levels):
+        if self.counted and not self.budget.fits(self.levels):
             self.warn(f"memory: it may run out: {self.said()}{why}; use a smaller `network.rank` or `dataset.resolutions`")
         elif self.limited or self.parts > 1 or self.levels != usual:
             self.note(f"memory: {self.said()}{why}")
@@ -107,6 +107,11 @@ class Fit:
         """Tell whether there is a limit: on the CPU only one that was set."""
         return self.plan.config.memory_gb > 0 or self.device.type != "cpu"
 
+    @property
+    def counted(self) -> bool:
+        """Tell whether there is a limit that the plan can be held against: whole micro-batches are counted, their parts not."""
+        return self.limited and self.parts == 1
+
     def chosen(self, times: float = 1.0) -> Levels:
         """Return the levels that this run's setting and its room give. times: how much more a step takes than was counted."""
         allowed = ALLOWED[self.plan.config.memory]
@@ -116,7 +121,7 @@ class Fit:
         return choose(budget.costs, budget.room / times, allowed)
 
     def said(self) -> str:
-        said = self.budget.said(self.levels) if self.limited else summary(self.levels)
+        said = self.budget.said(self.levels) if self.counted else summary(self.levels)
         return said if self.parts == 1 else f"{said}, each micro-batch in {self.parts} parts"
 
     def apply(self, levels: Levels) -> None:
@@ -154,7 +159,7 @@ class Fit:
             return (), f"; planned anew, {changed[0]}"
         if len(levels) != len(self.model.blocks) or not set(levels) <= set(LEVELS):
             return (), f"; planned anew, {FILE} is damaged"
-        if self.limited and not self.budget.fits(levels):
+        if self.limited and parts == 1 and not self.budget.fits(levels):
             return (), "; planned anew, what it did before does not fit now"
         self.parts = parts
         return levels, ", as before"
