@@ -1,6 +1,6 @@
 """The functions of a block in fewer passes over memory, with backward passes of their own. Same numbers as `models.ops`.
 
-They save their inputs only: `speed.recompute` makes the rest again where that is worth it.
+They save their inputs, and of a norm one number a head: `speed.recompute` makes the rest again where that is worth it.
 """
 
 from dataclasses import replace
@@ -54,14 +54,14 @@ class NormRope(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, cos: Tensor | None, sin: Tensor | None) -> Tensor:
         fused = has_fused_norm(x.device)
         y, inverse = rms_fused(x, weight) if fused else rms(x, weight)
-        ctx.save_for_backward(x, inverse, *([weight] if ctx.needs_input_grad[1] else []))
+        ctx.save_for_backward(x, inverse)
         ctx.weight, ctx.cos, ctx.sin, ctx.fused = weight.detach(), cos, sin, fused
         return y if cos is None or sin is None else rotate(y, cos, sin).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        x, inverse, *_ = ctx.saved_tensors
+        x, inverse = ctx.saved_tensors
         if ctx.cos is not None:
             g = rotate(g, ctx.cos, -ctx.sin)  # a rotation's transpose is its inverse
         dx = dw = None
