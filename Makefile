@@ -4,8 +4,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 # mypy needs a name for the package that the nodes import with dots; a checkout's folder may have any.
 PACKAGE := $(VENV)/package/anima_trainer
-# Two files at a time, each with one thread: many tests wait for processes of their own.
-PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Three files at a time on two cores, each with one thread: many tests wait for processes of their own.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup lint types test long fast comfy faults docs demo clean
 

@@ -199,7 +199,7 @@ def test_masks_are_looked_at_once(pictures, monkeypatch):
 @pytest.mark.parametrize("with_masks", [True, False])
 def test_an_adapter_that_does_not_move_points_at_the_masks_where_there_are_any(with_masks):
     class Still:
-        def state_dict(self):
+        def host_state(self):
             return {}
 
         def zero_init_parameters(self):

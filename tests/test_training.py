@@ -93,7 +93,7 @@ def fixed_loss(config, adapter=None, pictures=None):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.long) for seed in (2, 3))])
 @pytest.mark.parametrize("kind", ["lora", "lokr"])
 def test_training_learns(model, pictures, tmp_path, seed, kind):
     """150 steps take a third off the loss on fixed t and noise, for every seed and both networks."""

@@ -16,7 +16,7 @@ STEPS = 3000  # more than are taken before somebody stops it
 
 
 @pytest.fixture
-def base(tmp_path) -> Path:
+def own(tmp_path) -> Path:
     install_tiny_models(tmp_path)
     return tmp_path
 
@@ -47,8 +47,8 @@ def stop_and_keep(server, graph: Graph, base: Path, name: str) -> dict:
     return server.result(prompt)
 
 
-def test_an_evening(comfyui, base, tmp_path):
-    checkout, python = comfyui
+def test_an_evening(comfyui, own, tmp_path):
+    base, (checkout, python) = own, comfyui
     with ComfyUI(checkout, python, base) as server, Texts(server, python, tmp_path / "texts") as texts:
         kept = stops_early(server, texts, base)
         samples_with_another_seed(server, texts, base, kept)
@@ -113,18 +113,18 @@ def deletes_the_file(server, texts, base) -> None:
     assert steps_in_log(base, "evening-2") == taken and runs(base) == ["evening-2-run", "evening-run"]
 
 
-def test_every_way_out_stands_on_the_node(comfyui, base, tmp_path):
-    checkout, python = comfyui
+def test_every_way_out_stands_on_the_node(comfyui, server, base, tmp_path):
+    _, python = comfyui
     shutil.copy(base / "models" / "vae" / "tiny.safetensors", base / "models" / "diffusion_models" / "wrong.safetensors")
-    with ComfyUI(checkout, python, base) as server, Texts(server, python, tmp_path / "texts") as texts:
+    with Texts(server, python, tmp_path / "texts") as texts:
         graph = Graph(server)
-        graph.training(output_name="ways", steps=600)
+        graph.training(output_name="ways", steps=200)
         graph.add("look", "AnimaDatasetInspect", dataset=["data", 0])
         wrong_file(server, texts, graph)
         cancels(server, texts, base, graph)
         assert "4 pictures" in texts.of("look")[-1] and "captions as they are read" in texts.of("look")[-1]
         told = sentence(server.run(graph.prompt))
-        assert re.match(r"done: models/loras/ways.safetensors, 600 steps, loss \d\.\d{3}, 1 warning: pictures cropped", told), (
+        assert re.match(r"done: models/loras/ways.safetensors, 200 steps, loss \d\.\d{3}, 1 warning: pictures cropped", told), (
             told
         )
         assert texts.last("train", "done") == told
@@ -149,5 +149,5 @@ def cancels(server, texts, base, graph: Graph) -> None:
     server.post("/interrupt", {})
     assert was_interrupted(server.result(prompt))
     told = texts.last("train", "cancelled")
-    assert re.fullmatch(r"cancelled at step \d+ of 600, saved; Run continues", told), told
+    assert re.fullmatch(r"cancelled at step \d+ of 200, saved; Run continues", told), told
     assert texts.of("transformer")[-1] == " "

@@ -18,12 +18,6 @@ SNAPSHOT = Path(__file__).with_name("schema.json")
 NODES = 19
 
 
-@pytest.fixture(scope="module")
-def server(comfyui, base):
-    with ComfyUI(*comfyui, base) as running:
-        yield running
-
-
 def loras(base: Path) -> list[str]:
     return sorted(p.name for p in (base / "models" / "loras").glob("*.safetensors"))
 
@@ -279,6 +273,7 @@ def test_a_node_inside_a_subgraph(server, base):
     assert status(server.result(prompt)) == "success"
 
 
+@pytest.mark.long
 def test_a_folder_with_odd_characters(comfyui, tmp_path):
     with ComfyUI(*comfyui, tmp_path, folder="Anima Trainer (é) v1.2") as odd:
         assert len(shape_of(odd.get("/object_info"))) == NODES

@@ -2,18 +2,11 @@
 
 import shutil
 
-import pytest
 from PIL import Image
 
 from .graphs import Graph
 from .schema import our_nodes
-from .server import ComfyUI, error_of, sentence
-
-
-@pytest.fixture(scope="module")
-def server(comfyui, base):
-    with ComfyUI(*comfyui, base) as running:
-        yield running
+from .server import error_of, sentence
 
 
 def test_what_has_a_default_may_be_left_out(server, base):

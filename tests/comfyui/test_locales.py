@@ -11,7 +11,7 @@ import pytest
 
 from tests.comfyui.make_help import input_list, with_list
 from tests.comfyui.schema import inputs_of, our_nodes
-from tests.comfyui.server import ROOT, ComfyUI
+from tests.comfyui.server import ROOT
 from tests.processes import HANGS
 
 LOCALES = ROOT / "locales"
@@ -27,12 +27,6 @@ SECTIONS = {  # of a help page, in their order
 }
 NOT_ON_EVERY_PAGE = {"Advice", "Which folders a server reads"}
 SOURCES = [*(ROOT / "nodes").glob("*.py"), *(ROOT / "anima_core").rglob("*.py")]
-
-
-@pytest.fixture(scope="module")
-def server(comfyui, tmp_path_factory):
-    with ComfyUI(*comfyui, tmp_path_factory.mktemp("locales")) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

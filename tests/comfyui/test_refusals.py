@@ -5,16 +5,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from .graphs import Graph, install_tiny_models
-from .server import ComfyUI, error_of, failed_node, status
+from .graphs import Graph
+from .server import error_of, failed_node, status
 
 LAYER = "lora_unet_blocks_0_self_attn_q_proj"
 
 
-@pytest.fixture(scope="module")
-def server(comfyui, tmp_path_factory):
-    base = tmp_path_factory.mktemp("base")
-    install_tiny_models(base)
+@pytest.fixture(autouse=True, scope="module")
+def files(base):
     for folder in ("empty", "bare"):
         (base / "input" / folder).mkdir()
     Image.new("RGB", (64, 64), "red").save(base / "input" / "bare" / "a.png")
@@ -27,12 +25,10 @@ def server(comfyui, tmp_path_factory):
     }
     save_file(whole, base / "models" / "diffusion_models" / "whole.safetensors")
     (base / "models" / "diffusion_models" / "none.safetensors").write_bytes(b"")
-    (base / "models" / "loras").mkdir()
+    (base / "models" / "loras").mkdir(exist_ok=True)
     loha = {f"{LAYER}.hada_w{n}_{side}": torch.zeros(4, 4) for n in (1, 2) for side in "ab"}
     save_file(loha, base / "models" / "loras" / "loha.safetensors")
     save_file(vae, base / "models" / "loras" / "vae.safetensors")
-    with ComfyUI(*comfyui, base) as running:
-        yield running
 
 
 def from_toml(graph: Graph) -> None:

@@ -170,7 +170,10 @@ def test_kills_at_the_worst_moments(model, pictures, tmp_path):
 
 
 @needs_signals
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGTERM, id="SIGTERM"), pytest.param(signal.SIGINT, id="SIGINT", marks=pytest.mark.long)],
+)
 def test_polite_signals_save_the_state(model, pictures, tmp_path, number):
     out = tmp_path / "out"
     with endless(model, pictures, out, checkpoint_every_n_steps=0) as process:
