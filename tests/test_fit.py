@@ -301,3 +301,24 @@ def test_a_part_has_the_masks_that_it_has_in_the_whole():
         shape = (rows.stop - rows.start, 7, 3)
         parts.append(dropouts.mask(shape, dropouts.generator(0, torch.device("cpu")), like))
     assert torch.equal(torch.cat(parts), whole)
+
+
+def fails(*inputs):
+    raise AttributeError("module 'torch.ops.aten' has no attribute '_x'\nmore")
+
+
+@pytest.mark.parametrize("choice, level", [("auto", "checkpoint"), ("keep", "keep"), ("recompute", "checkpoint")])
+def test_a_run_that_cannot_be_counted_recomputes_and_says_so(model, pictures, tmp_path, monkeypatch, choice, level):
+    """Counting leans on much of torch, whose versions differ."""
+    monkeypatch.setattr("anima_core.training.budget.costs_of", fails)
+    events = []
+    with loop.opened(planned(model, pictures, tmp_path, memory=choice, memory_gb=1.0), events.append) as run:
+        assert set(run.fit.levels) == {level}
+        if level == "keep":  # out of memory then gives all of it up at once
+            run.fit.lower(1, [], "out of memory")
+            assert set(run.fit.levels) == {"checkpoint"}
+        assert run.go().steps == 6
+    (warning, *_) = notes_of(events, "warning")
+    assert (
+        warning.startswith("memory: what this run takes could not be counted (AttributeError: module") and "more" not in warning
+    )

@@ -47,7 +47,7 @@ SAME_AS = {
 }
 FLOPS: dict[Any, Callable[..., int]] = {
     **flop_registry,
-    **{getattr(aten, name): flop_registry[getattr(aten, formula)] for name, formula in SAME_AS.items()},
+    **{getattr(aten, name): flop_registry[getattr(aten, formula)] for name, formula in SAME_AS.items() if hasattr(aten, name)},
 }
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from ..models.ops import Ops
+from .counting import tensors_in
 
 T = TypeVar("T")
 
@@ -208,7 +209,7 @@ class FirstPass(Pass):
         super().__init__(again)
         self.kept: ByStorage[bool] = ByStorage()  # inputs of the block, outputs of attention
         self.outputs: ByStorage[Made] = ByStorage()
-        for value in flat(again.inputs):
+        for value in tensors_in(again.inputs):
             self.kept[value] = True
 
     def call(self, number: int, name: str, function: Callable[..., Tensor], *inputs: Any) -> Tensor:
@@ -230,7 +231,7 @@ class FirstPass(Pass):
     def pack(self, tensor: Tensor) -> Any:
         if not self.attending:
             self.saved += 1
-        if isinstance(tensor, nn.Parameter) or self.kept.get(tensor):
+        if is_weight(tensor) or self.kept.get(tensor):
             return tensor.detach()
         if (made := self.outputs.get(tensor)) is not None:
             self.again.wanted[made] += 1
@@ -239,6 +240,11 @@ class FirstPass(Pass):
             return tensor.detach()
         self.again.wanted[Saved(self.saved)] += 1
         return Saved(self.saved), None
+
+
+def is_weight(tensor: Tensor) -> bool:
+    """Tell whether a tensor is a parameter, or one turned round as a matrix product takes it."""
+    return isinstance(tensor, nn.Parameter) or isinstance(tensor._base, nn.Parameter)
 
 
 class SecondPass(Pass):
@@ -271,14 +277,3 @@ class SecondPass(Pass):
 
     def unpack(self, packed: None) -> Tensor:
         raise RuntimeError("the second pass of a block has no backward pass of its own")
-
-
-def flat(values: Sequence[Any]) -> list[Tensor]:
-    """List the tensors in nested tuples."""
-    found: list[Tensor] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, tuple):
-            found += flat(value)
-    return found

@@ -81,7 +81,7 @@ def largest_shapes(batches: Batches, text_rows: int) -> list[Shape]:
     """List the micro-batches of a run that no other one exceeds in pictures as well as in all their pixels together."""
     found = {(count, count * math.prod(size)): size for count, size in batches.sizes()}
     most = [key for key in found if not any(other != key and other >= key and other[1] >= key[1] for other in found)]
-    return [shape_of(count, found[count, pixels], text_rows) for count, pixels in most]
+    return [shape_of(count, found[count, pixels], text_rows) for count, pixels in sorted(most)]
 
 
 def shape_of(pictures: int, size: Size, text_rows: int) -> Shape:

@@ -31,7 +31,7 @@ class Fit:
     """Decides what each block of a run's model keeps for its backward pass.
 
     writes: whether this process writes the run folder. parts: that each micro-batch is split into. tries: of the step that is
-    being taken. settled: no step corrects the plan any more.
+    being taken. settled: no step corrects the plan any more. blind: why nothing could be counted.
     """
 
     def __init__(
@@ -42,10 +42,14 @@ class Fit:
         shapes = largest_shapes(batches, plan.text_rows)
         ops = ops_of(model.forms[0])
         self.counter = Counter(model.config, model.dtype, plan.config, shapes, find_card(*self.card), ops)
-        self.parts, self.tries, self.settled = 1, 0, False
+        self.parts, self.tries, self.settled, self.blind = 1, 0, False, ""
 
     def begin(self) -> None:
         """Decide, as the run that goes on did where that is still right, and tell."""
+        if self.limited:
+            self.blind = self.uncounted()
+            if self.blind:
+                self.warn(f"memory: {self.blind}; every block is recomputed unless `train.memory` says otherwise")
         levels, why = self.former()
         self.settled = bool(levels)
         usual = self.chosen()
@@ -62,7 +66,7 @@ class Fit:
     def after(self, batches: list[Batch]) -> None:
         """Hear that a step's micro-batches fitted. What those of the first step took corrects the plan."""
         taken = taken_since_reset(self.device)
-        if taken and not self.settled and not self.tries:
+        if taken and not self.settled and not self.tries and not self.blind:
             self.correct(taken, max(self.counter.costs(shape).peak(self.levels) for shape in map(self.shape, batches)))
         self.settled, self.tries = True, 0
 
@@ -82,10 +86,7 @@ class Fit:
         """Take less from here on, after a step ran out of memory. Raises RunError when there is nothing left to give up."""
         free_memory()
         self.tries += 1
-        costs = self.counter.worst
-        peak = costs.peak(self.levels)
-        less = choose(costs, 0 if self.tries >= TRIES else LESS * peak)
-        if costs.peak(less) < peak:
+        if less := self.less():
             self.apply(less)
         elif self.parts < max(len(batch.latents) for batch in batches):
             self.parts *= 2
@@ -93,6 +94,27 @@ class Fit:
         else:
             raise RunError(out_of_memory_advice(self.plan.config, [batch.latents.shape for batch in batches], error))
         self.warn(f"step {step}: out of memory; tried again, and from here on {self.said()}")
+
+    def less(self) -> Levels:
+        """Return levels that take less than the present ones; none when there are no such."""
+        if self.blind:
+            least = LEVELS[-1:] * len(self.levels)
+            return least if self.levels != least else ()
+        costs = self.counter.worst
+        peak = costs.peak(self.levels)
+        less = choose(costs, 0 if self.tries >= TRIES else LESS * peak)
+        return less if costs.peak(less) < peak else ()
+
+    def uncounted(self) -> str:
+        """Return why what this run takes cannot be counted; empty where it can."""
+        if self.device.type == "mps":
+            return "what attention keeps on mps is not known"
+        try:
+            self.counter.worst.peak(LEVELS[-1:] * len(self.model.blocks))
+        except Exception as error:  # it leans on much of torch, whose versions differ: no run shall end of it
+            said = str(error).partition("\n")[0][:120]
+            return f"what this run takes could not be counted ({type(error).__name__}: {said})"
+        return ""
 
     @property
     def levels(self) -> Levels:
@@ -110,12 +132,14 @@ class Fit:
     @property
     def counted(self) -> bool:
         """Tell whether there is a limit that the plan can be held against: whole micro-batches are counted, their parts not."""
-        return self.limited and self.parts == 1
+        return self.limited and not self.blind and self.parts == 1
 
     def chosen(self, times: float = 1.0) -> Levels:
         """Return the levels that this run's setting and its room give. times: how much more a step takes than was counted."""
         allowed = ALLOWED[self.plan.config.memory]
-        if not self.limited:
+        if self.blind:
+            allowed = ALLOWED["recompute"] if self.plan.config.memory == "auto" else allowed
+        if self.blind or not self.limited:
             return allowed[:1] * len(self.model.blocks)
         budget = self.budget
         return choose(budget.costs, budget.room / times, allowed)
@@ -159,7 +183,7 @@ class Fit:
             return (), f"; planned anew, {changed[0]}"
         if len(levels) != len(self.model.blocks) or not set(levels) <= set(LEVELS):
             return (), f"; planned anew, {FILE} is damaged"
-        if self.limited and parts == 1 and not self.budget.fits(levels):
+        if self.limited and not self.blind and parts == 1 and not self.budget.fits(levels):
             return (), "; planned anew, what it did before does not fit now"
         self.parts = parts
         return levels, ", as before"

@@ -91,8 +91,8 @@ def test_memory_that_runs_out_anywhere_in_the_steps_changes_no_bit(model, pictur
     whole = RunsOut()
     plain = train_with(whole, train_config(model, pictures, tmp_path / "plain", **changes))
     chance = random.Random(0)
-    for number in range(2):
-        mode, events = RunsOut(chance.sample(range(1, whole.count), 3)), []
+    for number in range(3):
+        mode, events = RunsOut(chance.sample(range(1, whole.count), 2)), []
         other = train_with(mode, train_config(model, pictures, tmp_path / str(number), **changes), events.append)
         assert same_tensors(load_file(plain.adapter_path), load_file(other.adapter_path)), sorted(mode.at)
         assert plain.losses == other.losses and all("out of memory; tried again" in text for text in warnings_of(events))
