@@ -29,7 +29,7 @@ types: setup
 test: lint types
 	$(PYTEST) -m "not long"
 
-# What takes minutes each: campaigns of kills, thousands of steps. CI runs it behind `make test`.
+# What takes minutes: campaigns of kills, thousands of steps, further seeds and signals. Before a release.
 long: setup
 	$(PYTEST) -m long --dist load
 
