@@ -26,8 +26,11 @@ types: setup
 	mkdir -p $(dir $(PACKAGE)) && ln -sfn ../.. $(PACKAGE)
 	MYPYPATH=$(dir $(PACKAGE)) $(RUN) -m mypy -p anima_trainer.anima_core -p anima_trainer.nodes
 
+# Which tests; CI asks for the kills too.
+MARKS ?= not long
+
 test: lint types
-	$(PYTEST) -m "not long"
+	$(PYTEST) -m "$(MARKS)"
 
 # What takes minutes: campaigns of kills, thousands of steps, further seeds and signals. Before a release.
 long: setup

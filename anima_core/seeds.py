@@ -20,6 +20,5 @@ def generator(seed: int, purpose: str, *position: int | str, device: torch.devic
 
     The meta device, where nothing is drawn, has none of its own.
     """
-    return torch.Generator("cpu" if torch.device(device).type == "meta" else device).manual_seed(
-        seed_of(seed, purpose, *position)
-    )
+    where = "cpu" if torch.device(device).type == "meta" else device
+    return torch.Generator(where).manual_seed(seed_of(seed, purpose, *position))

@@ -5,6 +5,7 @@ fused AdamW over one tensor a factor, as torch offers it, and clip by `clip_grad
 """
 
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,7 +20,9 @@ from anima_core.adapters.types.lokr import factorization
 from anima_core.settings import FlowConfig
 from anima_core.training import flow
 from anima_core.training.feed import Batch
+from anima_core.training.optimizers import make_state
 
+from .comfyui_class import ANIMA
 from .machine import start_comfyui
 from .training_step import MAX_NORM, Case, Weights, model_of
 
@@ -79,15 +82,7 @@ class Wrapped(nn.Module):
         return self.base(x) + self.adapter(x)
 
 
-def make_state(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
-    """Let an optimizer make its moments before the first step."""
-    for parameter in parameters:
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-
-
-class PeerStep:
+class PeerStep(ABC):
     """One call is one step of training. A subclass says how the model answers."""
 
     name: str
@@ -98,10 +93,14 @@ class PeerStep:
         self.after_forward: Callable[[], None] = lambda: None
         kind = {"foreach": True} if device.type == "meta" else {"fused": True}
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, weight_decay=0.01, **kind)
-        make_state(self.optimizer, self.parameters)
+        for parameter in self.parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        make_state(self.optimizer)
+        self.optimizer.zero_grad(set_to_none=True)
 
+    @abstractmethod
     def velocity(self, noisy: Tensor, batch: Batch) -> Tensor:
-        raise NotImplementedError
+        """Let the model answer."""
 
     def forward(self) -> Tensor:
         batch = self.batch.to(self.device)
@@ -195,20 +194,7 @@ def comfy_model(case: Case) -> nn.Module:
         mlp_ratio=sizes.mlp_dim / sizes.width,
         crossattn_emb_channels=sizes.context_dim,
         adaln_lora_dim=sizes.adaln_dim,
-        max_img_h=240,
-        max_img_w=240,
-        max_frames=128,
-        in_channels=sizes.in_channels,
-        out_channels=sizes.out_channels,
-        patch_spatial=2,
-        patch_temporal=1,
-        concat_padding_mask=True,
-        pos_emb_cls="rope3d",
-        use_adaln_lora=True,
-        rope_h_extrapolation_ratio=4.0,
-        rope_w_extrapolation_ratio=4.0,
-        rope_t_extrapolation_ratio=1.0,
-        rope_enable_fps_modulation=False,
+        **ANIMA,
         operations=comfy.ops.disable_weight_init,
     )
     model.llm_adapter = nn.Identity()

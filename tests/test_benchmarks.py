@@ -44,17 +44,18 @@ def run(tmp_path: Path, module: str, *arguments: str, python: Path | str = sys.e
 
 
 @pytest.mark.slow
-def test_the_step_is_measured_at_every_asked_case(tmp_path):
-    rows = run(tmp_path, "step", "--network", "lora", "lokr_full", "--level", "keep", "attention")
+@pytest.mark.parametrize("plain", [[], pytest.param(["--plain"], marks=pytest.mark.long)])
+def test_the_step_is_measured_at_every_asked_case(tmp_path, plain):
+    rows = run(tmp_path, "step", "--network", "lora", "lokr_full", "--level", "keep", "attention", *plain)
     assert [(r["network"], r["level"]) for r in rows] == [(n, v) for n in ("lora", "lokr_full") for v in ("keep", "attention")]
     for row in rows:
-        assert not row["plain"] and row["median_s"] > 0 and row["first_step_s"] > 0
+        assert row["plain"] == bool(plain) and row["median_s"] > 0 and row["first_step_s"] > 0
         assert row["share_of_floor"] > 0 and row["flops"] >= 0.99 * row["analytic_flops"] > 0
         assert row["launches"] > 100 and row["peak"] > row["kept"] > 0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("network", ["lokr_full"])
+@pytest.mark.parametrize("network", ["lokr_full", *(pytest.param(n, marks=pytest.mark.long) for n in ("lora", "lokr"))])
 def test_others_take_the_same_step(tmp_path, network):
     """That all forms answer with the same loss before training is checked by the command itself."""
     (case,) = run(tmp_path, "peers", "--network", network, "--level", "keep", "--no-comfyui")

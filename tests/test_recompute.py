@@ -69,6 +69,21 @@ def test_every_level_gives_the_same_bits(network, dtype):
         assert torch.equal(other[0], found[0][0]) and torch.equal(other[1], found[0][1]), level
 
 
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_text_gets_the_same_gradient(level):
+    """It is an input of every block; an LLM adapter that is trained learns by it."""
+    model, _ = adapted(NETWORKS["lora"])
+    latents, t, text, lengths = inputs()
+    text.requires_grad_(True)
+    found = []
+    for levels in ([], [level] * len(model.blocks)):
+        make_lean(model, levels)
+        velocity = model(latents, t, text, lengths)
+        found.append((velocity.detach(), *torch.autograd.grad(velocity.square().mean(), text)))
+    assert found[0][1].count_nonzero() > 0
+    assert all(torch.equal(one, other) for one, other in zip(*found))
+
+
 def test_levels_may_differ_from_block_to_block():
     model, adapters = adapted(NETWORKS["lora"])
     make_lean(model)

@@ -100,10 +100,12 @@ class LoKrFunction(Function):
             d_up = deliver(product(g_pieces.t(), mix(one, h), scale), up, straight)
         if needs_down:
             d_down = deliver(product(q.t(), x_pieces, scale), down, straight)
+        shape = x.shape
+        del x, rows, x_pieces  # where it was made again it is needed no more
         if needs_x:
-            dx = g @ base.weight
-            dx.view_as(x_pieces).addmm_(q, b, alpha=scale)
-        return None if dx is None else dx.view_as(x), d_w1, d_up, d_down, None
+            dx = (g @ base.weight).view(shape)
+            dx.view(-1, b.shape[1]).addmm_(q, b, alpha=scale)
+        return dx, d_w1, d_up, d_down, None
 
 
 class WholeLoKrFunction(Function):
@@ -135,8 +137,10 @@ class WholeLoKrFunction(Function):
             d_w1 = deliver(row_product(g_pieces @ two, x_pieces, one), w1, straight, scale)
         if needs_w2:
             d_w2 = deliver(product(g_pieces.t(), mix(one, x_pieces), scale), w2, straight)
+        shape = x.shape
+        del x, x_pieces  # where it was made again it is needed no more
         if needs_x:
-            dx = (flat_rows(g) @ merged(ctx.fused)).view_as(x)
+            dx = (flat_rows(g) @ merged(ctx.fused)).view(shape)
         return dx, d_w1, d_w2, None
 
 

@@ -6,6 +6,7 @@ needed, and keeps its attention's outputs if asked.
 """
 
 import weakref
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -74,15 +75,16 @@ class Recipe:
 
     def __init__(self, function: Callable[..., Tensor], inputs: Sequence[Any]) -> None:
         self.function, self.inputs = function, [detached(value) for value in inputs]
-        self.uses, self.value = 0, torch.empty(0)
+        self.uses = 0
+        self.value: Tensor | None = None
 
     def use(self) -> Tensor:
-        if not self.value.numel():
-            with torch.no_grad():
-                self.value = self.function(*self.inputs)
         value, self.uses = self.value, self.uses - 1
-        if self.uses <= 0:  # another backward pass through the same graph makes it once more
-            self.value = torch.empty(0)
+        if value is None:
+            with torch.no_grad():
+                value = self.function(*self.inputs)
+        # after its last use another backward pass through the same graph makes it once more
+        self.value = value if self.uses > 0 else None
         return value
 
 
@@ -125,7 +127,7 @@ class Ready(Exception):
 
 @dataclass(frozen=True)
 class Saved:
-    """The nth tensor that a pass saved; of attention's own, when attention is run again."""
+    """The nth tensor that a pass saved, not counting attention's own where its outputs are kept."""
 
     number: int
 
@@ -181,7 +183,7 @@ class Again:
         self.values = run.values
 
 
-class Pass:
+class Pass(ABC):
     """What both passes count alike: saved tensors, and calls of the functions."""
 
     def __init__(self, again: Again) -> None:
@@ -195,11 +197,13 @@ class Pass:
             return self.attend(self.calls, function, *inputs)
         return self.call(self.calls, name, function, *inputs)
 
+    @abstractmethod
     def call(self, number: int, name: str, function: Callable[..., Tensor], *inputs: Any) -> Tensor:
-        raise NotImplementedError
+        """Call the function of this number."""
 
+    @abstractmethod
     def attend(self, number: int, function: Callable[..., Tensor], *inputs: Any) -> Tensor:
-        raise NotImplementedError
+        """Call attention, whose output is kept."""
 
 
 class FirstPass(Pass):

@@ -5,6 +5,8 @@ import torch
 from comfy.ldm.anima.model import Anima, LLMAdapter
 from comfy.ldm.cosmos.predict2 import MiniTrainDIT
 
+from benchmarks.comfyui_class import ANIMA
+
 OPS = comfy.ops.disable_weight_init
 
 
@@ -21,20 +23,7 @@ def run(tensors, params):
     model = SmallAnima(
         adapter=params["adapter"],
         **params["dit"],
-        max_img_h=240,
-        max_img_w=240,
-        max_frames=128,
-        in_channels=16,
-        out_channels=16,
-        patch_spatial=2,
-        patch_temporal=1,
-        concat_padding_mask=True,
-        pos_emb_cls="rope3d",
-        use_adaln_lora=True,
-        rope_h_extrapolation_ratio=4.0,
-        rope_w_extrapolation_ratio=4.0,
-        rope_t_extrapolation_ratio=1.0,
-        rope_enable_fps_modulation=False,
+        **ANIMA,
         operations=OPS,
     )
     missing, unexpected = model.load_state_dict(weights, strict=False)

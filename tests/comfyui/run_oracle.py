@@ -13,6 +13,7 @@ from pathlib import Path
 checkout = sys.argv[1]
 sys.argv = [sys.argv[0], "--cpu"]  # ComfyUI reads its options from argv at import
 sys.path.insert(0, checkout)
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # this project
 
 import comfy.options  # noqa: E402
 

@@ -104,7 +104,7 @@ def training(server: ComfyUI, network: str) -> Graph:
     return graph
 
 
-@pytest.mark.parametrize("network", ["AnimaLoRANetwork", pytest.param("AnimaLoKrNetwork", marks=pytest.mark.long)])
+@pytest.mark.parametrize("network", ["AnimaLoRANetwork", "AnimaLoKrNetwork"])
 def test_graph_file_and_preview_are_one_picture(server, base, network):
     graph = training(server, network)
     sampler(graph, "base", ["unet", 0])

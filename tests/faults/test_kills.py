@@ -122,6 +122,7 @@ def same_as_uninterrupted(model, pictures, parts: Path, **changes) -> bool:
     return same_tensors(load_file(whole / "x.safetensors"), load_file(parts / "x.safetensors"))
 
 
+@pytest.mark.kills
 @pytest.mark.long
 def test_thirty_kills_cost_nothing_but_time(model, pictures, tmp_path):
     """SIGKILL while loading, caching, training and saving; the end is the uninterrupted run's, bit for bit."""
@@ -142,6 +143,7 @@ def test_thirty_kills_cost_nothing_but_time(model, pictures, tmp_path):
     assert same_as_uninterrupted(model, pictures, parts)
 
 
+@pytest.mark.kills
 @pytest.mark.long
 def test_kills_at_the_worst_moments(model, pictures, tmp_path):
     """In the middle of caching, of a checkpoint, of the adapter file: twice each, as what is left half done shows."""
@@ -172,7 +174,10 @@ def test_kills_at_the_worst_moments(model, pictures, tmp_path):
 @needs_signals
 @pytest.mark.parametrize(
     "number",
-    [pytest.param(signal.SIGTERM, id="SIGTERM"), pytest.param(signal.SIGINT, id="SIGINT", marks=pytest.mark.long)],
+    [
+        pytest.param(signal.SIGTERM, id="SIGTERM"),
+        pytest.param(signal.SIGINT, id="SIGINT", marks=[pytest.mark.kills, pytest.mark.long]),
+    ],
 )
 def test_polite_signals_save_the_state(model, pictures, tmp_path, number):
     out = tmp_path / "out"

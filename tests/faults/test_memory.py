@@ -91,7 +91,7 @@ def test_memory_that_runs_out_anywhere_in_the_steps_changes_no_bit(model, pictur
     whole = RunsOut()
     plain = train_with(whole, train_config(model, pictures, tmp_path / "plain", **changes))
     chance = random.Random(0)
-    for number in range(3):
+    for number in range(4):
         mode, events = RunsOut(chance.sample(range(1, whole.count), 2)), []
         other = train_with(mode, train_config(model, pictures, tmp_path / str(number), **changes), events.append)
         assert same_tensors(load_file(plain.adapter_path), load_file(other.adapter_path)), sorted(mode.at)
