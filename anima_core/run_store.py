@@ -21,7 +21,10 @@ from .training.resume import CONTENTS, difference
 from .training.state import checkpoints_in, damaged_file, step_of
 
 RESULT_VERSION = 3  # of the numbers that settings lead to; raised only when they change, since finished runs then train again
-WHAT_CHANGED = "steps end with their epoch where batches are accumulated"  # with this version
+WHAT_CHANGED = {  # with each version
+    2: "steps end with their epoch where batches are accumulated",
+    3: "fast forms of a step round the last digits otherwise",
+}
 DIFFERENCES_SHOWN = 3
 CHANGED_SUFFIX = "-changed"  # ends the key of a run that continued with other data, or whose graph has started over
 
@@ -62,6 +65,11 @@ class UnfinishedRun:
     total: int
     saved_at: float  # seconds since 1970
     result_version: int = RESULT_VERSION
+
+    @property
+    def changed_since(self) -> str:
+        """Say what is not as it was when the run was begun; empty for one of this version."""
+        return "; ".join(what for version, what in WHAT_CHANGED.items() if version > self.result_version)
 
 
 def run_key(plan: Plan) -> str:

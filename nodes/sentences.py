@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ..anima_core.run_store import RESULT_VERSION, WHAT_CHANGED, FinishedRun, UnfinishedRun
+from ..anima_core.run_store import RESULT_VERSION, FinishedRun, UnfinishedRun
 from ..anima_core.training.reporting import smoothed
 from .tell import shown
 
@@ -66,4 +66,4 @@ def left_behind(run: UnfinishedRun | None) -> str:
 def of_two_versions(run: UnfinishedRun) -> str:
     """Tell what a run is that an earlier version of this program began."""
     begun = f"{run.name} was begun by an earlier version of this program"
-    return f"{begun}; from step {run.step} on its numbers are others: {WHAT_CHANGED}"
+    return f"{begun}; from step {run.step} on its numbers are others: {run.changed_since}"
