@@ -28,6 +28,12 @@ def test_a_plan_is_told_for_a_card_that_is_not_here(flags, capsys, monkeypatch):
     assert all(line.startswith("largest batch: 2 pictures of ") and line.endswith(", 512 rows of text") for line in sizes)
 
 
+def test_a_prefix_of_every_caption_is_planned_for(flags, capsys):
+    assert main(["plan", *flags, "--card", "12gb", "--caption_prefix", "one, " * 400]) == 0
+    rows = [int(line.rpartition(", ")[2].split()[0]) for line in capsys.readouterr().out.splitlines()[1:]]
+    assert rows and min(rows) > 800, rows
+
+
 def test_without_a_card_it_is_for_this_machine(flags, capsys):
     """On the CPU, where nothing limits it."""
     assert main(["plan", *flags, "--device", "cpu"]) == 0

@@ -22,7 +22,7 @@ def process_caption(text: str, subset: SubsetConfig, generator: torch.Generator,
     if drawn if drop is None else drop:
         return ""
     text = draw_line(text, generator) if subset.enable_wildcard else text
-    text = " ".join(part for part in (subset.caption_prefix, text, subset.caption_suffix) if part)
+    text = framed(text, subset)
     text = draw_choices(text, generator) if subset.enable_wildcard else text
     marker = subset.keep_tokens_separator
     if subset.varies_tags or (marker and marker in text):
@@ -30,6 +30,11 @@ def process_caption(text: str, subset: SubsetConfig, generator: torch.Generator,
         text = _vary(tags, subset, generator) + newline + prose
     second = subset.secondary_separator
     return text.replace(second, subset.caption_separator) if second else text
+
+
+def framed(text: str, subset: SubsetConfig) -> str:
+    """Put a subset's prefix and suffix around a caption."""
+    return " ".join(part for part in (subset.caption_prefix, text, subset.caption_suffix) if part)
 
 
 def draw_line(text: str, generator: torch.Generator) -> str:

@@ -17,6 +17,7 @@ from ..adapters.network import AdapterNetwork, linear
 from ..adapters.targets import select_targets
 from ..adapters.types import ADAPTER_TYPES
 from ..data.cache_folder import CACHE, cache_beside
+from ..data.captions import framed
 from ..data.check import check_datasets, may_be_long
 from ..data.folder import Picture
 from ..data.report import DataReport
@@ -118,9 +119,10 @@ def check_data(config: TrainConfig, cache_dir: Path, on_event: Listener | None) 
 
 
 def text_rows(config: TrainConfig, pictures: Pictures) -> int:
-    """Return how many rows the text embeddings of the longest caption have, as it stands beside its picture."""
-    captions = {picture.caption for group in pictures for picture in group if may_be_long(picture.caption)}
-    ids = load_t5_tokenizer(config.model.t5_tokenizer_dir).encode(list(captions)) if captions else []
+    """Return how many rows the text embeddings of the longest caption have, all its tags and choices in it."""
+    captions = {framed(picture.caption, picture.subset) for group in pictures for picture in group}
+    captions = {caption for caption in captions if may_be_long(caption)}
+    ids = load_t5_tokenizer(config.model.t5_tokenizer_dir).encode([*captions]) if captions else []
     return max([MIN_TEXT_ROWS, *map(len, ids)])
 
 

@@ -45,9 +45,10 @@ class Ranks:
             self._accelerator.wait_for_everyone()
 
     def mean_(self, tensor: Tensor) -> None:
-        """Replace a tensor by its mean over all processes."""
+        """Replace a tensor by its mean over all processes, without a copy of it."""
         if self._accelerator is not None:
-            tensor.copy_(self._accelerator.reduce(tensor, reduction="mean"))
+            torch.distributed.all_reduce(tensor)
+            tensor /= self.world
 
     def tell(self, loss: Tensor, command: str | None) -> Tensor:
         """Return [mean loss, number of the first process' command or 0] of all processes, on the device: nobody waits."""
