@@ -3,6 +3,8 @@
 from comfy_api.latest import ComfyExtension, io
 
 from . import adapters, continue_run, datasets, loaders, networks, optimizers, samples, train, train_toml
+from .folder_routes import add_folder_routes
+from .preselect import begin_with_the_server
 from .routes import add_routes
 from .shutdown import save_before_the_end
 
@@ -22,6 +24,8 @@ NODES: list[type[io.ComfyNode]] = [
 class AnimaTrainerExtension(ComfyExtension):
     async def on_load(self) -> None:
         add_routes()
+        add_folder_routes()
+        begin_with_the_server()
         save_before_the_end()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

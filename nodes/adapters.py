@@ -47,7 +47,7 @@ class AnimaApplyAdapter(AnimaNode):
         return io.Schema(
             node_id="AnimaApplyAdapter",
             display_name="Apply Anima Adapter",
-            category=types.CATEGORY,
+            category=types.ADAPTER,
             description="Applies an adapter to a model for sampling. An adapter of which nothing fits is an error.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to patch."),
@@ -78,7 +78,7 @@ class AnimaSaveAdapter(AnimaNode):
         return io.Schema(
             node_id="AnimaSaveAdapter",
             display_name="Save Anima Adapter",
-            category=types.CATEGORY,
+            category=types.ADAPTER,
             description="Writes an adapter into models/loras under a name of your choice. Never overwrites another file.",
             is_output_node=True,
             inputs=[
@@ -109,7 +109,7 @@ class AnimaLoadAdapter(AnimaNode):
         return io.Schema(
             node_id="AnimaLoadAdapter",
             display_name="Load Anima Adapter",
-            category=types.CATEGORY,
+            category=types.ADAPTER,
             description="Reads an adapter file of models/loras, to apply it or to train on from it.",
             inputs=[
                 io.Combo.Input("adapter", options=folder_paths.get_filename_list("loras"), tooltip="A file of models/loras.")

@@ -56,8 +56,9 @@ class AnimaContinueRun(AnimaNode):
         return io.Schema(
             node_id="AnimaContinueRun",
             display_name="Continue Anima Run",
-            category=types.CATEGORY,
+            category=types.TRAINING,
             description="Continues a run that was cancelled, stopped early or cut off, with its own settings.",
+            search_aliases=["resume", "resume training", "continue training", "继续训练"],
             is_output_node=True,
             inputs=[
                 io.Combo.Input(

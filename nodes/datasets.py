@@ -17,6 +17,7 @@ from ..anima_core.errors import AnimaError, FileError, SettingError, in_words
 from ..anima_core.settings import with_paths
 from . import on_disk, tell, types
 from .dataset_widgets import ALL, CAPTIONS, FILES, REPEATS, SIZES, Datasets, dataset_from
+from .folders import holds_pictures, there_are
 from .inspection import contact_sheet, looked_at, report
 from .node import AnimaNode
 from .roots import user_file, user_path
@@ -33,13 +34,14 @@ class AnimaDatasetFolder(AnimaNode):
         return io.Schema(
             node_id="AnimaDatasetFolder",
             display_name="Anima Dataset (folder)",
-            category=types.CATEGORY,
+            category=types.DATA,
             description=(
                 "A folder of pictures with a .txt caption beside each. Where it has sub-folders named N_words, those are "
                 "trained "
                 "instead, N times each whatever repeats says: 0 switches one off, the words are the caption of its pictures "
                 "without one."
             ),
+            search_aliases=["anima train", "training data", "lora dataset", "captions"],
             inputs=[
                 io.String.Input(
                     "folder",
@@ -65,12 +67,18 @@ class AnimaDatasetFolder(AnimaNode):
     @classmethod
     def run(cls, folder: str = "", mask_folder: str = "", **given: Any) -> io.NodeOutput:
         if not folder.strip():
-            raise SettingError("`subset.image_dir`='': name a folder of captioned pictures")
+            raise SettingError(f"`subset.image_dir`='': name a folder of captioned pictures; {there_are()}")
         path = user_path(folder, "`subset.image_dir`")
         if not Path(path).is_dir():
-            raise FileError(f"{path}: no such folder of pictures; check `subset.image_dir`")
+            raise FileError(f"{path}: no such folder of pictures; check `subset.image_dir`; {there_are()}")
         masks = user_path(mask_folder, "`subset.mask_dir`") if mask_folder.strip() else ""
-        return io.NodeOutput(looked_at(dataset_from(given, path, masks), store_folder() / "cache"))
+        datasets = dataset_from(given, path, masks)
+        try:
+            return io.NodeOutput(looked_at(datasets, store_folder() / "cache"))
+        except FileError as error:
+            if holds_pictures(path):
+                raise
+            raise FileError(f"{error}; {there_are()}") from None
 
 
 class AnimaDatasetImages(AnimaNode):
@@ -79,7 +87,7 @@ class AnimaDatasetImages(AnimaNode):
         return io.Schema(
             node_id="AnimaDatasetImages",
             display_name="Anima Dataset (images)",
-            category=types.CATEGORY,
+            category=types.DATA,
             description="Pictures from the graph: batches or lists of any sizes, with one caption for all or one for each.",
             is_input_list=True,
             inputs=[
@@ -181,7 +189,7 @@ class AnimaDatasetTOML(AnimaNode):
         return io.Schema(
             node_id="AnimaDatasetTOML",
             display_name="Anima Dataset (TOML)",
-            category=types.CATEGORY,
+            category=types.DATA,
             description="A kohya dataset_config file: folders, repeats, resolutions, captions as sd-scripts reads them.",
             inputs=[types.toml_path()],
             outputs=[types.Dataset.Output(display_name="dataset")],
@@ -213,7 +221,7 @@ class AnimaDatasetCombine(AnimaNode):
         return io.Schema(
             node_id="AnimaDatasetCombine",
             display_name="Combine Anima Datasets",
-            category=types.CATEGORY,
+            category=types.DATA,
             description="Several datasets in one training, each with its own sizes and captions.",
             inputs=[io.Autogrow.Input("datasets", template=slots, tooltip="Datasets to train on, two or more.")],
             outputs=[types.Dataset.Output(display_name="dataset")],
@@ -230,7 +238,7 @@ class AnimaDatasetInspect(AnimaNode):
         return io.Schema(
             node_id="AnimaDatasetInspect",
             display_name="Inspect Anima Dataset",
-            category=types.CATEGORY,
+            category=types.DATA,
             description="Look before training: buckets, captions as they will be read, every problem, a contact sheet.",
             is_output_node=True,
             inputs=[types.Dataset.Input("dataset", tooltip="Any Anima dataset.")],

@@ -1,4 +1,4 @@
-"""The four model loaders: they check that a file is whole and what it should be, by its header, and hand on its path."""
+"""The model loaders: they check that files are whole and what they should be, by their headers, and hand on their paths."""
 
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,9 +14,11 @@ from ..anima_core.models.vae import check_vae
 from ..anima_core.settings import ModelConfig
 from . import on_disk, types
 from .node import AnimaNode
+from .preselect import wanted_first
 from .widgets import inputs, settings_from, widget
 
 BUILT_IN = "ComfyUI built-in"
+DTYPE = widget("dtype", ModelConfig, advanced=True)
 
 
 def full_path(folder: str, name: str) -> str:
@@ -48,8 +50,113 @@ def built_in_t5() -> str:
     return str(found[1])
 
 
+def transformer_input() -> io.Input:
+    return io.Combo.Input(
+        "transformer",
+        options=wanted_first("diffusion_models", folder_paths.get_filename_list("diffusion_models")),
+        tooltip="An Anima checkpoint in models/diffusion_models, bf16, fp16 or fp32; quantised files cannot train.",
+    )
+
+
+def vae_input() -> io.Input:
+    names = wanted_first("vae", folder_paths.get_filename_list("vae"))
+    return io.Combo.Input("vae", options=names, tooltip="qwen_image_vae.safetensors in models/vae.")
+
+
+def qwen_input() -> io.Input:
+    names = [*folder_paths.get_filename_list("text_encoders"), *model_folders("text_encoders", "config.json")]
+    return io.Combo.Input(
+        "qwen",
+        options=wanted_first("text_encoders", names),
+        tooltip="qwen_3_06b_base.safetensors in models/text_encoders, or a Hugging Face folder there.",
+    )
+
+
+def tokenizer_input(**look: Any) -> io.Input:
+    return io.Combo.Input(
+        "tokenizer",
+        options=[BUILT_IN, *model_folders("text_encoders", "spiece.model")],
+        default=BUILT_IN,
+        optional=True,
+        tooltip="Leave it at the built-in one unless your model was made with another.",
+        **look,
+    )
+
+
+def checked_transformer(name: str, given: dict[str, Any]) -> types.ModelFile:
+    path = full_path("diffusion_models", name)
+    check_transformer(path)
+    return types.ModelFile(path, **settings_from([DTYPE], given, ModelConfig))
+
+
+def checked_vae(name: str) -> types.ModelFile:
+    path = full_path("vae", name)
+    check_vae(path)
+    return types.ModelFile(path)
+
+
+def checked_qwen(name: str) -> types.ModelFile:
+    path = resolve("text_encoders", name)
+    check_qwen(path)
+    qwen_tokenizer_dir(path)
+    return types.ModelFile(path)
+
+
+def checked_tokenizer(name: str) -> types.ModelFile:
+    path = built_in_t5() if name == BUILT_IN else resolve("text_encoders", name)
+    load_t5_tokenizer(path)
+    return types.ModelFile(path)
+
+
+class AnimaLoader(AnimaNode):
+    widgets = (DTYPE,)
+    own_words: ClassVar = {
+        "model.transformer": "transformer",
+        "model.vae": "vae",
+        "model.qwen": "qwen",
+        "model.t5_tokenizer_dir": "tokenizer",
+    }
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AnimaLoader",
+            display_name="Load Anima (training)",
+            category=types.LOADERS,
+            description="Picks the three files of Anima to train with; those that it finds stand first in the lists. Only "
+            "their paths travel on; they are loaded when training starts.",
+            search_aliases=["anima train", "anima loader", "load anima", "training"],
+            inputs=[transformer_input(), vae_input(), qwen_input(), *inputs(cls.widgets), tokenizer_input(advanced=True)],
+            outputs=[
+                types.Transformer.Output(display_name="transformer"),
+                types.VAE.Output(display_name="vae"),
+                types.Qwen.Output(display_name="qwen"),
+                types.T5Tokenizer.Output(display_name="t5_tokenizer"),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(
+        cls,
+        transformer: str | None = None,
+        vae: str | None = None,
+        qwen: str | None = None,
+        tokenizer: str | None = BUILT_IN,
+        **others: Any,
+    ) -> str | float:
+        found = [on_disk.chosen("diffusion_models", transformer), on_disk.chosen("vae", vae)]
+        found += [on_disk.chosen("text_encoders", name) for name in (qwen, tokenizer)]
+        return next((state for state in found if isinstance(state, float)), repr(found))
+
+    @classmethod
+    def run(cls, transformer: str, vae: str, qwen: str, tokenizer: str = BUILT_IN, **given: Any) -> io.NodeOutput:
+        return io.NodeOutput(
+            checked_transformer(transformer, given), checked_vae(vae), checked_qwen(qwen), checked_tokenizer(tokenizer)
+        )
+
+
 class AnimaTransformerLoader(AnimaNode):
-    widgets = (widget("dtype", ModelConfig, advanced=True),)
+    widgets = (DTYPE,)
     own_words: ClassVar = {"model.transformer": "transformer"}
 
     @classmethod
@@ -57,16 +164,10 @@ class AnimaTransformerLoader(AnimaNode):
         return io.Schema(
             node_id="AnimaTransformerLoader",
             display_name="Load Anima Transformer (training)",
-            category=types.CATEGORY,
-            description="Picks the Anima model to train on. Only its path travels on; it is loaded when training starts.",
-            inputs=[
-                io.Combo.Input(
-                    "transformer",
-                    options=folder_paths.get_filename_list("diffusion_models"),
-                    tooltip="An Anima checkpoint in models/diffusion_models, bf16, fp16 or fp32; quantised files cannot train.",
-                ),
-                *inputs(cls.widgets),
-            ],
+            category=types.LOADERS,
+            description="Picks the Anima model to train on, where Load Anima (training) is not enough. Only its path travels "
+            "on; it is loaded when training starts.",
+            inputs=[transformer_input(), *inputs(cls.widgets)],
             outputs=[types.Transformer.Output(display_name="transformer")],
         )
 
@@ -76,9 +177,7 @@ class AnimaTransformerLoader(AnimaNode):
 
     @classmethod
     def run(cls, transformer: str, **given: Any) -> io.NodeOutput:
-        path = full_path("diffusion_models", transformer)
-        check_transformer(path)
-        return io.NodeOutput(types.ModelFile(path, **settings_from(cls.widgets, given, ModelConfig)))
+        return io.NodeOutput(checked_transformer(transformer, given))
 
 
 class AnimaVAELoader(AnimaNode):
@@ -89,13 +188,9 @@ class AnimaVAELoader(AnimaNode):
         return io.Schema(
             node_id="AnimaVAELoader",
             display_name="Load Anima VAE (training)",
-            category=types.CATEGORY,
-            description="Picks the Qwen-Image VAE that turns pictures into latents.",
-            inputs=[
-                io.Combo.Input(
-                    "vae", options=folder_paths.get_filename_list("vae"), tooltip="qwen_image_vae.safetensors in models/vae."
-                )
-            ],
+            category=types.LOADERS,
+            description="Picks the Qwen-Image VAE that turns pictures into latents, where Load Anima (training) is not enough.",
+            inputs=[vae_input()],
             outputs=[types.VAE.Output(display_name="vae")],
         )
 
@@ -105,9 +200,7 @@ class AnimaVAELoader(AnimaNode):
 
     @classmethod
     def run(cls, vae: str) -> io.NodeOutput:
-        path = full_path("vae", vae)
-        check_vae(path)
-        return io.NodeOutput(types.ModelFile(path))
+        return io.NodeOutput(checked_vae(vae))
 
 
 class AnimaQwenLoader(AnimaNode):
@@ -115,19 +208,12 @@ class AnimaQwenLoader(AnimaNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        names = [*folder_paths.get_filename_list("text_encoders"), *model_folders("text_encoders", "config.json")]
         return io.Schema(
             node_id="AnimaQwenLoader",
             display_name="Load Anima Qwen (training)",
-            category=types.CATEGORY,
-            description="Picks the Qwen3-0.6B text encoder that reads the captions.",
-            inputs=[
-                io.Combo.Input(
-                    "qwen",
-                    options=names,
-                    tooltip="qwen_3_06b_base.safetensors in models/text_encoders, or a Hugging Face folder there.",
-                )
-            ],
+            category=types.LOADERS,
+            description="Picks the Qwen3-0.6B text encoder that reads the captions, where Load Anima (training) is not enough.",
+            inputs=[qwen_input()],
             outputs=[types.Qwen.Output(display_name="qwen")],
         )
 
@@ -137,10 +223,7 @@ class AnimaQwenLoader(AnimaNode):
 
     @classmethod
     def run(cls, qwen: str) -> io.NodeOutput:
-        path = resolve("text_encoders", qwen)
-        check_qwen(path)
-        qwen_tokenizer_dir(path)
-        return io.NodeOutput(types.ModelFile(path))
+        return io.NodeOutput(checked_qwen(qwen))
 
 
 class AnimaT5TokenizerLoader(AnimaNode):
@@ -148,21 +231,13 @@ class AnimaT5TokenizerLoader(AnimaNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        names = [BUILT_IN, *model_folders("text_encoders", "spiece.model")]
         return io.Schema(
             node_id="AnimaT5TokenizerLoader",
             display_name="Load Anima T5 Tokenizer (training)",
-            category=types.CATEGORY,
-            description="Picks the T5 tokenizer. ComfyUI brings the right one along; no T5 weights are needed.",
-            inputs=[
-                io.Combo.Input(
-                    "tokenizer",
-                    options=names,
-                    default=BUILT_IN,
-                    optional=True,
-                    tooltip="Leave it at the built-in one unless your model was made with another.",
-                )
-            ],
+            category=types.LOADERS,
+            description="Picks the T5 tokenizer, where Load Anima (training) is not enough. ComfyUI brings the right one "
+            "along; no T5 weights are needed.",
+            inputs=[tokenizer_input()],
             outputs=[types.T5Tokenizer.Output(display_name="t5_tokenizer")],
         )
 
@@ -172,9 +247,13 @@ class AnimaT5TokenizerLoader(AnimaNode):
 
     @classmethod
     def run(cls, tokenizer: str = BUILT_IN) -> io.NodeOutput:
-        path = built_in_t5() if tokenizer == BUILT_IN else resolve("text_encoders", tokenizer)
-        load_t5_tokenizer(path)
-        return io.NodeOutput(types.ModelFile(path))
+        return io.NodeOutput(checked_tokenizer(tokenizer))
 
 
-NODES: list[type[io.ComfyNode]] = [AnimaTransformerLoader, AnimaVAELoader, AnimaQwenLoader, AnimaT5TokenizerLoader]
+NODES: list[type[io.ComfyNode]] = [
+    AnimaLoader,
+    AnimaTransformerLoader,
+    AnimaVAELoader,
+    AnimaQwenLoader,
+    AnimaT5TokenizerLoader,
+]

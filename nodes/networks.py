@@ -41,7 +41,7 @@ class AnimaNetworkNode(AnimaNode):
     @classmethod
     def schema(cls, **texts: Any) -> io.Schema:
         return io.Schema(
-            category=types.CATEGORY,
+            category=types.NETWORK,
             inputs=[*inputs(cls.widgets), START],
             outputs=[types.Network.Output(display_name="network")],
             **texts,
@@ -66,7 +66,7 @@ class AnimaLoRANetwork(AnimaNetworkNode):
             node_id="AnimaLoRANetwork",
             display_name="Anima LoRA Network",
             description="A LoRA: each layer gets a low-rank correction.",
-            search_aliases=["lora training network"],
+            search_aliases=["train lora", "lora training network", "finetune", "fine tune"],
         )
 
 
@@ -93,7 +93,7 @@ class AnimaLoKrNetwork(AnimaNetworkNode):
             node_id="AnimaLoKrNetwork",
             display_name="Anima LoKr Network",
             description="A LoKr: each layer's correction is a Kronecker product of a small and a large factor.",
-            search_aliases=["lokr training network", "lycoris"],
+            search_aliases=["train lokr", "lokr training network", "lycoris"],
         )
 
 

@@ -60,7 +60,7 @@ class AnimaOptimizer(AnimaNode):
         return io.Schema(
             node_id="AnimaOptimizer",
             display_name="Anima Optimizer",
-            category=types.CATEGORY,
+            category=types.TRAINING,
             description="How the adapter learns. Combinations that cannot work are refused here, before anything is loaded.",
             inputs=[
                 io.DynamicCombo.Input(

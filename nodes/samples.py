@@ -31,7 +31,7 @@ class AnimaSamplePrompts(AnimaNode):
         return io.Schema(
             node_id="AnimaSamplePrompts",
             display_name="Anima Sample Prompts",
-            category=types.CATEGORY,
+            category=types.TRAINING,
             description="Pictures drawn while training, as KSampler (euler, simple) would draw them with the adapter so far.",
             inputs=inputs(cls.widgets),
             outputs=[types.Samples.Output(display_name="samples")],

@@ -80,10 +80,13 @@ class AnimaTrain(AnimaNode):
         return io.Schema(
             node_id="AnimaTrain",
             display_name="Train Anima Adapter",
-            category=types.CATEGORY,
+            category=types.TRAINING,
             description="Trains the adapter, saves it into models/loras and hands it on. The same inputs are never trained "
             "twice; Cancel saves the state first.",
-            search_aliases=["train lora", "train lokr", "anima lora"],
+            search_aliases=[
+                *("train lora", "train lokr", "anima lora", "anima train", "training", "fine tune", "finetune", "fine-tuning"),
+                *("lora 训练", "训练 lora", "微调"),
+            ],
             is_output_node=True,
             inputs=[
                 *SOCKETS,

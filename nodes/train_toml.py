@@ -20,8 +20,9 @@ class AnimaTrainFromTOML(AnimaNode):
         return io.Schema(
             node_id="AnimaTrainFromTOML",
             display_name="Train Anima Adapter (TOML)",
-            category=types.CATEGORY,
+            category=types.TRAINING,
             description="Trains as a TOML file says: an earlier run's config.toml, or one of sd-scripts' dialects.",
+            search_aliases=["anima train", "training", "sd-scripts", "kohya", "config.toml"],
             is_output_node=True,
             inputs=[
                 types.toml_path(),

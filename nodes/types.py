@@ -6,6 +6,11 @@ from comfy_api.latest import io
 from torch import Tensor
 
 CATEGORY = "Anima Trainer"
+LOADERS = f"{CATEGORY}/loaders"
+DATA = f"{CATEGORY}/data"
+NETWORK = f"{CATEGORY}/network"
+TRAINING = f"{CATEGORY}/training"
+ADAPTER = f"{CATEGORY}/adapter"
 
 Transformer = io.Custom("ANIMA_TRANSFORMER")
 VAE = io.Custom("ANIMA_VAE")

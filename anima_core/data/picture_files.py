@@ -135,6 +135,20 @@ def open_picture(path: Path, digest: str = "") -> Image.Image:
         raise FileError(f"{path}: cannot be read as a picture ({error}); repair or remove it") from None
 
 
+def thumbnail(path: Path, side: int) -> Image.Image:
+    """Return a picture as RGB with no side above `side`; a JPEG is decoded no larger than that takes. Raises FileError."""
+    try:
+        with Image.open(path) as image:
+            if size_problem(image.size) == "huge":
+                raise ValueError("it is huge")
+            image.draft("RGB", (side, side))
+            small = to_rgb(ImageOps.exif_transpose(image))
+    except Exception as error:
+        raise FileError(f"{path}: cannot be read as a picture ({error}); repair or remove it") from None
+    small.thumbnail((side, side))
+    return small
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in SIXTEEN_BIT:  # a plain conversion would clip at 255
         values = np.asarray(image, dtype=np.float32)

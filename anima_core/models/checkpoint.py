@@ -150,7 +150,8 @@ def _header_length(path: Path) -> int:
         return int.from_bytes(file.read(8), "little")
 
 
-def _json_header(path: Path) -> dict[str, Any]:
+def raw_header(path: Path) -> bytes:
+    """Return the JSON of a header as it stands in the file. Raises FileError."""
     check_is_file(path)
     length = _header_length(path)
     if not 2 <= length <= MAX_HEADER_BYTES:
@@ -159,9 +160,12 @@ def _json_header(path: Path) -> dict[str, Any]:
         raise FileError(f"{path}: truncated inside its header; download it again")
     with open(path, "rb") as file:
         file.seek(8)
-        raw = file.read(length)
+        return file.read(length)
+
+
+def _json_header(path: Path) -> dict[str, Any]:
     try:
-        header = json.loads(raw)
+        header = json.loads(raw_header(path))
     except (ValueError, RecursionError):  # not UTF-8, not JSON, numbers of thousands of digits, nested without end
         header = None
     if not isinstance(header, dict):

@@ -1,0 +1,79 @@
+"""The order of a dropdown of model files: first those that are what its node wants, so that the node starts with one.
+
+ComfyUI asks for a node's inputs often, and from the thread that answers everybody. So headers are read in a thread of their
+own, for which an answer waits a moment; what is found later is seen when the page looks again.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+
+import folder_paths
+from server import PromptServer
+
+from ..anima_core.models.candidates import Candidates, Rank, qwen_rank, transformer_rank, vae_rank
+
+PATIENCE = 0.3  # seconds that an answer waits; 500 headers take a third of it where the system has them in memory
+PAUSE = 5.0  # seconds in which the same names are not looked at again: one page asks several nodes
+LIKELY = "anima", "qwen"  # in names of files that are read first; they stand in front no more than others do
+LAST = float("inf")
+
+
+class Dropdown:
+    """The names of one of ComfyUI's folders of models, and which of them are the model that is wanted."""
+
+    def __init__(self, kind: str, rank: Rank) -> None:
+        self._kind = kind
+        self._candidates = Candidates(rank)
+        self._ranks: dict[str, int | None] = {}
+        self._reading = threading.Lock()
+        self._looked_at: tuple[list[str], float] = [], 0.0  # when
+
+    def order(self, names: Sequence[str]) -> list[str]:
+        """Return the names of such models by their rank, then all others, both in the order in which they are given."""
+        before, when = self._looked_at
+        is_due = before != list(names) or time.monotonic() > when + PAUSE
+        if is_due and self._reading.acquire(blocking=False):
+            reader = threading.Thread(target=self._read, args=(list(names),), name="anima-headers", daemon=True)
+            reader.start()
+            reader.join(PATIENCE)
+        ranks = {name: rank for name in names if (rank := self._ranks.get(name)) is not None}
+        return sorted(names, key=lambda name: ranks.get(name, LAST))
+
+    def _read(self, names: list[str]) -> None:
+        try:
+            for name in sorted(names, key=lambda name: not any(word in name.lower() for word in LIKELY)):
+                path = path_of(self._kind, name)
+                self._ranks[name] = self._candidates.rank(path) if path else None
+        finally:
+            self._looked_at = names, time.monotonic()
+            self._reading.release()
+
+
+def path_of(kind: str, name: str) -> str | None:
+    """Return the path of a dropdown's entry, a file or, with a slash at its end, a folder; None where it is gone."""
+    places = (os.path.join(root, name) for root in folder_paths.get_folder_paths(kind))
+    return next((place for place in places if os.path.exists(place)), None)
+
+
+_dropdowns = {
+    kind: Dropdown(kind, rank)
+    for kind, rank in (("diffusion_models", transformer_rank), ("vae", vae_rank), ("text_encoders", qwen_rank))
+}
+_answering = threading.Event()  # set when the server has started: nothing is read while ComfyUI loads its packs
+
+
+def wanted_first(kind: str, names: Sequence[str]) -> list[str]:
+    """Return the names of a dropdown, those in front that its node can use."""
+    return _dropdowns[kind].order(names) if _answering.is_set() else list(names)
+
+
+def begin_with_the_server() -> None:
+    """Let headers be read once the server answers."""
+
+    async def begin(app: object) -> None:
+        _answering.set()
+
+    if PromptServer.instance is not None:
+        PromptServer.instance.app.on_startup.append(begin)
