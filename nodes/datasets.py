@@ -18,7 +18,7 @@ from ..anima_core.settings import with_paths
 from . import on_disk, tell, types
 from .dataset_widgets import ALL, CAPTIONS, FILES, REPEATS, SIZES, Datasets, dataset_from
 from .folders import holds_pictures, there_are
-from .inspection import contact_sheet, looked_at, report
+from .inspection import inspected, looked_at
 from .node import AnimaNode
 from .roots import user_file, user_path
 from .store import store_folder
@@ -78,7 +78,7 @@ class AnimaDatasetFolder(AnimaNode):
         except FileError as error:
             if holds_pictures(path):
                 raise
-            raise FileError(f"{error}; {there_are()}") from None
+            raise FileError(f"{error.text}; {there_are()}") from None
 
 
 class AnimaDatasetImages(AnimaNode):
@@ -239,17 +239,23 @@ class AnimaDatasetInspect(AnimaNode):
             node_id="AnimaDatasetInspect",
             display_name="Inspect Anima Dataset",
             category=types.DATA,
-            description="Look before training: buckets, captions as they will be read, every problem, a contact sheet.",
+            description="Look before training: buckets, captions as they will be read, every problem; a contact sheet with "
+            "marks on the pictures that have one, and the buckets as bars.",
+            search_aliases=["check dataset", "dataset report", "buckets"],
             is_output_node=True,
             inputs=[types.Dataset.Input("dataset", tooltip="Any Anima dataset.")],
-            outputs=[io.String.Output(display_name="report"), io.Image.Output(display_name="contact_sheet")],
+            outputs=[
+                io.String.Output(display_name="report"),
+                io.Image.Output(display_name="contact_sheet"),
+                io.Image.Output(display_name="plan"),
+            ],
         )
 
     @classmethod
     def run(cls, dataset: Datasets) -> io.NodeOutput:
-        text, pictures = report(dataset, store_folder() / "cache")
+        text, sheet, plan = inspected(dataset, store_folder() / "cache")
         tell.say(text)
-        return io.NodeOutput(text, contact_sheet(pictures), ui={"text": [text]})
+        return io.NodeOutput(text, sheet, plan, ui={"text": [text]})
 
 
 NODES: list[type[io.ComfyNode]] = [

@@ -1,4 +1,4 @@
-"""The report and the contact sheet of a dataset."""
+"""What is said and drawn about a dataset before it is trained on."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,29 +7,28 @@ import comfy.model_management as mm
 import numpy as np
 import torch
 from comfy.utils import ProgressBar
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from ..anima_core.data.captions import process_caption
-from ..anima_core.data.check import check_datasets, report_lines
+from ..anima_core.data.check import Checked, check_datasets, report_lines
 from ..anima_core.data.folder import Picture
-from ..anima_core.data.picture_files import open_picture
+from ..anima_core.data.marks import marks
+from ..anima_core.data.sheets import bucket_plan, contact_sheet
 from ..anima_core.models.tokenizers import comfyui_tokenizers, load_t5_tokenizer
 from ..anima_core.settings import DatasetConfig
 
 CAPTIONS_SHOWN = 8
 NAMES_SHOWN = 20
-TILE = 160  # px, of a thumbnail with its margin
-LABEL = 14  # px, of the name below it
-COLUMNS, ROWS = 6, 8
 
 
-def report(datasets: tuple[DatasetConfig, ...], cache_dir: Path) -> tuple[str, list[Picture]]:
-    """Return a text for people, and all pictures."""
+def inspected(datasets: tuple[DatasetConfig, ...], cache_dir: Path) -> tuple[str, torch.Tensor, torch.Tensor]:
+    """Return a text for people, the contact sheet and the plan of the buckets."""
     tokenizers = comfyui_tokenizers()
     checked = check_datasets(datasets, cache_dir, load_t5_tokenizer(tokenizers[1]) if tokenizers else None, stage)
     pictures = [picture for group, _ in checked for picture in group]
     lines = report_lines([found for _, found in checked], per_step=1, names=NAMES_SHOWN)
-    return "\n".join([*lines, "", "captions as they are read:", *examples(pictures)]), pictures
+    text = "\n".join([*lines, "", "captions as they are read:", *examples(pictures)])
+    return text, *pictured(datasets, checked)
 
 
 def looked_at(datasets: tuple[DatasetConfig, ...], cache_dir: Path) -> tuple[DatasetConfig, ...]:
@@ -59,17 +58,13 @@ def examples(pictures: list[Picture]) -> list[str]:
     return [f"  {p.name}: {process_caption(p.caption, p.subset, generator)}" for p in shown]
 
 
-def contact_sheet(pictures: list[Picture]) -> torch.Tensor:
-    """Draw thumbnails with file names: [1, H, W, 3] in [0, 1]."""
-    shown = pictures[: COLUMNS * ROWS]
-    columns = min(COLUMNS, len(shown))
-    rows = -(-len(shown) // columns)
-    canvas = Image.new("RGB", (columns * TILE, rows * (TILE + LABEL)), "white")
-    pen = ImageDraw.Draw(canvas)
-    for index, picture in enumerate(shown):
-        image = open_picture(picture.path)
-        image.thumbnail((TILE - 8, TILE - 8))
-        x, y = index % columns * TILE, index // columns * (TILE + LABEL)
-        canvas.paste(image, (x + (TILE - image.width) // 2, y + (TILE - image.height) // 2))
-        pen.text((x + 4, y + TILE), picture.name[:26], fill="black")
-    return torch.from_numpy(np.array(canvas, dtype=np.float32) / 255)[None]
+def pictured(datasets: tuple[DatasetConfig, ...], checked: Checked) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw the contact sheet and the plan of the buckets, each as [1, H, W, 3] in [0, 1]."""
+    pictures = [picture for group, _ in checked for picture in group]
+    marked = [found for dataset, (group, _) in zip(datasets, checked) for found in marks(dataset, group)]
+    plan = bucket_plan([(dataset, report) for dataset, (_, report) in zip(datasets, checked)])
+    return as_image(contact_sheet(pictures, marked)), as_image(plan)
+
+
+def as_image(picture: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(picture, dtype=np.float32) / 255)[None]

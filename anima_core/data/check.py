@@ -82,13 +82,19 @@ def check_sizes(dataset: DatasetConfig, pictures: Sequence[Picture], report: Dat
     for (width, height), draws in buckets.items():
         if draws < dataset.batch_size:
             report.note("sparse buckets, their batches stay smaller", f"{width}x{height}: {draws} of {dataset.batch_size}")
+    report.buckets = dict(buckets)
     report.tables = bucket_table(buckets, dataset.batch_size)
     report.batches = sum(math.ceil(draws / dataset.batch_size) for draws in buckets.values())
 
 
+def fit(size: Size, bucket: Size) -> tuple[float, float]:
+    """Return by how much a picture's sides are enlarged to cover a bucket, and which share of its area is then cut off."""
+    scale = max(bucket[0] / size[0], bucket[1] / size[1])
+    return scale, 1 - bucket[0] * bucket[1] / (size[0] * size[1] * scale**2)
+
+
 def check_fit(picture: Picture, bucket: Size, report: DataReport) -> None:
-    scale = max(bucket[0] / picture.size[0], bucket[1] / picture.size[1])
-    lost = 1 - bucket[0] * bucket[1] / (picture.size[0] * picture.size[1] * scale**2)
+    scale, lost = fit(picture.size, bucket)
     if scale <= 1.005 and lost <= MUCH_CROPPED:
         return
     what = f"{picture.name} {picture.size[0]}x{picture.size[1]} -> {bucket[0]}x{bucket[1]}"

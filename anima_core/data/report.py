@@ -22,6 +22,7 @@ class DataReport:
     batches: int = 0  # in an epoch
     findings: dict[str, Finding] = field(default_factory=dict)
     tables: list[str] = field(default_factory=list)  # the buckets, one a line
+    buckets: dict[tuple[int, int], int] = field(default_factory=dict)  # their draws, with repeats
 
     def warn(self, what: str, name: str) -> None:
         self.findings.setdefault(what, Finding(warns=True)).names.append(name)

@@ -1,6 +1,6 @@
 """Which of many files are the model that is wanted: told by their headers, remembered for as long as they stay the same."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from ..files import Stamp, stamp
