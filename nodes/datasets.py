@@ -95,6 +95,7 @@ class AnimaDatasetImages(AnimaNode):
                 io.String.Input(
                     "captions",
                     multiline=True,
+                    placeholder="captions: what the pictures show",
                     default="",
                     optional=True,
                     tooltip="One caption for all, or a list as long as the pictures'.",

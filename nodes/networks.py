@@ -14,6 +14,7 @@ from .widgets import inputs, settings_from, widget
 PRESETS = ["attn+mlp", "attn", "+adaln", "+llm_adapter", "+adaln+llm_adapter", "all"]
 CHANCE: dict[str, Any] = {"max": 0.95, "step": 0.05, "advanced": True}
 TEXT: dict[str, Any] = {"multiline": True, "advanced": True}
+A_LINE = "one a line"  # a placeholder is all that the classic renderer shows of a text's name
 
 SHARED = (  # by all types, rare settings last
     widget("targets", NetworkConfig, options=PRESETS),
@@ -22,10 +23,10 @@ SHARED = (  # by all types, rare settings last
     widget("module_dropout", NetworkConfig, **CHANCE),
     widget("loraplus_lr_ratio", NetworkConfig, min=0.1, max=64.0, step=0.5, advanced=True),
     widget("train_norm", NetworkConfig, advanced=True),
-    widget("include", NetworkConfig, **TEXT),
-    widget("exclude", NetworkConfig, **TEXT),
-    widget("ranks", NetworkConfig, **TEXT),
-    widget("learning_rates", NetworkConfig, **TEXT),
+    widget("include", NetworkConfig, placeholder=f"include: regex, {A_LINE}", **TEXT),
+    widget("exclude", NetworkConfig, placeholder=f"exclude: regex, {A_LINE}", **TEXT),
+    widget("ranks", NetworkConfig, placeholder=f"ranks: regex=rank, {A_LINE}", **TEXT),
+    widget("learning_rates", NetworkConfig, placeholder=f"learning rates: regex=rate, {A_LINE}", **TEXT),
 )
 START = types.LoraModel.Input(
     "start_from", optional=True, tooltip="Start from this adapter instead of from nothing. Rank and type must fit."

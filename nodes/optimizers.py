@@ -18,6 +18,7 @@ ARGUMENTS = widget(
     OptimizerConfig,
     "args",
     multiline=True,
+    placeholder="arguments: name=value, one a line",
     advanced=True,
     tooltip="Further arguments of the optimizer, one name=value a line.",
 )

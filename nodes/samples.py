@@ -13,7 +13,7 @@ from .widgets import inputs, settings_from, widget
 class AnimaSamplePrompts(AnimaNode):
     widgets = (
         widget("prompts", SampleConfig, default="1girl, solo", why="a first run shows a picture", multiline=True),
-        widget("negative", SampleConfig, multiline=True),
+        widget("negative", SampleConfig, multiline=True, placeholder="negative prompt"),
         widget("width", SampleConfig, max=4096, step=16),
         widget("height", SampleConfig, max=4096, step=16),
         widget("steps", SampleConfig, max=200),
