@@ -14,7 +14,7 @@ from server import PromptServer
 
 from ..anima_core.models.candidates import Candidates, Rank, qwen_rank, transformer_rank, vae_rank
 
-PATIENCE = 0.3  # seconds that an answer waits; 500 headers take a third of it where the system has them in memory
+PATIENCE = 0.5  # seconds that answers wait for one reading; 500 headers take a fifth of it where they lie in memory
 PAUSE = 5.0  # seconds in which the same names are not looked at again: one page asks several nodes
 LIKELY = "anima", "qwen"  # in names of files that are read first; they stand in front no more than others do
 LAST = float("inf")
@@ -27,28 +27,37 @@ class Dropdown:
         self._kind = kind
         self._candidates = Candidates(rank)
         self._ranks: dict[str, int | None] = {}
-        self._reading = threading.Lock()
+        self._lock = threading.Lock()
+        self._reader: threading.Thread | None = None
+        self._patience = 0.0  # that is left for this reader
         self._looked_at: tuple[list[str], float] = [], 0.0  # when
 
     def order(self, names: Sequence[str]) -> list[str]:
         """Return the names of such models by their rank, then all others, both in the order in which they are given."""
-        before, when = self._looked_at
-        is_due = before != list(names) or time.monotonic() > when + PAUSE
-        if is_due and self._reading.acquire(blocking=False):
-            reader = threading.Thread(target=self._read, args=(list(names),), name="anima-headers", daemon=True)
-            reader.start()
-            reader.join(PATIENCE)
+        self.look(names)
+        began, reader = time.monotonic(), self._reader
+        if reader is not None:
+            reader.join(self._patience)
+            self._patience = max(0.0, self._patience - (time.monotonic() - began))
         ranks = {name: rank for name in names if (rank := self._ranks.get(name)) is not None}
         return sorted(names, key=lambda name: ranks.get(name, LAST))
 
+    def look(self, names: Sequence[str]) -> None:
+        """Begin to read the headers of what has these names, unless that is being done, or was a moment ago."""
+        with self._lock:
+            before, when = self._looked_at
+            is_read = before == list(names) and time.monotonic() <= when + PAUSE
+            if is_read or (self._reader is not None and self._reader.is_alive()):
+                return
+            self._patience = PATIENCE
+            self._reader = threading.Thread(target=self._read, args=(list(names),), name="anima-headers", daemon=True)
+            self._reader.start()
+
     def _read(self, names: list[str]) -> None:
-        try:
-            for name in sorted(names, key=lambda name: not any(word in name.lower() for word in LIKELY)):
-                path = path_of(self._kind, name)
-                self._ranks[name] = self._candidates.rank(path) if path else None
-        finally:
-            self._looked_at = names, time.monotonic()
-            self._reading.release()
+        for name in sorted(names, key=lambda name: not any(word in name.lower() for word in LIKELY)):
+            path = path_of(self._kind, name)
+            self._ranks[name] = self._candidates.rank(path) if path else None
+        self._looked_at = names, time.monotonic()
 
 
 def path_of(kind: str, name: str) -> str | None:
@@ -69,11 +78,17 @@ def wanted_first(kind: str, names: Sequence[str]) -> list[str]:
     return _dropdowns[kind].order(names) if _answering.is_set() else list(names)
 
 
+def read_all() -> None:
+    for kind, dropdown in _dropdowns.items():
+        dropdown.look(folder_paths.get_filename_list(kind))
+
+
 def begin_with_the_server() -> None:
-    """Let headers be read once the server answers."""
+    """Read headers from the moment on when the server starts, so that the first page finds them read."""
 
     async def begin(app: object) -> None:
         _answering.set()
+        threading.Thread(target=read_all, name="anima-headers", daemon=True).start()
 
     if PromptServer.instance is not None:
         PromptServer.instance.app.on_startup.append(begin)

@@ -45,9 +45,12 @@ def test_nothing_is_read_before_the_server_has_started(preselect, monkeypatch):
     monkeypatch.setattr(preselect, "_dropdowns", {"vae": preselect.Dropdown("vae", rank_in)})
     preselect.begin_with_the_server()
     assert preselect.wanted_first("vae", ["a", "b"]) == ["a", "b"]
+    listed = []
+    preselect.folder_paths.get_filename_list = lambda kind: listed.append(kind) or ["a", "b"]
     with pytest.raises(StopIteration):
         started[0](server.app).send(None)
-    assert preselect.wanted_first("vae", ["a", "b"]) == ["b", "a"]
+    wait_until(lambda: preselect.wanted_first("vae", ["a", "b"]) == ["b", "a"])
+    wait_until(lambda: listed == ["vae"])  # without a page that asks
 
 
 def test_a_drive_that_does_not_answer_holds_up_nobody(preselect, monkeypatch):

@@ -30,14 +30,8 @@ def looked_at(data: DatasetConfig):
 
 
 def test_each_problem_has_its_mark_and_most_pictures_have_none(tmp_path):
-    sizes = {
-        "good.png": (256, 256),
-        "small.png": (100, 100),
-        "bit.png": (200, 200),
-        "long.png": (2000, 256),
-        "mute.png": (257, 256),
-    }
-    data = dataset(tmp_path, sizes)
+    sides = {"good": (256, 256), "small": (100, 100), "bit": (200, 200), "long": (2000, 256), "mute": (257, 256)}
+    data = dataset(tmp_path, {f"{name}.png": size for name, size in sides.items()})
     (tmp_path / "mute.txt").unlink()
     (tmp_path / "same.png").write_bytes((tmp_path / "good.png").read_bytes())
     (tmp_path / "same.txt").write_text("again", encoding="utf-8")
@@ -124,7 +118,7 @@ def test_any_name_is_written_and_cut_to_its_space(tmp_path, monkeypatch, fonts):
     lettering.font.cache_clear()
 
 
-def test_a_picture_that_is_changed_is_still_drawn_small(tmp_path):
+def test_thumbnails_are_upright_on_white_and_no_larger_than_asked(tmp_path):
     from anima_core.data.picture_files import thumbnail
 
     Image.new("RGB", (4000, 1000), "red").save(tmp_path / "a.jpg")
