@@ -7,6 +7,8 @@ from .graphs import Graph
 from .schema import our_nodes
 from .server import error_of, sentence
 
+KINDS = ("diffusion_models", "vae", "text_encoders")
+
 
 def options(server, node: str, name: str) -> list[str]:
     found = server.get(f"/object_info/{node}")[node]["input"]
@@ -37,9 +39,9 @@ def test_a_wrong_file_is_named_by_its_widget(server, base):
 
 def test_dropdowns_begin_with_what_their_node_wants(server, base):
     """The first entry is what a new node has; no entry is lost, and none is a default that a saved workflow lacks."""
-    for number in range(3):
-        for kind in ("diffusion_models", "vae", "text_encoders"):
-            (base / "models" / kind / f"0_other_{number}.safetensors").write_bytes(b"not one")
+    others = [base / "models" / kind / f"0_other_{number}.safetensors" for kind in KINDS for number in range(3)]
+    for path in others:
+        path.write_bytes(b"not one")
     wanted = {
         ("AnimaLoader", "transformer"): "tiny.safetensors",
         ("AnimaLoader", "vae"): "tiny.safetensors",
@@ -54,6 +56,8 @@ def test_dropdowns_begin_with_what_their_node_wants(server, base):
     info = our_nodes(server.get("/object_info"))
     for node, name in wanted:
         assert "default" not in info[node]["input"]["required"][name][1], (node, name)
+    for path in others:
+        path.unlink()
 
 
 def test_nodes_are_in_sub_categories_and_found_by_what_people_type(server):
