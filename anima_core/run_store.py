@@ -20,10 +20,11 @@ from .training.preflight import Plan
 from .training.resume import CONTENTS, difference
 from .training.state import checkpoints_in, damaged_file, step_of
 
-RESULT_VERSION = 3  # of the numbers that settings lead to; raised only when they change, since finished runs then train again
+RESULT_VERSION = 4  # of the numbers that settings lead to; raised only when they change, since finished runs then train again
 WHAT_CHANGED = {  # with each version
     2: "steps end with their epoch where batches are accumulated",
     3: "fast forms of a step round the last digits otherwise",
+    4: "the fast form of a LoKr whose large factor has a rank rounds the last digits otherwise",
 }
 DIFFERENCES_SHOWN = 3
 CHANGED_SUFFIX = "-changed"  # ends the key of a run that continued with other data, or whose graph has started over

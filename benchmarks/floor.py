@@ -47,30 +47,25 @@ class LoRA:
 
 
 class LoKr:
-    """With a low-rank large factor; the small one between its halves, where it costs least."""
+    """With a low-rank large factor: merged into the weight forward and for the input's gradient; only its own are work."""
 
     def __init__(self, p: Product, rank: int, make: Maker) -> None:
         (self.l, self.k), (self.m, self.n) = factorization(p.outputs, 8), factorization(p.inputs, 8)
         self.w1, self.a, self.b = make(self.l, self.m), make(self.k, rank), make(rank, self.n)
 
     def forward(self, x: Tensor, y: Tensor) -> None:
-        self.hidden = (x.view(-1, self.n) @ self.b.T).view(-1, self.m, len(self.b))
-        self.mixed = torch.matmul(self.w1, self.hidden)
-        y.view(-1, self.k).addmm_(self.mixed.view(-1, len(self.b)), self.a.T)
+        pass
 
     def backward(self, x: Tensor, dy: Tensor, dx: Tensor | None) -> None:
-        dy, rank = dy.view(-1, self.k), len(self.b)
-        dy.T @ self.mixed.view(-1, rank)
-        d_mixed = (dy @ self.a).view(-1, self.l, rank)
-        torch.einsum("nlr,nmr->lm", d_mixed, self.hidden)
-        d_hidden = torch.matmul(self.w1.T, d_mixed).view(-1, rank)
-        d_hidden.T @ x.view(-1, self.n)
-        if dx is not None:
-            dx.view(-1, self.n).addmm_(d_hidden, self.b)
+        x, dy, rank = x.view(-1, self.n), dy.view(-1, self.k), len(self.b)
+        hidden, d_mixed = (self.b @ x.T).view(-1, self.m), (self.a.T @ dy.T).view(-1, self.l)
+        d_mixed.T @ hidden
+        dy.T @ (hidden @ self.w1.T).view(rank, -1).T
+        (d_mixed @ self.w1).view(rank, -1) @ x
 
 
 class WholeLoKr:
-    """With whole factors: merged into the weight forward and for the input's gradient, so that only its own are work."""
+    """With whole factors, merged in the same way."""
 
     def __init__(self, p: Product, rank: int, make: Maker) -> None:
         (self.l, self.k), (self.m, self.n) = factorization(p.outputs, 8), factorization(p.inputs, 8)
@@ -161,10 +156,10 @@ def adapter_flops(case: Case, p: Product) -> float:
         return 3 * 2.0 * case.rank * p.rows * (p.inputs + p.outputs)
     (l, k), (m, n) = factorization(p.outputs, 8), factorization(p.inputs, 8)  # noqa: E741, the formula's names
     if case.network == "lokr":
-        return 3 * 2.0 * case.rank * p.rows * (p.inputs + p.outputs + l * m)
+        return 2.0 * case.rank * p.rows * (2 * (p.inputs + p.outputs) + 3 * l * m)
     return 2.0 * p.rows * k * (m * n + m * l + l * m + m * n)
 
 
 def last_product(case: Case, p: Product) -> float:
     """What an adapter saves where its input needs no gradient: the product that would give it."""
-    return 0.0 if case.network == "lokr_full" else 2.0 * case.rank * p.rows * p.inputs
+    return 2.0 * case.rank * p.rows * p.inputs if case.network == "lora" else 0.0

@@ -31,16 +31,30 @@ class Adapter(nn.Module):
 
     alpha: float
     zero_init: str  # name of the parameter that starts at zero
-    casts: Mapping[str, Tensor] | None = None  # while a micro-batch runs: its parameters in the model's dtype
+    products: Mapping[str, tuple[str, str]] = {}  # that its fast form computes with beside the parameters: two factors each
+    gathers = False  # gradients in the model's dtype: one launch less for each factor, and the bytes of its casts once more
+
+    # While a micro-batch runs, in the model's dtype, see `casts`: parameters and products; what gathers the gradients
+    casts: Mapping[str, Tensor] | None = None
+    sums: Mapping[str, Tensor] = {}
 
     def fused(self, x: Tensor, base: nn.Linear) -> Tensor | None:
         """Return base(x) and the correction as one autograd function; None where a type, or its dropout, has no such form."""
         return None
 
     def cast(self, name: str, dtype: torch.dtype) -> Tensor:
-        """Return a parameter in a dtype, without gradient."""
-        held = getattr(self, name).detach() if self.casts is None else self.casts[name]
-        return held.to(dtype)
+        """Return a parameter or a product in a dtype, without gradient."""
+        if self.casts is not None:
+            return self.casts[name].to(dtype)
+        if name in self.products:
+            left, right = self.products[name]
+            return self.cast(left, dtype) @ self.cast(right, dtype)
+        return getattr(self, name).detach().to(dtype)
+
+    def into(self, name: str) -> Tensor | None:
+        """Return what the gradient of a parameter is to be added to; None where autograd is to take it."""
+        grad = getattr(self, name).grad
+        return None if self.casts is None or grad is None else self.sums.get(name, grad)
 
 
 class Size(NamedTuple):

@@ -17,13 +17,13 @@ from torch.autograd.function import once_differentiable
 class Fused(NamedTuple):
     """What a fused layer computes with, beside x and the trained factors.
 
-    values: the factors in x's dtype. straight: add gradients to the factors' `.grad`, instead of returning them.
+    values: the factors in x's dtype. into: what the gradient of each is added to; None where autograd is to take it.
     """
 
     base: nn.Linear
     values: tuple[Tensor, ...]
     scale: float
-    straight: bool
+    into: tuple[Tensor | None, ...]
 
 
 class LoRAFunction(Function):
@@ -43,7 +43,7 @@ class LoRAFunction(Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """Compute, with p = g up: dx = g W + s p down, d down = s pᵀ x, d up = s gᵀ (x downᵀ)."""
-        base, (a, b), scale, straight = ctx.fused
+        base, (a, b), scale, (into_down, into_up) = ctx.fused
         down, up = ctx.factors
         needs_x, needs_down, needs_up, _ = ctx.needs_input_grad
         (x,) = ctx.saved_tensors
@@ -51,9 +51,9 @@ class LoRAFunction(Function):
         p = g @ b
         dx = d_down = d_up = None
         if needs_down:
-            d_down = deliver(product(p.t(), rows, scale), down, straight)
+            d_down = deliver(p.t(), rows, scale, down, into_down)
         if needs_up:
-            d_up = deliver(product(g.t(), rows @ a.t(), scale), up, straight)
+            d_up = deliver(g.t(), rows @ a.t(), scale, up, into_up)
         shape = x.shape
         del x, rows  # where it was made again it is needed no more
         if needs_x:
@@ -62,49 +62,43 @@ class LoRAFunction(Function):
 
 
 class LoKrFunction(Function):
-    """y = x Wᵀ + s kron(w1, up down) x. x [..., m * n], w1 [l, m], up [k, r], down [r, n].
+    """y = x (W + s kron(w1, up down))ᵀ. x [..., m * n], w1 [l, m], up [k, r], down [r, n].
 
-    w1 mixes the r inner values, before up: nothing on the way is as wide as x or y.
+    values: also up down, which is made of all layers at once. y and dx are as in `WholeLoKrFunction`; the factors' gradients go
+    through r inner values for each piece of a row, so that nothing on the way is as wide as x or y.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w1: Tensor, up: Tensor, down: Tensor, fused: Fused) -> Tensor:
         ctx.save_for_backward(x)
         ctx.factors, ctx.fused = (w1, up, down), fused
-        one, a, b = fused.values
-        rows = flat_rows(x)
-        h = pieces(rows, one.shape[1]) @ b.t()
-        y = F.linear(rows, fused.base.weight, fused.base.bias)
-        y.view(-1, len(a)).addmm_(mix(one, h), a.t(), alpha=fused.scale)
-        return y.view(*x.shape[:-1], -1)
+        return F.linear(x, merged(fused), fused.base.bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        """Compute, with h = x downᵀ, p = g up, q = w1ᵀ p of each row.
+        """Compute, with h = down xᵀ, p = upᵀ gᵀ of each row's pieces: d w1 = s p hᵀ, d up = s gᵀ (w1 h)ᵀ, d down = s w1ᵀ p x.
 
-        dx = g W + s q down, d down = s qᵀ x, d up = s gᵀ (w1 h), d w1 = s p hᵀ.
+        h [r, N * m] and p [r, N * l] have the inner values first: w1 mixes the pieces of all rows in one plain product, and its
+        own gradient is one.
         """
-        base, (one, a, b), scale, straight = ctx.fused
+        _, (one, a, b, _), scale, (into_w1, into_up, into_down) = ctx.fused
         w1, up, down = ctx.factors
         needs_x, needs_w1, needs_up, needs_down, _ = ctx.needs_input_grad
         (x,) = ctx.saved_tensors
-        rows, g = flat_rows(x), flat_rows(g)
-        x_pieces, g_pieces = pieces(rows, one.shape[1]), pieces(g, len(one))
-        h, p = x_pieces @ b.t(), g_pieces @ a
-        q = mix(one.t(), p)
+        x_pieces, g_pieces = pieces(flat_rows(x), one.shape[1]), pieces(flat_rows(g), len(one))
+        h, p = (b @ x_pieces.t()).view(-1, one.shape[1]), (a.t() @ g_pieces.t()).view(-1, len(one))
         dx = d_w1 = d_up = d_down = None
         if needs_w1:
-            d_w1 = deliver(row_product(p, h, one), w1, straight, scale)
+            d_w1 = deliver(p.t(), h, scale, w1, into_w1)
         if needs_up:
-            d_up = deliver(product(g_pieces.t(), mix(one, h), scale), up, straight)
+            d_up = deliver(g_pieces.t(), (h @ one.t()).view(len(b), -1).t(), scale, up, into_up)
         if needs_down:
-            d_down = deliver(product(q.t(), x_pieces, scale), down, straight)
+            d_down = deliver((p @ one).view(len(b), -1), x_pieces, scale, down, into_down)
         shape = x.shape
-        del x, rows, x_pieces  # where it was made again it is needed no more
+        del x, x_pieces  # where it was made again it is needed no more
         if needs_x:
-            dx = (g @ base.weight).view(shape)
-            dx.view(-1, b.shape[1]).addmm_(q, b, alpha=scale)
+            dx = (flat_rows(g) @ merged(ctx.fused)).view(shape)
         return dx, d_w1, d_up, d_down, None
 
 
@@ -127,16 +121,16 @@ class WholeLoKrFunction(Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """Compute dx = g (W + s kron(w1, w2)), d w2 = s gᵀ (w1 x), d w1 = s (g w2) xᵀ, the last two in pieces of each row."""
-        _, (one, two), scale, straight = ctx.fused
+        _, (one, two), scale, (into_w1, into_w2) = ctx.fused
         w1, w2 = ctx.factors
         needs_x, needs_w1, needs_w2, _ = ctx.needs_input_grad
         (x,) = ctx.saved_tensors
         x_pieces, g_pieces = pieces(flat_rows(x), one.shape[1]), pieces(flat_rows(g), len(one))
         dx = d_w1 = d_w2 = None
         if needs_w1:
-            d_w1 = deliver(row_product(g_pieces @ two, x_pieces, one), w1, straight, scale)
+            d_w1 = deliver_sum(row_products(g_pieces @ two, x_pieces, one), scale, w1, into_w1)
         if needs_w2:
-            d_w2 = deliver(product(g_pieces.t(), mix(one, x_pieces), scale), w2, straight)
+            d_w2 = deliver(g_pieces.t(), mix(one, x_pieces), scale, w2, into_w2)
         shape = x.shape
         del x, x_pieces  # where it was made again it is needed no more
         if needs_x:
@@ -146,7 +140,7 @@ class WholeLoKrFunction(Function):
 
 def merged(fused: Fused) -> Tensor:
     """Compute W + s kron(w1, w2) in one pass."""
-    w1, w2 = fused.values
+    w1, w2 = fused.values[0], fused.values[-1]
     blocks = fused.base.weight.view(len(w1), len(w2), w1.shape[1], w2.shape[1])
     return torch.addcmul(blocks, w1[:, None, :, None], w2[None, :, None], value=fused.scale).view_as(fused.base.weight)
 
@@ -167,10 +161,10 @@ def mix(w1: Tensor, x: Tensor) -> Tensor:
     return (w1.expand(len(rows), -1, -1) @ rows).flatten(0, 1)
 
 
-def row_product(p: Tensor, h: Tensor, w1: Tensor) -> Tensor:
-    """Sum p hᵀ of all rows: p [N * l, r], h [N * m, r] -> [l, m] as w1, fp32."""
+def row_products(p: Tensor, h: Tensor, w1: Tensor) -> Tensor:
+    """Compute p hᵀ of each row: p [N * l, n], h [N * m, n] -> [N, l, m], of w1 [l, m]."""
     l, m = w1.shape  # noqa: E741, the formula's
-    return (p.view(-1, l, p.shape[1]) @ h.view(-1, m, h.shape[1]).mT).sum(0, dtype=torch.float32)
+    return p.view(-1, l, p.shape[1]) @ h.view(-1, m, h.shape[1]).mT
 
 
 def product(left: Tensor, right: Tensor, scale: float) -> Tensor:
@@ -178,9 +172,21 @@ def product(left: Tensor, right: Tensor, scale: float) -> Tensor:
     return torch.addmm(left.new_empty(()), left, right, beta=0, alpha=scale)
 
 
-def deliver(gradient: Tensor, factor: Tensor, straight: bool, scale: float = 1.0) -> Tensor | None:
-    """Add s gradient to `.grad`, in fp32, or return it for autograd to do so. A product of factors has no `.grad`."""
-    if straight and factor.is_leaf and factor.grad is not None:
-        factor.grad.add_(gradient, alpha=scale)
-        return None
-    return gradient.to(factor.dtype).mul_(scale)
+def deliver(left: Tensor, right: Tensor, scale: float, factor: Tensor, into: Tensor | None) -> Tensor | None:
+    """Add s left right to `into`, or return it as the gradient of a factor."""
+    if into is None:
+        return product(left, right, scale).to(factor.dtype)
+    if into.dtype == factor.dtype:
+        into.add_(product(left, right, scale))
+    else:
+        into.addmm_(left, right, alpha=scale)  # it was zero: a product alone is rounded no further
+    return None
+
+
+def deliver_sum(gradients: Tensor, scale: float, factor: Tensor, into: Tensor | None) -> Tensor | None:
+    """Add s times the sum of all rows' gradients to `into`, or return it as the gradient of a factor."""
+    total = gradients.sum(0, dtype=torch.float32)
+    if into is None:
+        return total.to(factor.dtype).mul_(scale)
+    into.add_(total, alpha=scale)
+    return None

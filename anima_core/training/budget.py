@@ -108,7 +108,7 @@ def budget_on(device: torch.device, counter: Counter, state: TrainState, model: 
 def tensors_of(model: AnimaTransformer, state: TrainState) -> Iterator[Tensor]:
     """Yield what a run holds on between steps."""
     yield from model.parameters()
-    yield from state.network.casts.copies
+    yield from state.network.casts.tensors
     yield state.gradient.buffer
     yield from (value for entries in state.optimizer.state.values() for value in entries.values() if isinstance(value, Tensor))
     yield from state.ema.shadow if state.ema else ()

@@ -54,7 +54,7 @@ def weights(counter: Counter, on_card: bool) -> int:
     """
     model, network = counter.empty
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
-    total = bytes_on(model.device, [*model.parameters(), *gradients, *network.casts.copies])
+    total = bytes_on(model.device, [*model.parameters(), *gradients, *network.casts.tensors])
     if encodes_in_every_step(counter.config):
         shapes = check_qwen(counter.config.model.qwen).shapes().values()
         return total + sum(math.prod(shape) for shape in shapes) * counter.dtype.itemsize

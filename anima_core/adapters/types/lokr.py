@@ -66,6 +66,8 @@ class LoKr(Adapter):
             self.lokr_w2_a = nn.Parameter(kaiming((k, rank), generator))
             self.lokr_w2_b = nn.Parameter(torch.zeros(rank, n))
         self.zero_init = "lokr_w2" if whole_w2 else "lokr_w2_b"
+        self.products = {} if whole_w2 else {"lokr_w2": ("lokr_w2_a", "lokr_w2_b")}
+        self.gathers = not whole_w2
         both_whole = whole_w1 and whole_w2
         self.alpha = float(self.rank) if both_whole else alpha or float(rank)
         self.scale = 1.0 if both_whole else self.alpha / rank
@@ -89,13 +91,17 @@ class LoKr(Adapter):
     def fused(self, x: Tensor, base: nn.Linear) -> Tensor | None:
         if self.training and self.dropouts.active:
             return None
-        w1, straight = self.w1(), self.casts is not None
-        value = w1.detach().to(x.dtype) if hasattr(self, "lokr_w1_a") else self.cast("lokr_w1", x.dtype)
-        if hasattr(self, "lokr_w2"):
-            whole = Fused(base, (value, self.cast("lokr_w2", x.dtype)), self.scale, straight)
-            return WholeLoKrFunction.apply(x, w1, self.lokr_w2, whole)
-        values = value, self.cast("lokr_w2_a", x.dtype), self.cast("lokr_w2_b", x.dtype)
-        return LoKrFunction.apply(x, w1, self.lokr_w2_a, self.lokr_w2_b, Fused(base, values, self.scale, straight))
+        w1 = self.w1()
+        if hasattr(self, "lokr_w1"):
+            value, into = self.cast("lokr_w1", x.dtype), self.into("lokr_w1")
+        else:
+            value, into = w1.detach().to(x.dtype), None
+        whole = hasattr(self, "lokr_w2")
+        names = ("lokr_w2",) if whole else ("lokr_w2_a", "lokr_w2_b")
+        values = value, *(self.cast(name, x.dtype) for name in (*names, *self.products))
+        fused = Fused(base, values, self.scale, (into, *(self.into(name) for name in names)))
+        function = WholeLoKrFunction if whole else LoKrFunction
+        return function.apply(x, w1, *(getattr(self, name) for name in names), fused)
 
     def _masks(self, x: Tensor) -> tuple[Tensor, Tensor]:
         rates, generator = self.dropouts, self.dropouts.generator(self.number, x.device)

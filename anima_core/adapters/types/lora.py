@@ -42,7 +42,8 @@ class LoRA(Adapter):
         if self.training and self.dropouts.active:
             return None
         values = self.cast("lora_down", x.dtype), self.cast("lora_up", x.dtype)
-        return LoRAFunction.apply(x, self.lora_down, self.lora_up, Fused(base, values, self.scale, self.casts is not None))
+        into = self.into("lora_down"), self.into("lora_up")
+        return LoRAFunction.apply(x, self.lora_down, self.lora_up, Fused(base, values, self.scale, into))
 
     def _mask(self, hidden: Tensor) -> Tensor:
         rates, generator = self.dropouts, self.dropouts.generator(self.number, hidden.device)
