@@ -19,6 +19,7 @@ ROOMS = [  # each may import from those above it only, and from itself
     {"adapters", "data", "sampling"},
     {"speed"},
     {"training"},
+    {"run_history"},
     {"run_store", "compat"},
     {"demo"},
     {"cli"},

@@ -36,7 +36,7 @@ from .resume import contents
 from .rundir import freeze_config, locked, open_run_dir
 from .saving import Saver
 from .signals import signals_cancel
-from .state import TrainState, fresh_state
+from .state import TrainState, fresh_state, step_of
 from .watchdog import Watchdog
 
 KEEP_GOOD_EVERY = 100  # steps between copies of the adapter that a broken run falls back to
@@ -113,7 +113,8 @@ def report_start(plan: Plan, ranks: Ranks, events: Events, notes: list[str]) -> 
             events.emit("warning", text=line)
     events.emit("note", text=epoch_line(plan.reports, plan.batches_per_step))
     device, dtype = str(plan.device), str(plan.dtype).removeprefix("torch.")
-    events.emit("start", device=device, dtype=dtype, name=plan.config.output.name)
+    step = 0 if plan.resume_from is None else step_of(plan.resume_from)
+    events.emit("start", device=device, dtype=dtype, name=plan.config.output.name, step=step)
 
 
 def build_run(plan: Plan, ranks: Ranks, events: Events) -> "Run":

@@ -1,0 +1,247 @@
+"""What a run's folder tells of its past: steps, samples, warnings, settings. A log is read on from where it was left."""
+
+import contextlib
+import json
+import math
+import threading
+from array import array
+from bisect import bisect_left
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from .errors import AnimaError, FileError
+from .settings import TrainConfig, from_dict, walk
+from .settings.toml_file import read_toml
+from .speed.plan import summary
+
+LOG = "log.jsonl"
+NUMBERS = ("loss", "mean_loss", "lr", "grad_norm", "seconds")
+COLUMNS = ("step", *NUMBERS)
+LATEST = ("step", "total", *NUMBERS, "eta", "peak_gb", "pictures_per_second")
+BLOCK = 1 << 20  # bytes that are read at once
+HEAD = 100  # bytes: the first line's kind and time tell a log from another one in its place
+LOGS_KEPT = 16  # in memory, 5 MB each for 100,000 steps
+
+Columns = dict[str, list[float | None]]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A preview picture. index: of its prompt; file: its name in the run's folder `samples`."""
+
+    step: int
+    index: int
+    prompt: str
+    file: str
+
+
+@dataclass(frozen=True)
+class RunHistory:
+    """A run as its folder tells it.
+
+    steps: a list a column, see `COLUMNS`; None where a number was not finite. settings: by place, as
+    `datasets[0].batch_size`; empty where they cannot be read. warnings: settings stand in them as in all messages, see
+    `errors`. latest: the last step's event, as far as it is of `LATEST`.
+    """
+
+    name: str
+    folder: Path
+    steps: Columns
+    samples: list[Sample]
+    settings: dict[str, Any]
+    warnings: list[str]
+    latest: dict[str, float | None] | None
+
+
+def read_run(folder: Path) -> RunHistory:
+    """Read a run's folder, `<name>-run`. Raises FileError where there is none."""
+    if not folder.is_dir():
+        raise FileError(f"{folder}: no folder of a run; name one that ends in -run")
+    log = Log(folder / LOG)
+    log.read()
+    steps = columns_of(log, range(len(log)))
+    return RunHistory(name_of(folder), folder, steps, log.samples_there(), settings_of(folder), list(log.warnings), log.latest)
+
+
+def name_of(folder: Path) -> str:
+    return folder.name.removesuffix("-run")
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """Return the frozen settings of a run by place; none where `config.toml` is not there or not readable."""
+    try:
+        config = from_dict(TrainConfig, read_toml(folder / "config.toml"), "config.toml")
+    except AnimaError:
+        return {}
+    return {found.place: found.value for found in walk(config)}
+
+
+def plan_of(folder: Path) -> str | None:
+    """Say what each block of a run keeps for its backward pass; None where no plan was written."""
+    try:
+        plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+        parts = int(plan["parts"])
+        return summary(plan["levels"]) + (f", each micro-batch in {parts} parts" if parts > 1 else "")
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+@dataclass
+class Log:
+    """One `log.jsonl`, as far as it was read: of a run that went back to a checkpoint the steps that count.
+
+    columns: by name, one number a step, not-a-number where there is none. samples: by file. warnings: each once.
+    """
+
+    path: Path
+    columns: dict[str, array] = field(default_factory=dict)
+    samples: dict[str, Sample] = field(default_factory=dict)
+    warnings: dict[str, None] = field(default_factory=dict)
+    latest: dict[str, float | None] | None = None
+
+    def __post_init__(self) -> None:
+        self.lock = threading.Lock()
+        self.forget()
+
+    def forget(self) -> None:
+        self.columns = {name: array("d") for name in COLUMNS}
+        self.samples, self.warnings, self.latest = {}, {}, None
+        self._head = self._rest = b""
+        self._offset = 0
+
+    def __len__(self) -> int:
+        return len(self.columns["step"])
+
+    def read(self) -> None:
+        """Read what was written since. A log that is another one, or gone, is read anew."""
+        try:
+            file = open(self.path, "rb")  # noqa: SIM115  # closed below
+        except OSError:
+            self.forget()
+            return
+        with file:
+            head = file.read(HEAD)
+            if not head.startswith(self._head) or file.seek(0, 2) < self._offset:
+                self.forget()
+            self._head = head
+            file.seek(self._offset)
+            while block := file.read(BLOCK):
+                self._offset += len(block)
+                *lines, self._rest = (self._rest + block).split(b"\n")
+                for line in lines:
+                    self.take(line)
+
+    def take(self, line: bytes) -> None:
+        """Take in one line; one that is no event is passed over."""
+        if line.startswith(b'{"event": "progress"'):  # many, and no part of the past
+            return
+        try:
+            event = json.loads(line)
+        except (ValueError, RecursionError):
+            return
+        if isinstance(event, dict) and (taker := getattr(self, f"_take_{event.get('event')}", None)):
+            taker(event)
+
+    def _take_start(self, event: Mapping[str, Any]) -> None:
+        if (step := count(event.get("step"))) is not None:
+            self.drop_after(step)
+
+    def _take_step(self, event: Mapping[str, Any]) -> None:
+        if (step := count(event.get("step"))) is None:
+            return
+        if len(self) and step <= self.columns["step"][-1]:
+            self.drop_after(step - 1)
+        self.columns["step"].append(step)
+        for name in NUMBERS:
+            self.columns[name].append(number(event.get(name)))
+        numbers = {name: finite(number(event.get(name))) for name in LATEST}
+        self.latest = numbers | {"step": step, "total": count(event.get("total"))}
+
+    def _take_sample(self, event: Mapping[str, Any]) -> None:
+        step, file = count(event.get("step")), str(event.get("path", "")).replace("\\", "/").rpartition("/")[2]
+        index = file.removesuffix(".png").rpartition("-")[2]
+        if step is not None and index.isascii() and index.isdecimal():
+            self.samples.pop(file, None)
+            self.samples[file] = Sample(step, int(index), str(event.get("prompt", "")), file)
+
+    def _take_warning(self, event: Mapping[str, Any]) -> None:
+        self.warnings[str(event.get("text", ""))] = None
+
+    def drop_after(self, step: int) -> None:
+        """Forget the steps and samples after one: the run has gone back to it."""
+        kept = bisect_left(self.columns["step"], step + 1)
+        for column in self.columns.values():
+            del column[kept:]
+        self.samples = {file: sample for file, sample in self.samples.items() if sample.step <= step}
+        if self.latest is not None and (self.latest["step"] or 0) > step:
+            last = {name: column[-1] for name, column in self.columns.items()} if len(self) else {}
+            self.latest |= {name: finite(value) for name, value in last.items()} | {"step": step, "eta": None}
+
+    def samples_there(self) -> list[Sample]:
+        """Return the samples whose pictures are there, by step and prompt."""
+        found = [sample for sample in self.samples.values() if (self.path.parent / "samples" / sample.file).is_file()]
+        return sorted(found, key=lambda sample: (sample.step, sample.index))
+
+
+def count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+
+
+def finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def columns_of(log: Log, rows: Sequence[int]) -> Columns:
+    """Return some rows of a log's columns, as JSON may have them."""
+    steps: list[float | None] = [int(log.columns["step"][row]) for row in rows]
+    return {"step": steps} | {name: [finite(log.columns[name][row]) for row in rows] for name in NUMBERS}
+
+
+def shown_rows(losses: Sequence[float], points: int) -> Sequence[int]:
+    """Choose at most so many rows of a curve, in order: all; or the first, the last, and the peaks between.
+
+    In each of equal stretches the rows of least and greatest loss: so no spike is lost.
+    """
+    rows = len(losses)
+    if rows <= points:
+        return range(rows)
+    stretches = max((points - 2) // 2, 1)
+    edges = [1 + (rows - 2) * part // stretches for part in range(stretches + 1)]
+    chosen = [0]
+    for begin, end in pairwise(edges):
+        known = [row for row in range(begin, end) if not math.isnan(losses[row])] or [begin]
+        chosen += sorted({min(known, key=losses.__getitem__), max(known, key=losses.__getitem__)})
+    return [*chosen, rows - 1]
+
+
+class Histories:
+    """The logs of runs that were asked for last, kept in memory and read on. Several threads may ask."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._logs: OrderedDict[Path, Log] = OrderedDict()
+
+    @contextlib.contextmanager
+    def log(self, folder: Path) -> Iterator[Log]:
+        """Yield the log of a run's folder, read to its end; nobody else changes it meanwhile."""
+        with self._lock:
+            log = self._logs.pop(folder, None) or Log(folder / LOG)
+            self._logs[folder] = log
+            while len(self._logs) > LOGS_KEPT:
+                self._logs.popitem(last=False)
+        with log.lock:
+            log.read()
+            yield log
+
+    def curve(self, folder: Path, points: int) -> dict[str, Any]:
+        """Return {"columns": at most so many rows, "steps": how many there are}."""
+        with self.log(folder) as log:
+            return {"columns": columns_of(log, shown_rows(log.columns["loss"], points)), "steps": len(log)}

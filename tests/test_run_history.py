@@ -1,0 +1,146 @@
+"""The past of a run, read from its folder: which steps count, what is read anew, and which points of a long curve are shown."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from anima_core.demo.pictures import write_pictures
+from anima_core.errors import FileError
+from anima_core.run_history import COLUMNS, Histories, Log, plan_of, read_run, shown_rows
+from anima_core.settings import SampleConfig
+from anima_core.training.loop import train
+
+from .tiny import train_config
+
+
+def step(number: int, loss: float | None = 0.5, **more) -> str:
+    event = {"event": "step", "time": 1.0, "step": number, "total": 100, "loss": loss, "mean_loss": loss, "lr": 1e-3}
+    return json.dumps(event | {"grad_norm": 1.0, "seconds": 0.1, "eta": 2.0, "peak_gb": 0.0} | more) + "\n"
+
+
+def sample(number: int, index: int = 0, path: str = "") -> str:
+    path = path or f"/where it was/x-run/samples/step-{number:08d}-{index}.png"
+    return json.dumps({"event": "sample", "time": 1.0, "step": number, "path": path, "prompt": "a cat"}) + "\n"
+
+
+def start(number: int) -> str:
+    return json.dumps({"event": "start", "time": 1.0, "name": "x", "step": number}) + "\n"
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    (tmp_path / "x-run" / "samples").mkdir(parents=True)
+    return tmp_path / "x-run"
+
+
+def write(folder: Path, *lines: str, mode: str = "w") -> None:
+    with open(folder / "log.jsonl", mode, encoding="utf-8", newline="\n") as file:
+        file.write("".join(lines))
+
+
+def steps_of(folder: Path) -> list:
+    return read_run(folder).steps["step"]
+
+
+def test_a_real_run_is_read_as_it_was_told(model, tmp_path):
+    write_pictures(tmp_path / "pics", 2)
+    samples = SampleConfig(prompts=("red", "blue"), width=64, height=64, steps=1, every_n_steps=2)
+    events: list[dict] = []
+    config = train_config(model, tmp_path / "pics", tmp_path, max_train_steps=4, samples=samples)
+    result = train(config, events.append)
+    run = read_run(result.run_dir)
+    told = [event for event in events if event["event"] == "step"]
+    assert run.name == "test" and all(run.steps[name] == [event[name] for event in told] for name in COLUMNS)
+    assert [(s.step, s.index, s.prompt) for s in run.samples] == [(2, 0, "red"), (2, 1, "blue"), (4, 0, "red"), (4, 1, "blue")]
+    assert all((run.folder / "samples" / s.file).is_file() for s in run.samples)
+    assert run.settings["network.rank"] == 4 and run.settings["datasets[0].batch_size"] == 2
+    assert run.warnings == [event["text"] for event in events if event["event"] == "warning"]
+    assert run.latest["total"] == 4 and run.latest["loss"] == told[-1]["loss"]
+    assert plan_of(result.run_dir) == "2 of 2 blocks keep"
+
+
+def test_of_a_run_that_went_back_only_the_steps_that_count_are_left(folder):
+    first = [step(n, 1.0) for n in range(1, 11)]
+    again = [step(n, 2.0) for n in range(8, 10)]
+    write(folder, *first, sample(5), sample(9), *again)
+    for number in (5, 9):
+        (folder / "samples" / f"step-{number:08d}-0.png").write_bytes(b"")
+    run = read_run(folder)
+    assert run.steps["step"] == list(range(1, 10)) and run.steps["loss"] == [1.0] * 7 + [2.0] * 2
+    assert [s.step for s in run.samples] == [5]  # the other is of the branch that was given up
+    write(folder, start(4), mode="a")
+    run = read_run(folder)
+    assert run.steps["step"] == [1, 2, 3, 4] and run.latest["step"] == 4  # gone back to, and no step taken yet
+    write(folder, start(4), step(5), mode="a")
+    assert steps_of(folder) == [1, 2, 3, 4, 5]
+
+
+def test_a_log_is_read_on_and_not_anew(folder, monkeypatch):
+    taken: list[bytes] = []
+    take = Log.take
+    monkeypatch.setattr(Log, "take", lambda log, line: (taken.append(line), take(log, line)))
+    histories = Histories()
+    write(folder, step(1), step(2), step(3)[:20])
+    assert histories.curve(folder, 10)["columns"]["step"] == [1, 2]
+    write(folder, step(3)[20:], step(4), mode="a")
+    assert histories.curve(folder, 10)["columns"]["step"] == [1, 2, 3, 4] and len(taken) == 4
+    assert histories.curve(folder, 10)["steps"] == 4 and len(taken) == 4
+    write(folder, start(0), step(1))  # another run of this name
+    assert histories.curve(folder, 10)["columns"]["step"] == [1]
+    (folder / "log.jsonl").unlink()
+    assert histories.curve(folder, 10) == {"columns": {name: [] for name in COLUMNS}, "steps": 0}
+
+
+def test_only_the_logs_that_were_asked_for_last_are_held(folder):
+    histories = Histories()
+    for number in range(40):
+        with histories.log(folder.parent / f"{number}-run"):
+            pass
+    assert len(histories._logs) == 16 and (folder.parent / "39-run") in histories._logs
+
+
+GARBAGE = [
+    "\n", "null\n", "[]\n", "7\n", "{\n", '{"event": 7}\n', '{"event": "step"}\n', '{"event": "step", "step": true}\n',
+    '{"event": "step", "step": -1}\n', '{"event": "step", "step": 1.5}\n', '{"event": "sample", "step": 1}\n',
+    "[" * 50_000 + "\n",
+    '{"event": "__class__"}\n', '{"event": "step", "step": "1"}\n', "\0\0\0\n",
+    sample(3, path="../../etc/passwd"), sample(3, path="step-x.png"), sample(3, path=""), '{"event": "start", "step": "x"}\n',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", GARBAGE)
+def test_what_is_no_event_is_passed_over(folder, line):
+    write(folder, step(1), line, step(2))
+    run = read_run(folder)
+    assert run.steps["step"] == [1, 2] and run.samples == [] and run.settings == {} and plan_of(folder) is None
+
+
+def test_numbers_that_are_none_are_null(folder):
+    write(folder, step(1, None, grad_norm=None, lr="x", seconds=True, eta=1e400))
+    run = read_run(folder)
+    assert [run.steps[name] for name in COLUMNS] == [[1], [None], [None], [None], [None], [None]]
+    assert run.latest["eta"] is None and json.dumps(run.latest, allow_nan=False)
+
+
+def test_what_is_no_run_is_one_line(folder):
+    with pytest.raises(FileError, match="no folder of a run; name one that ends in -run"):
+        read_run(folder / "nothing")
+    run = read_run(folder)
+    assert run.name == "x" and run.latest is None and set(map(len, run.steps.values())) == {0}
+
+
+@pytest.mark.parametrize("rows, points", [(0, 10), (1, 10), (10, 10), (11, 10), (1000, 10), (999, 11), (5000, 4000), (3, 10)])
+def test_of_a_long_curve_the_first_the_last_and_every_peak_are_shown(rows, points):
+    losses = [1.0 + math.sin(row) for row in range(rows)]
+    if rows:
+        losses[rows // 2], losses[rows // 3] = 99.0, -99.0
+    shown = list(shown_rows(losses, points))
+    assert len(shown) <= points and shown == sorted(set(shown))
+    assert shown == list(range(rows)) if rows <= points else len(shown) >= points // 2
+    assert not rows or {0, rows - 1, rows // 2, rows // 3} <= set(shown)
+
+
+def test_where_all_is_nan_some_rows_are_shown_still():
+    assert len(shown_rows([math.nan] * 100, 10)) >= 5
