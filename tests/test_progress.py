@@ -61,6 +61,7 @@ def test_the_smoothed_loss_goes_on_where_a_run_was_resumed(monkeypatch):
 def test_the_time_left_follows_the_mean_of_the_steps(monkeypatch):
     """One slow step among quick ones does not make minutes of seconds."""
     steps = reported([1.0] * 5, [2.0, 2.0, 2.0, 2.0, 12.0], [], monkeypatch)
+    assert [step["pictures_per_second"] for step in steps[:4]] == pytest.approx([0.5] * 4)  # one a step
     assert [step["eta"] for step in steps[:4]] == pytest.approx([18, 16, 14, 12])
     assert steps[4]["seconds"] == 12 and steps[4]["eta"] == pytest.approx(5 * RunningMean([2, 2, 2, 2, 12]).value)
 

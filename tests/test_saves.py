@@ -7,7 +7,7 @@ import pytest
 
 from anima_core.settings import OutputConfig
 from anima_core.training.loop import train
-from anima_core.training.saves import AUTO, EPOCH, RESCUE, STEP, Keep, Save, Saves, outlived
+from anima_core.training.saves import AUTO, EPOCH, RESCUE, STEP, WISH, Keep, Save, Saves, outlived
 
 from .tiny import train_config
 
@@ -45,6 +45,41 @@ def test_each_rule_counts_its_own_saves_and_a_save_for_two_reasons_lasts_as_long
     assert sorted(left) == [10, 15, 16, 18, 20]
     others = [Save("3", 3, (AUTO,)), Save("7", 7, (RESCUE,)), *every(4, 8)]
     assert steps_left(others, auto=1) == [7, 4, 8]
+
+
+def test_what_the_user_wished_for_lasts():
+    wished = [Save("1", 1, (WISH,)), Save("2", 2, (STEP, WISH))]
+    assert steps_left([*wished, *every(2, 8), *every(9, 9, AUTO)], steps=1, newest=1, auto=1) == [1, 2, 8, 9]
+
+
+def test_a_save_and_a_preview_are_made_once_between_two_steps_when_they_are_wished_for(model, pictures, tmp_path):
+    from anima_core.settings import SampleConfig
+
+    samples = SampleConfig(prompts=("a",), width=64, height=64, steps=1, cfg=1.0)
+    config = train_config(model, pictures, tmp_path, samples=samples, max_train_steps=8)
+    events = []
+
+    def listen(event):
+        events.append(event)
+        wishes = {1: "save", 3: "preview", 5: "save", 6: "nonsense"}
+        return wishes.get(event["step"]) if event["event"] == "step" else None
+
+    result = train(config, listen)
+    told = [(event["event"], event["step"]) for event in events if event["event"] in ("saved", "checkpoint", "sample")]
+    saved = [("saved", 1), ("checkpoint", 1), ("sample", 3), ("saved", 5), ("checkpoint", 5)]
+    assert told == [*saved, ("saved", 8), ("checkpoint", 8)] and result.steps == 8 and result.stop_reason == "finished"
+    assert sorted(path.name for path in tmp_path.glob("*.safetensors")) == [
+        "test-step00000001.safetensors",
+        "test-step00000005.safetensors",
+        "test.safetensors",
+    ]
+
+
+def test_a_preview_that_is_wished_for_without_prompts_is_said_to_be_none(model, pictures, tmp_path):
+    config, events = train_config(model, pictures, tmp_path, max_train_steps=2), []
+    train(config, lambda event: events.append(event) or ("preview" if event["event"] == "step" else None))
+    said = [event["text"] for event in events if event["event"] == "note" and "no preview" in event["text"]]
+    assert said == ["`samples.prompts`: there are none, so there is no preview to draw"] * 2
 
 
 def listed(folder, *steps):

@@ -91,7 +91,7 @@ def test_the_command_travels_with_the_loss(two):
 
 
 def test_all_processes_hear_a_command_at_the_same_step():
-    reporter = StepReporter(Events(None), Watchdog(FakeNetwork(1.0)), [], 10, torch.device("cpu"), together=True)
+    reporter = StepReporter(Events(None), Watchdog(FakeNetwork(1.0)), [], 10, torch.device("cpu"), world=2)
     heard = []
     for step in range(1, 8):
         reporter.push(StepRecord(step, 1e-4, []), torch.tensor([0.5, 2.0 if step >= 3 else 0.0, 1.0, 1.0]))

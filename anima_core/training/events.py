@@ -3,7 +3,7 @@
 An event is a flat dict with `event` and `time`. Kinds: start, progress (stage, done, total, …), step (step, loss, lr, …),
 sample (step, path), checkpoint (step, path), saved (step, path), warning (text), note (text), finish. Texts name settings
 as messages do, see `errors`. A listener may answer "stop" (end early, keep the adapter) or "cancel" (save the state, end as
-interrupted).
+interrupted); "save" or "preview" (save, or draw the previews, after this step, once).
 """
 
 import errno
@@ -19,7 +19,8 @@ from ..errors import Interrupted
 Event = dict[str, Any]
 Listener = Callable[[Event], str | None]
 
-COMMANDS = ("stop", "cancel")
+COMMANDS = ("stop", "cancel")  # end a run
+WISHES = ("save", "preview")  # are fulfilled between two steps, once
 
 
 class Events:
@@ -35,17 +36,25 @@ class Events:
         self._at_line_start = ends_with_newline(log)
         self._listener = listener
         self._command: str | None = None
+        self._wishes: set[str] = set()
         self.rescuing = False  # a listener that fails must not keep the state from being saved
 
     def ask(self, command: str | None) -> None:
-        """Ask the run for something, from a listener's answer or a signal; anything but a command is no request."""
+        """Ask the run for something, from a listener's answer or a signal; anything but a command or a wish is no request."""
         if command in COMMANDS:
             self._command = command
+        elif command in WISHES:
+            self._wishes.add(command)
 
     @property
     def command(self) -> str | None:
         """The last thing that was asked for: "stop", "cancel", or None."""
         return self._command
+
+    def take_wishes(self) -> set[str]:
+        """Return what was wished for since this was asked last. It is never told to other processes: only this one writes."""
+        wishes, self._wishes = self._wishes, set()
+        return wishes
 
     def emit(self, event: str, **data: Any) -> None:
         entry: Event = {"event": event, "time": time.time(), **data}

@@ -141,7 +141,7 @@ def build_run(plan: Plan, ranks: Ranks, events: Events) -> "Run":
     for text in schedules.warnings(config.optimizer, data.steps):
         events.emit("warning", text=text)
     watchdog = Watchdog(network, data.masked, state.step)
-    reporter = StepReporter(events, watchdog, state.losses, data.steps, plan.device, together=ranks.world > 1)
+    reporter = StepReporter(events, watchdog, state.losses, data.steps, plan.device, world=ranks.world)
     saver = Saver(plan, events, state, reporter, watchdog, data.metadata(), config_text) if ranks.first else None
     samples = plan.run_dir / "samples"
     tile = vae_tile(plan.device, config.vae_tile)
@@ -308,21 +308,24 @@ class Run:
         return flow.flow_loss(velocity, target, batch.t, config, mask=batch.mask, weight=batch.weight).mean()
 
     def between_steps(self) -> None:
-        """Do what is due after this step: notes, watchdogs, previews, saves."""
-        step = self.state.step
+        """Do what is due or wished for after this step: notes, watchdogs, previews, saves."""
+        step, wishes = self.state.step, self.events.take_wishes()
         for text in self.data.take_notes():
             self.events.emit("warning", text=text)
         if step % KEEP_GOOD_EVERY == 0:
             self.watchdog.keep(step)
-        if self.previews.due(step, self.reporter.total, self.data.epoch_steps):
+        if "preview" in wishes or self.previews.due(step, self.reporter.total, self.data.epoch_steps):
             self.preview()
             self.reporter.restart_clock()
         if self.saver:
-            self.saver.save_if_due(self.data.epoch_steps)
+            self.saver.save_if_due(self.data.epoch_steps, wished="save" in wishes)
 
     def preview(self) -> None:
-        """Draw the previews, in the process that writes. Without room for them they are left out."""
+        """Draw the previews, in the process that writes. Without room for them they are left out, and without prompts."""
         if not self.ranks.first:
+            return
+        if not self.previews.config.prompts:
+            self.events.emit("note", text="`samples.prompts`: there are none, so there is no preview to draw")
             return
         try:
             with self.state.saved_weights():

@@ -94,8 +94,8 @@ class LossReader:
 class StepReporter:
     """Emits a `step` event for each step whose loss has arrived, oldest first; the watchdog sees each.
 
-    losses: the history of the run, which grows here. total: steps of the run. together: with other processes, which must
-    learn the same things at the same step.
+    losses: the history of the run, which grows here. total: steps of the run. world: processes that train together, which
+    must learn the same things at the same step.
     """
 
     def __init__(
@@ -105,16 +105,17 @@ class StepReporter:
         losses: list[float],
         total: int,
         device: torch.device,
-        together: bool = False,
+        world: int = 1,
     ) -> None:
         self.events = events
         self.watchdog = watchdog
         self.losses = losses
         self.total = total
         self.device = device
-        self.reader = LossReader(at_once=not together)
+        self.world = world
+        self.reader = LossReader(at_once=world == 1)
         self.commands: dict[int, str] = {}  # step -> what the first process had been asked for when it was taken
-        self.mean_loss, self.mean_seconds = RunningMean(losses), RunningMean()
+        self.mean_loss, self.mean_seconds, self.mean_pictures = RunningMean(losses), RunningMean(), RunningMean()
         self.reported_at = time.perf_counter()
 
     def restart_clock(self) -> None:
@@ -146,6 +147,8 @@ class StepReporter:
         finite = math.isfinite(record.loss)
         self.losses.append(record.loss if finite else math.nan)
         self.mean_loss.add(record.loss)
+        self.mean_pictures.add(len(record.pictures) * self.world)
+        mean_seconds = self.mean_seconds.value or 0.0
         if record.command:
             self.commands[record.step] = COMMANDS[int(record.command) - 1]
         self.events.emit(
@@ -157,7 +160,8 @@ class StepReporter:
             lr=record.lr,
             grad_norm=record.grad_norm if math.isfinite(record.grad_norm) else None,
             seconds=seconds,
-            eta=(self.total - record.step) * (self.mean_seconds.value or 0.0),
+            eta=(self.total - record.step) * mean_seconds,
+            pictures_per_second=(self.mean_pictures.value or 0.0) / mean_seconds if mean_seconds else None,
             peak_gb=peak_gb(self.device),
         )
         warning = self.watchdog.check(record.step, record.loss, record.grad_norm, record.pictures, record.scale)

@@ -16,7 +16,7 @@ from ..speed.forms import recomputes_blocks
 from .events import Events
 from .preflight import Plan
 from .reporting import StepReporter
-from .saves import AUTO, EPOCH, RESCUE, STEP, Keep, Saves, moved_into
+from .saves import AUTO, EPOCH, RESCUE, STEP, WISH, Keep, Saves, moved_into
 from .state import TrainState
 from .watchdog import Watchdog
 
@@ -39,22 +39,22 @@ class Saver:
     def output(self) -> OutputConfig:
         return self.plan.config.output
 
-    def save_if_due(self, epoch_steps: int) -> None:
-        """Save what is due after this step, by steps, epochs or minutes; the end of the run saves by itself."""
+    def save_if_due(self, epoch_steps: int, wished: bool = False) -> None:
+        """Save what is due after this step, by steps, epochs or minutes, or wished for; the end of the run saves by itself."""
         step, output = self.state.step, self.output
         if step >= self.reporter.total:
             return
         by_step = output.save_every_n_steps > 0 and step % output.save_every_n_steps == 0
         by_epoch = output.save_every_n_epochs > 0 and step % (output.save_every_n_epochs * epoch_steps) == 0
-        if by_step or by_epoch:
-            self.save_intermediate(*[STEP] * by_step, *[EPOCH] * by_epoch)
+        if by_step or by_epoch or wished:
+            self.save_intermediate(*[STEP] * by_step, *[EPOCH] * by_epoch, *[WISH] * wished)
         by_count = output.checkpoint_every_n_steps > 0 and step % output.checkpoint_every_n_steps == 0
         by_clock = 0 < output.checkpoint_every_n_minutes * 60 <= time.monotonic() - self.saved_at
-        if by_count or by_clock:
+        if by_count or by_clock or wished:
             self.save_checkpoint(self.plan.run_dir, AUTO)
 
     def save_intermediate(self, *by: str) -> None:
-        """Save the adapter as it is after this step, beside where the last one will be. by: STEP, EPOCH or both."""
+        """Save the adapter as it is after this step, beside where the last one will be. by: STEP, EPOCH, WISH."""
         output, step = self.output, self.state.step
         path = self.plan.adapter_path.parent / f"{output.name}-step{step:08d}.safetensors"
         saves = Saves(self.plan.run_dir, "adapters")
