@@ -3,11 +3,12 @@
 import contextlib
 import json
 import math
+import re
 import threading
 from array import array
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +20,7 @@ from .settings.toml_file import read_toml
 from .speed.plan import summary
 
 LOG = "log.jsonl"
+SAMPLE = re.compile(r"step-(\d{8,12})-(\d{1,4})\.png", re.ASCII)
 NUMBERS = ("loss", "mean_loss", "lr", "grad_norm", "seconds")
 COLUMNS = ("step", *NUMBERS)
 LATEST = ("step", "total", *NUMBERS, "eta", "peak_gb", "pictures_per_second")
@@ -71,13 +73,16 @@ def name_of(folder: Path) -> str:
     return folder.name.removesuffix("-run")
 
 
-def settings_of(folder: Path) -> dict[str, Any]:
-    """Return the frozen settings of a run by place; none where `config.toml` is not there or not readable."""
+def settings_of(folder: Path, shown: Callable[[str], str] = str) -> dict[str, Any]:
+    """Return the frozen settings of a run by place; none where `config.toml` is not there or not readable.
+
+    shown: how a path is written.
+    """
     try:
         config = from_dict(TrainConfig, read_toml(folder / "config.toml"), "config.toml")
     except AnimaError:
         return {}
-    return {found.place: found.value for found in walk(config)}
+    return {found.place: shown(found.value) if found.facts.path and found.value else found.value for found in walk(config)}
 
 
 def plan_of(folder: Path) -> str | None:
@@ -155,18 +160,13 @@ class Log:
             return
         if len(self) and step <= self.columns["step"][-1]:
             self.drop_after(step - 1)
-        self.columns["step"].append(step)
-        for name in NUMBERS:
+        for name in COLUMNS:
             self.columns[name].append(number(event.get(name)))
-        numbers = {name: finite(number(event.get(name))) for name in LATEST}
-        self.latest = numbers | {"step": step, "total": count(event.get("total"))}
+        self.latest = latest_of(event)
 
     def _take_sample(self, event: Mapping[str, Any]) -> None:
-        step, file = count(event.get("step")), str(event.get("path", "")).replace("\\", "/").rpartition("/")[2]
-        index = file.removesuffix(".png").rpartition("-")[2]
-        if step is not None and index.isascii() and index.isdecimal():
-            self.samples.pop(file, None)
-            self.samples[file] = Sample(step, int(index), str(event.get("prompt", "")), file)
+        if (sample := sample_of(event)) is not None:
+            self.samples[sample.file] = sample
 
     def _take_warning(self, event: Mapping[str, Any]) -> None:
         self.warnings[str(event.get("text", ""))] = None
@@ -183,8 +183,28 @@ class Log:
 
     def samples_there(self) -> list[Sample]:
         """Return the samples whose pictures are there, by step and prompt."""
-        found = [sample for sample in self.samples.values() if (self.path.parent / "samples" / sample.file).is_file()]
+        there = samples_in(self.path.parent)
+        found = [sample for sample in self.samples.values() if sample.file in there]
         return sorted(found, key=lambda sample: (sample.step, sample.index))
+
+
+def samples_in(folder: Path) -> dict[str, Path]:
+    """Return the preview pictures of a run by their names. What a link brings in from elsewhere is none."""
+    found = (folder / "samples").glob("step-*.png")
+    return {path.name: path for path in found if SAMPLE.fullmatch(path.name) and path.is_file() and not path.is_symlink()}
+
+
+def sample_of(event: Mapping[str, Any]) -> Sample | None:
+    """Return the sample that an event tells of; None for one that no run has drawn."""
+    file = str(event.get("path", "")).replace("\\", "/").rpartition("/")[2]
+    name = SAMPLE.fullmatch(file)
+    return Sample(int(name[1]), int(name[2]), str(event.get("prompt", "")), file) if name else None
+
+
+def latest_of(event: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return the numbers of a step's event, as JSON may have them."""
+    numbers = {name: finite(number(event.get(name))) for name in LATEST}
+    return numbers | {"step": count(event.get("step")), "total": count(event.get("total"))}
 
 
 def count(value: Any) -> int | None:

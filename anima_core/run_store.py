@@ -237,6 +237,30 @@ class RunStore:
         keys = [path.stem for path in records if (run := self._read_finished(path)) is not None and run.name == name]
         return next((found for key in keys if (found := self.find(key)) is not None), None)
 
+    def finished_by_name(self) -> dict[str, FinishedRun]:
+        """Return every finished run, also of an earlier version or without its file; of two of a name the later one."""
+        return {run.name: run for run in reversed(list(self._all_finished()))}
+
+    def finished_with(self, key: str) -> FinishedRun | None:
+        """Return the finished run of a key, also of an earlier version or without its file."""
+        return self._read_finished(self._finished(key))
+
+    def extended(self, name: str, steps: int) -> UnfinishedRun | None:
+        """Return a finished run as one that goes on, where that many steps are more than it has.
+
+        Raises SettingError when the checkpoint of its end is gone.
+        """
+        for record in (self.folder / "finished").glob("*.json"):
+            run = self._read_finished(record)
+            if run is None or run.name != name or run.steps >= steps:
+                continue
+            newest = next(iter(checkpoints_in(self.run_folder(name))), None)
+            if newest is None or step_of(newest) != run.steps:
+                way_out = "use the adapter as `network.weights` of a new run"
+                raise SettingError(f"`train.max_train_steps`={steps}: the last checkpoint of {name} is gone; {way_out}")
+            return UnfinishedRun(name, record.stem, run.steps, run.total, newest.stat().st_mtime, run.result_version)
+        return None
+
     def _current(self, key: str) -> FinishedRun | None:
         """Return the finished run of this key, if today's program would have the same numbers."""
         run = self._read_finished(self._finished(key))
@@ -244,10 +268,15 @@ class RunStore:
 
     def remember(self, key: str, run: FinishedRun) -> FinishedRun:
         """Record a finished run. One that was stopped and kept can still be continued, by whoever asks for that."""
-        self._write(self._finished(key), asdict(run))
+        self.write(self._finished(key), asdict(run))
         if not run.is_kept:
-            self._forget(run.name)
+            self.forget(run.name)
         return run
+
+    def forget_finished(self, name: str) -> None:
+        for record in (self.folder / "finished").glob("*.json"):
+            if (run := self._read_finished(record)) is not None and run.name == name:
+                files.delete(record)
 
     def _finished(self, key: str) -> Path:
         return self.folder / "finished" / f"{key}.json"
@@ -266,17 +295,20 @@ class RunStore:
         A name that another run's file or folder has gets -2, -3, …; an unfinished run keeps its own. resume: False starts
         over, and leaves the unfinished run to the picker.
         """
-        record = self.folder / "unfinished" / f"{key}.json"
+        record = self.unfinished_record(key)
         if record.exists() and not (resume and self._version_of(record) == RESULT_VERSION):
             self._set_apart(key)
         name = self._name_of(record)
         if name is None or not checkpoints_in(self.run_folder(name)):
-            name = self._unused_name(config)
-            self._forget(name)
-            self._write(record, {"name": name, "result_version": RESULT_VERSION})
+            name = self.unused_name(config)
+            self.forget(name)
+            self.write(record, {"name": name, "result_version": RESULT_VERSION})
         has_checkpoint = bool(checkpoints_in(self.run_folder(name)))
         output = dataclasses.replace(config.output, name=name, resume="latest" if has_checkpoint else "")
         return dataclasses.replace(config, output=output)
+
+    def unfinished_record(self, key: str) -> Path:
+        return self.folder / "unfinished" / f"{key}.json"
 
     def unfinished(self) -> list[UnfinishedRun]:
         """Return every run that can be continued, the newest first."""
@@ -299,7 +331,7 @@ class RunStore:
         files.replace(folder / f"{key}.json", folder / f"{apart}.json")
         return apart
 
-    def _unused_name(self, config: TrainConfig) -> str:
+    def unused_name(self, config: TrainConfig) -> str:
         output = config.output
 
         def taken(path: Path) -> bool:
@@ -331,8 +363,8 @@ class RunStore:
         except (OSError, ValueError, AnimaError):
             return None
 
-    def _forget(self, name: str) -> None:
-        """Drop the records of a name that is given again, or whose run is finished."""
+    def forget(self, name: str) -> None:
+        """Drop the records of an unfinished run: its name is given again, or it is finished or deleted."""
         for record in self._records():
             if self._name_of(record) == name:
                 files.delete(record)
@@ -355,6 +387,6 @@ class RunStore:
             return {}
         return found if isinstance(found, dict) else {}
 
-    def _write(self, path: Path, data: dict[str, Any]) -> None:
+    def write(self, path: Path, data: dict[str, Any]) -> None:
         """Write a record that survives a power cut: a run without its record is not offered again."""
         files.write_whole(path, json.dumps(data))

@@ -80,16 +80,29 @@ def half_written(plan: Plan) -> list[Path]:
 
 @contextmanager
 def locked(plan: Plan) -> Iterator[None]:
-    """Hold the run's name. The system frees the lock when the process dies, however it dies. Raises SettingError, FileError."""
-    path, name = plan.run_dir.parent / f".{plan.run_dir.name}.lock", plan.config.output.name
-    lock = FileLock(path, timeout=0)
+    """Hold the run's name. Raises SettingError, FileError."""
+    with held(plan.run_dir, plan.config.output.name):
+        yield
+
+
+def lock_of(run_dir: Path) -> Path:
+    return run_dir.parent / f".{run_dir.name}.lock"
+
+
+@contextmanager
+def held(run_dir: Path, name: str) -> Iterator[None]:
+    """Hold the name of a run's folder. The system frees the lock when the process dies, however it dies.
+
+    Raises SettingError when another run has it, FileError.
+    """
+    lock = FileLock(lock_of(run_dir), timeout=0)
     try:
         lock.acquire()
     except Timeout:
         raise SettingError(f"`output.name`={name}: another run of this name is training now; choose another name") from None
     except OSError as error:
         way_out = "choose another `output.name` or `output.dir`"
-        raise FileError(f"{path}: cannot be locked ({error.strerror}); {way_out}") from None
+        raise FileError(f"{lock_of(run_dir)}: cannot be locked ({error.strerror}); {way_out}") from None
     try:
         yield
     finally:
