@@ -1,4 +1,4 @@
-"""Between a run's events and ComfyUI: progress, text on the node, previews, cancel, stop-and-keep, the GPU."""
+"""Between a run's events and ComfyUI: progress, text on the node, previews, what is asked of a run, the GPU."""
 
 import sys
 import threading
@@ -12,40 +12,24 @@ import comfy.model_management as mm
 from comfy.utils import ProgressBar
 from PIL import Image
 
-from ..anima_core.errors import in_words
+from ..anima_core.errors import AnimaError, Interrupted, in_words
 from ..anima_core.progress_bar import progress_text
-from . import tell
+from . import live, tell
 from .node import graph_words
-from .store import store_folder
+from .store import run_store, store_folder
 
 TEXT_EVERY = 0.5  # seconds between texts on the node
 PREVIEW_SIDE = 768  # px
 
 # What ComfyUI's hooks and the node's thread share; the server is one process.
-_lock = threading.Lock()
-_running: dict[str, threading.Event] = {}  # node id -> its stop-and-keep request
 _ending = threading.Event()  # set when the server shuts down
 _threads: set[threading.Thread] = set()  # ComfyUI worker threads that ran a training
-
-
-def running_nodes() -> list[str]:
-    with _lock:
-        return list(_running)
-
-
-def request_stop(node: str | None) -> list[str]:
-    """Ask one training, or all, to end early and keep the adapter. Return the ids of the nodes that were asked."""
-    with _lock:
-        asked = [n for n in _running if node is None or n == node]
-        for name in asked:
-            _running[name].set()
-    return asked
 
 
 def end_all() -> bool:
     """Cancel every training, also one that is yet to begin; tell whether there is any."""
     _ending.set()
-    return bool(running_nodes())
+    return bool(live.nodes())
 
 
 def is_ending() -> bool:
@@ -76,10 +60,13 @@ class NodeListener:
     why: why it trains although the graph, or one of its name, was trained before; a second line below every text.
     warnings: all so far, in the graph's words. step, checkpoint: the last that was taken, and was written, by this node.
     goes_on_by_itself: whether the next Run continues from that checkpoint; False where a graph always starts over.
+    workflow: the graph, to be kept with the run. outcome, sentence: of its end, see `ends`.
     """
 
-    def __init__(self, node: str, goes_on_by_itself: bool = True) -> None:
+    def __init__(self, node: str, goes_on_by_itself: bool = True, workflow: dict[str, Any] | None = None) -> None:
         self.node = node
+        self.training = live.Training(node, workflow)
+        self.outcome = self.sentence = ""
         self.goes_on_by_itself = goes_on_by_itself
         self.why = ""
         self.warnings: list[str] = []
@@ -90,26 +77,40 @@ class NodeListener:
         self.text_at = 0.0
 
     def __enter__(self) -> "NodeListener":
-        with _lock:
-            _running[self.node] = threading.Event()
-            _threads.add(threading.current_thread())
+        _threads.add(threading.current_thread())
+        live.begin(self.training)
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        with _lock:
-            _running.pop(self.node, None)
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        live.leave(self.training)
+        if isinstance(error, AnimaError):
+            self.ends("cancelled" if isinstance(error, Interrupted) else "failed", error.said(graph_words()))
+        elif isinstance(error, mm.InterruptProcessingException):
+            self.ends("cancelled", self.sentence or "cancelled")
+        elif error is not None:
+            self.ends("failed", str(error) or type(error).__name__)
+        self.training.end(self.outcome, self.sentence)
+
+    def ends(self, outcome: str, sentence: str) -> None:
+        """Say how it ends: "done", "kept", "cancelled", "failed", or "already": the run was found. sentence: on the node."""
+        self.outcome, self.sentence = outcome, sentence
 
     def __call__(self, event: dict[str, Any]) -> str | None:
+        self.training.hear(event)
         handler = getattr(self, f"on_{event['event']}", None)
         try:
             if handler is not None:
                 handler(event)
         except mm.InterruptProcessingException:  # the bar asked for the flag first, and cleared it
             self.is_cancelled = True
-        if self.is_cancelled or mm.processing_interrupted() or _ending.is_set():
+        wish = self.training.wish(between_steps=event["event"] == "step")
+        if wish == "cancel" or mm.processing_interrupted() or _ending.is_set():
             self.is_cancelled = True
-            return "cancel"
-        return "stop" if _running[self.node].is_set() else None
+        return "cancel" if self.is_cancelled else wish
+
+    def on_start(self, event: dict[str, Any]) -> None:
+        self.training.has_prompts = event["prompts"] > 0
+        self.training.settle(run_store().run_folder(event["name"]))
 
     def on_progress(self, event: dict[str, Any]) -> None:
         done, total = event["done"], event["total"]

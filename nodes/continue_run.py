@@ -1,4 +1,4 @@
-"""The node that continues a run that did not come to its end."""
+"""The node that continues a run: one that did not come to its end, or with more steps one that did."""
 
 from dataclasses import replace
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..anima_core.errors import SettingError
+from ..anima_core.run_folders import branch, branch_key
 from ..anima_core.run_store import RESULT_VERSION, FinishedRun, UnfinishedRun
 from ..anima_core.settings import OptimizerConfig, OutputConfig, TrainConfig
 from ..anima_core.training.preflight import preflight
@@ -14,7 +15,7 @@ from ..anima_core.training.state import read_content
 from . import bridge, on_disk, returned, sentences, tell, types
 from .node import AnimaNode
 from .roots import check_config
-from .running import in_this_server, interruptible, model_input, outputs, results, train_now
+from .running import found_again, in_this_server, interruptible, model_input, outputs, results, train_now
 from .store import run_store
 from .widgets import inputs, widget
 
@@ -31,7 +32,7 @@ class AnimaContinueRun(AnimaNode):
             "max_train_steps",
             default=0,
             why="the run has its own",
-            tooltip="Steps in all, those done included. 0: as the run was started.",
+            tooltip="Steps in all, those done included; more than a finished run has continue it. 0: as the run was started.",
             min=0,
             max=1_000_000,
             **RARE,
@@ -89,7 +90,7 @@ class AnimaContinueRun(AnimaNode):
     ) -> io.NodeOutput:
         returned.forget()
         store = run_store()
-        found = next((r for r in store.unfinished() if r.name == run), None)
+        found = next((r for r in store.unfinished() if r.name == run), None) or store.extended(run, steps)
         if found is not None:
             config = with_other(store.frozen_config(found.name), steps, learning_rate)
             return results(*continue_run(found, config, with_changes), model)
@@ -111,12 +112,13 @@ def with_other(config: TrainConfig, steps: int, learning_rate: float) -> TrainCo
 def continue_run(run: UnfinishedRun, asked: TrainConfig, with_changes: bool) -> tuple[FinishedRun, str]:
     """Train a run to its end. Return it, and the sentence to end with.
 
-    If data, settings or the program's numbers changed, the run is filed under a new key so that the original graph does not
-    claim its result.
+    If data, settings or the program's numbers changed, the original graph does not claim its result: the run is filed under a
+    new key; and where that graph has an adapter of it, finished or kept, a copy of the run goes on, under the next free name.
     """
     store = run_store()
-    config = check_config(in_this_server(asked, run.name, resume="latest", resume_with_changes=with_changes))
+    config = placed(run, asked, with_changes)
     with bridge.NodeListener(tell.this_node()) as listener:
+        listener.training.name = run.name
         with interruptible(listener):
             plan = preflight(config, on_event=listener)
         assert plan.resume_from is not None
@@ -124,8 +126,19 @@ def continue_run(run: UnfinishedRun, asked: TrainConfig, with_changes: bool) -> 
         same_numbers = run.result_version == RESULT_VERSION
         if not same_numbers:
             listener({"event": "warning", "text": sentences.of_two_versions(run)})
-        same = same_data and same_numbers and asked == store.frozen_config(run.name)
-        return train_now(config, run.key if same else store.set_apart(run), plan, listener)
+        if same_data and same_numbers and asked == store.frozen_config(run.name):
+            return train_now(config, run.key, plan, listener)
+        if store.finished_with(run.key) is None:
+            return train_now(config, store.set_apart(run), plan, listener)
+        key = branch_key(run.key, plan)
+        if (done := store.find(key)) is not None:
+            return done, found_again(listener, done, sentences.already(done))
+        copy = next((r for r in store.unfinished() if r.key == key), None) or branch(store, run, key, config)
+        return train_now(placed(copy, asked, with_changes), key, plan, listener)
+
+
+def placed(run: UnfinishedRun, asked: TrainConfig, with_changes: bool) -> TrainConfig:
+    return check_config(in_this_server(asked, run.name, resume="latest", resume_with_changes=with_changes))
 
 
 NODES: list[type[io.ComfyNode]] = [AnimaContinueRun]

@@ -35,6 +35,13 @@ class AnimaNode(io.ComfyNode):
                 raise
             raise told from None
 
+    @classmethod
+    def workflow(cls) -> dict[str, Any] | None:
+        """Return the graph that is executed, as the page has it; None where a prompt was posted without."""
+        posted = getattr(getattr(cls, "hidden", None), "extra_pnginfo", None)
+        found = posted.get("workflow") if isinstance(posted, dict) else None
+        return found if isinstance(found, dict) else None
+
 
 def graph_words(node: type[AnimaNode] | None = None) -> dict[str, str]:
     """Return what the graph calls each setting: `section.field` -> the widget of the node itself, else of any node."""

@@ -16,6 +16,7 @@ from PIL import Image
 from ..anima_core.errors import CheckpointError, Interrupted, RunError, in_words
 from ..anima_core.files import identity, safe_name, unused
 from ..anima_core.models.checkpoint import load_tensors
+from ..anima_core.run_record import read_record
 from ..anima_core.run_store import FinishedRun, describe, run_key
 from ..anima_core.settings import TrainConfig
 from ..anima_core.training.export import write_again
@@ -64,25 +65,36 @@ def in_this_server(config: TrainConfig, name: str, **output: Any) -> TrainConfig
     return dataclasses.replace(config, output=placed, cache_dir=cache_dir, device=device)
 
 
-def run_in_graph(config: TrainConfig, model: Any, unfinished: str = UNFINISHED[0]) -> io.NodeOutput:
-    """Return the finished run of these inputs, or train; then build the node's outputs."""
+def run_in_graph(
+    config: TrainConfig, model: Any, unfinished: str = UNFINISHED[0], workflow: dict[str, Any] | None = None
+) -> io.NodeOutput:
+    """Return the finished run of these inputs, or train; then build the node's outputs. workflow: kept with the run."""
     returned.forget()
     store = run_store()
-    with bridge.NodeListener(tell.this_node(), goes_on_by_itself=unfinished == UNFINISHED[0]) as listener:
+    with bridge.NodeListener(tell.this_node(), unfinished == UNFINISHED[0], workflow) as listener:
+        listener.training.name = config.output.name
         with interruptible(listener):
             plan = preflight(config, on_event=listener)
             hash_models(plan.config, plan.cache_dir, listener)  # the key is made of what is in them
         key = run_key(plan)
         done = store.find(key)
         if done is not None:
-            return results(done, sentences.already(done), model)
+            return results(done, found_again(listener, done, sentences.already(done)), model)
         done = written_again(config, key, listener)
         if done is not None:
-            return results(done, sentences.written_again(done), model)
+            return results(done, found_again(listener, done, sentences.written_again(done)), model)
         listener.why = in_words(store.why_again(key, plan), graph_words())
         listener.why = "; ".join(filter(None, [listener.why, sentences.left_behind(store.left_behind(key, plan))]))
         placed = store.assign_name(config, key, resume=listener.goes_on_by_itself)
         return results(*train_now(placed, key, plan, listener), model)
+
+
+def found_again(listener: bridge.NodeListener, done: FinishedRun, sentence: str) -> str:
+    """Let pages know which run a graph's is that was trained before. Return the sentence."""
+    folder = run_store().run_folder(done.name)
+    listener.training.run, listener.training.name = read_record(folder).id, done.name
+    listener.ends("already", sentence)
+    return sentence
 
 
 def results(done: FinishedRun, sentence: str, model: Any) -> io.NodeOutput:
@@ -109,7 +121,8 @@ def train_now(config: TrainConfig, key: str, plan: Plan, listener: bridge.NodeLi
     except RunError as error:
         raise RunError(sentences.failed(error.text, listener.checkpoint, listener.goes_on_by_itself)) from None
     done = run_store().remember(key, describe(result, plan))
-    return done, sentences.done(done, listener.warnings, listener.why)
+    listener.ends("kept" if done.is_kept else "done", sentences.done(done, listener.warnings, listener.why))
+    return done, listener.sentence
 
 
 def written_again(config: TrainConfig, key: str, listener: bridge.NodeListener) -> FinishedRun | None:
@@ -140,7 +153,9 @@ def interruptible(listener: bridge.NodeListener) -> Iterator[None]:
     except Interrupted as error:
         if not listener.is_cancelled:  # it was asked to stop, and had nothing yet to keep
             raise
-        tell.say(sentences.cancelled(error.text, listener.step, listener.checkpoint, listener.goes_on_by_itself))
+        told = sentences.cancelled(error.text, listener.step, listener.checkpoint, listener.goes_on_by_itself)
+        listener.ends("cancelled", told)
+        tell.say(told)
         mm.throw_exception_if_processing_interrupted()
         raise mm.InterruptProcessingException() from None
 

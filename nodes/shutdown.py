@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 
-from . import bridge, tell
+from . import bridge, live, tell
 
 TIDY_UP = 5.0  # seconds that ComfyUI gets for what it does after a prompt
 
@@ -22,7 +22,7 @@ def save_before_the_end() -> None:
         if os.getpid() != owner or not bridge.end_all():
             return
         tell.note("saving the training before the end; Ctrl-C ends at once")
-        while bridge.running_nodes():
+        while live.nodes():
             time.sleep(0.05)
         deadline = time.monotonic() + TIDY_UP
         while not bridge.threads_are_idle() and time.monotonic() < deadline:

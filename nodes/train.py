@@ -129,7 +129,7 @@ class AnimaTrain(AnimaNode):
             cache_dir=str(store_folder() / "cache"),
             **settings_from(cls.widgets, given, TrainConfig),
         )
-        return run_in_graph(config, model, unfinished)
+        return run_in_graph(config, model, unfinished, cls.workflow())
 
 
 def models(

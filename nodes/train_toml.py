@@ -53,7 +53,8 @@ class AnimaTrainFromTOML(AnimaNode):
         config, notes = read_config(path)
         for note in notes:
             tell.note(note)
-        return run_in_graph(in_this_server(config, output_name or config.output.name), model, unfinished)
+        placed = in_this_server(config, output_name or config.output.name)
+        return run_in_graph(placed, model, unfinished, cls.workflow())
 
 
 def read_config(path: str) -> tuple[TrainConfig, tuple[str, ...]]:

@@ -1,19 +1,15 @@
 """What a graph may name on a server, and what strangers may send to its routes; without a ComfyUI."""
 
 import dataclasses
-import importlib.util
-import json
 import ntpath
 import os
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from anima_core.settings import DatasetConfig, ModelConfig, SubsetConfig, TrainConfig, walk
 
-from .comfyui.pack import ROOT, import_nodes
+from .comfyui.pack import import_nodes
 from .comfyui.server import link_folder
 
 
@@ -216,63 +212,3 @@ def test_files_that_a_toml_names_are_asked_about_before_they_are_read(tmp_path):
     with pytest.raises(PermissionError, match="sample_prompts"):
         config_from_file(toml, guard)
     assert set(asked) >= {"anima_transformer", "vae", "qwen", "t5_tokenizer_dir", "train_data_dir", "resume", "sample_prompts"}
-
-
-# --- the body of a stop request
-
-
-def node_of(body: bytes):
-    spec = importlib.util.spec_from_file_location("stop_request", ROOT / "nodes" / "stop_request.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    try:
-        return module.node_of(body)
-    except module.BadRequest as error:
-        return error
-
-
-@pytest.mark.parametrize(
-    "body, node",
-    [(b"", None), (b" ", None), (b"{}", None), (b'{"node": null}', None), (b'{"node": "12:5"}', "12:5"), (b'{"node": 7}', "7")],
-)
-def test_stop_requests(body, node):
-    assert node_of(body) == node
-
-
-HOSTILE = [b"{", b"[]", b'"x"', b"1", b"null", b'{"node": true}', b'{"node": []}', b'{"node": "../x"}', b'{"node": "a b"}']
-HOSTILE += [
-    b'{"nodes": "11"}',  # a typo, which must not stop every training
-    b'{"node": "11", "keep": true}',
-    b"[" * 100_000,
-    b'{"node": ' + b"9" * 5000 + b"}",
-    b'{"node": "' + b"a" * 100 + b'"}',
-    b"\xff\xfe",
-    '{"node": "日本"}'.encode(),
-]
-
-
-@pytest.mark.parametrize("body", HOSTILE, ids=range(len(HOSTILE)))
-def test_hostile_stop_requests_are_answered_in_one_line(body):
-    answer = node_of(body)
-    assert isinstance(answer, ValueError) and "\n" not in str(answer) and len(str(answer)) < 100
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda x: st.lists(x) | st.dictionaries(st.text() | st.just("node"), x),
-)
-
-
-@settings(max_examples=300, deadline=None, derandomize=True)
-@given(
-    st.binary()
-    | JSON.map(lambda value: json.dumps(value).encode())
-    | st.builds(lambda v: json.dumps({"node": v}).encode(), JSON)
-)
-def test_no_body_breaks_the_stop_request(body):
-    answer = node_of(body)
-    assert answer is None or isinstance(answer, ValueError) or is_node_id(answer)
-
-
-def is_node_id(text: str) -> bool:
-    return 0 < len(text) <= 64 and text.isascii() and all(letter.isalnum() or letter in ":.-_" for letter in text)

@@ -113,8 +113,8 @@ def report_start(plan: Plan, ranks: Ranks, events: Events, notes: list[str]) -> 
             events.emit("warning", text=line)
     events.emit("note", text=epoch_line(plan.reports, plan.batches_per_step))
     device, dtype = str(plan.device), str(plan.dtype).removeprefix("torch.")
-    step = 0 if plan.resume_from is None else step_of(plan.resume_from)
-    events.emit("start", device=device, dtype=dtype, name=plan.config.output.name, step=step)
+    step, prompts = 0 if plan.resume_from is None else step_of(plan.resume_from), len(plan.config.samples.prompts)
+    events.emit("start", device=device, dtype=dtype, name=plan.config.output.name, step=step, prompts=prompts)
 
 
 def build_run(plan: Plan, ranks: Ranks, events: Events) -> "Run":

@@ -39,10 +39,16 @@ def folder_paths_of(base: Path) -> ModuleType:
 
 
 def listening_server() -> list[ModuleType]:
-    """ComfyUI's modules for text on a node. `server.said` lists what was put on which; node `server.node` is executed."""
+    """ComfyUI's modules for text on a node and for messages to pages. Node `server.node` is executed.
+
+    `server.said` lists what was put on which node, `server.sent` messages and what is in them.
+    """
     server, execution, utils = map(ModuleType, ("server", "comfy_execution", "comfy_execution.utils"))
-    server.said, server.node = [], "12"
-    send = SimpleNamespace(send_progress_text=lambda text, node: server.said.append((node, text)))
-    server.PromptServer = SimpleNamespace(instance=send)
+    server.said, server.sent, server.node = [], [], "12"
+    listening = SimpleNamespace(
+        send_progress_text=lambda text, node: server.said.append((node, text)),
+        send_sync=lambda kind, payload: server.sent.append((kind, payload)),
+    )
+    server.PromptServer = SimpleNamespace(instance=listening)
     utils.get_executing_context = lambda: SimpleNamespace(node_id=server.node)
     return [server, execution, utils]
