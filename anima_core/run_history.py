@@ -100,13 +100,14 @@ class Log:
     """One `log.jsonl`, as far as it was read: of a run that went back to a checkpoint the steps that count.
 
     columns: by name, one number a step, not-a-number where there is none. samples: by file. warnings: each once.
+    last: the event of the last step.
     """
 
     path: Path
     columns: dict[str, array] = field(default_factory=dict)
     samples: dict[str, Sample] = field(default_factory=dict)
     warnings: dict[str, None] = field(default_factory=dict)
-    latest: dict[str, float | None] | None = None
+    last: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         self.lock = threading.Lock()
@@ -114,7 +115,7 @@ class Log:
 
     def forget(self) -> None:
         self.columns = {name: array("d") for name in COLUMNS}
-        self.samples, self.warnings, self.latest = {}, {}, None
+        self.samples, self.warnings, self.last = {}, {}, None
         self._head = self._rest = b""
         self._offset = 0
 
@@ -162,7 +163,7 @@ class Log:
             self.drop_after(step - 1)
         for name in COLUMNS:
             self.columns[name].append(number(event.get(name)))
-        self.latest = latest_of(event)
+        self.last = event
 
     def _take_sample(self, event: Mapping[str, Any]) -> None:
         if (sample := sample_of(event)) is not None:
@@ -177,9 +178,13 @@ class Log:
         for column in self.columns.values():
             del column[kept:]
         self.samples = {file: sample for file, sample in self.samples.items() if sample.step <= step}
-        if self.latest is not None and (self.latest["step"] or 0) > step:
-            last = {name: column[-1] for name, column in self.columns.items()} if len(self) else {}
-            self.latest |= {name: finite(value) for name, value in last.items()} | {"step": step, "eta": None}
+        if self.last is not None and self.last["step"] > step:
+            now = {name: column[-1] for name, column in self.columns.items()} if len(self) else {}
+            self.last = {**self.last, **now, "step": step, "eta": None}
+
+    @property
+    def latest(self) -> dict[str, float | None] | None:
+        return None if self.last is None else latest_of(self.last)
 
     def samples_there(self) -> list[Sample]:
         """Return the samples whose pictures are there, by step and prompt."""
@@ -212,6 +217,8 @@ def count(value: Any) -> int | None:
 
 
 def number(value: Any) -> float:
+    if type(value) is float:  # nearly all of them
+        return value
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
 
 

@@ -85,6 +85,8 @@ def test_where_each_run_stands(config, store, tmp_path):
     told = runs["cancelled"]
     assert (told["id"], told["has_graph"], told["started"], told["error"]) == ("0123456789ab", True, 7.0, "")
     assert read_record(store.run_folder("cancelled")).workflow == GRAPH
+    write_record(store.run_folder("cancelled"), RunRecord("0123456789ab", outcome="failed", sentence="out of memory"))
+    assert listed(store)["cancelled"]["error"] == "out of memory"
     os.remove(tmp_path / "loras" / "style.safetensors")
     assert listed(store)["style"]["adapter"] == ""
 

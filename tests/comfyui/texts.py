@@ -1,4 +1,4 @@
-"""What a server writes on its nodes: a client of its socket, run by ComfyUI's interpreter, which has the package for it."""
+"""What a server tells pages: a client of its socket, run by ComfyUI's interpreter, which has the package for it."""
 
 import asyncio
 import contextlib
@@ -10,6 +10,7 @@ from pathlib import Path
 
 CONNECTED = "connected"
 BINARY_TEXT = 3  # ComfyUI's event of `send_progress_text`
+OURS = "anima_trainer."  # begins the type of our own messages
 
 
 class Texts:
@@ -36,8 +37,12 @@ class Texts:
         text = self.log.read_text(encoding="utf-8")
         return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
-    def of(self, node: str) -> list[str]:
+    def of(self, node: str) -> list:
         return [line[1] for line in self.lines()[1:] if line[0] == node]
+
+    def messages(self, kind: str) -> list[dict]:
+        """Return what our own messages of a kind, as `begin`, held."""
+        return self.of(OURS + kind)
 
     def last(self, node: str, start: str) -> str:
         """Return the sentence that stands on a node, once it begins as expected."""
@@ -55,6 +60,8 @@ async def listen(url: str) -> None:
                 (length,) = struct.unpack(">I", message.data[4:8])
                 node, text = message.data[8 : 8 + length], message.data[8 + length :]
                 print(json.dumps([node.decode(), text.decode()]), flush=True)
+            elif message.type == aiohttp.WSMsgType.TEXT and (told := json.loads(message.data))["type"].startswith(OURS):
+                print(json.dumps([told["type"], told["data"]]), flush=True)
 
 
 if __name__ == "__main__":
