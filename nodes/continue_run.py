@@ -32,7 +32,7 @@ class AnimaContinueRun(AnimaNode):
             "max_train_steps",
             default=0,
             why="the run has its own",
-            tooltip="Steps in all, those done included; more than a finished run has continue it. 0: as the run was started.",
+            tooltip="Steps in all, those done included: more than a finished run has train it on. 0: as the run was started.",
             min=0,
             max=1_000_000,
             **RARE,
@@ -58,7 +58,8 @@ class AnimaContinueRun(AnimaNode):
             node_id="AnimaContinueRun",
             display_name="Continue Anima Run",
             category=types.TRAINING,
-            description="Continues a run that was cancelled, stopped early or cut off, with its own settings.",
+            description="Continues a run that was cancelled, stopped early or cut off, with its own settings; "
+            "with more steps also one that is finished.",
             search_aliases=["resume", "resume training", "continue training", "继续训练"],
             is_output_node=True,
             inputs=[
