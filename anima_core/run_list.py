@@ -107,15 +107,15 @@ class RunList:
 
     def record(self, folder: Path) -> RunRecord:
         """Return a run's record; of its graph only whether there is one, since graphs are large."""
-        return self.kept(folder / FILE, lambda path: without_graph(read_record(folder)))
+        return self.read_once(folder / FILE, lambda path: without_graph(read_record(folder)))
 
     def config(self, folder: Path) -> TrainConfig | None:
-        return self.kept(folder / "config.toml", lambda path: config_of(RunStore(folder.parent), name_of(folder)))
+        return self.read_once(folder / "config.toml", lambda path: config_of(RunStore(folder.parent), name_of(folder)))
 
     def last_step(self, folder: Path) -> dict[str, float | None] | None:
-        return self.kept(folder / LOG, last_step)
+        return self.read_once(folder / LOG, last_step)
 
-    def kept(self, path: Path, read: Callable[[Path], T]) -> T:
+    def read_once(self, path: Path, read: Callable[[Path], T]) -> T:
         """Return what was read from a file, which is read again when it has changed."""
         try:
             stat = path.stat()

@@ -180,6 +180,21 @@ def test_a_finished_run_goes_on_with_more_steps_and_its_graph_keeps_its_adapter(
     assert sentence(server.run(graph.prompt)) == "already trained: models/loras/extended.safetensors, 3 steps"
     assert same_tensors(load_file(loras / "extended.safetensors"), before)
     assert listed(server, "extended")["id"] == run["id"] != listed(server, "extended-2")["id"]
+    goes_on_twice_in_one_copy(server, base, go)
+
+
+def goes_on_twice_in_one_copy(server, base, go: Graph) -> None:
+    """One that was cancelled goes on when it is asked for again."""
+    go.prompt["anima_continue"]["inputs"]["steps"] = STEPS
+    for _ in range(2):
+        before = len(steps_in_log(base, "extended-3"))
+        prompt = server.queue(go.prompt)
+        server.wait_until(lambda before=before: len(steps_in_log(base, "extended-3")) > before + 5)
+        assert told(server, "cancel", {"node": "anima_continue"})["cancelling"]
+        assert was_interrupted(server.result(prompt))
+    steps = [step["step"] for step in steps_in_log(base, "extended-3")]
+    assert steps == list(range(1, len(steps) + 1)) and not (store(base) / "extended-4-run").exists()
+    assert (listed(server, "extended-3")["state"], listed(server, "extended-3")["step"]) == ("unfinished", steps[-1])
 
 
 def test_a_hundred_thousand_steps_are_told_in_a_thousand_points(server, base, capsys):
