@@ -54,9 +54,8 @@ class RunPages:
         listed = self.list.run(run_store(), training.run) if training.folder else None
         latest = training.latest or {}
         known = summary(listed) if listed else BLANK
-        now = {"id": training.run, "name": training.name, "state": "running", "node": training.node, "error": None}
-        now |= {"can_continue": False}
-        return known | now | {key: latest[of] for key, of in NOW.items() if latest.get(of) is not None}
+        now = {"id": training.run, "name": training.name, "state": "running", "node": training.node}
+        return known | now | {"error": None, "can_continue": False} | {key: latest[of] for key, of in NOW.items() if latest.get(of) is not None}
 
     def listed(self, id_: str) -> ListedRun:
         found = self.list.run(run_store(), id_)
@@ -121,8 +120,7 @@ class RunPages:
         return name
 
 
-AS_LISTED = ("id", "name", "state", "step", "total", "loss", "saved_at", "started", "samples")
-AS_LISTED += ("has_graph", "can_continue", "network")
+AS_LISTED = "id name state step total loss saved_at started samples has_graph can_continue network".split()
 NOW = {"step": "step", "total": "total", "loss": "mean_loss"}  # of a summary, and what the last step calls it
 BLANK: dict[str, Any] = {
     "step": 0,
