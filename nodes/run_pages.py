@@ -55,7 +55,8 @@ class RunPages:
         latest = training.latest or {}
         known = summary(listed) if listed else BLANK
         now = {"id": training.run, "name": training.name, "state": "running", "node": training.node}
-        return known | now | {"error": None, "can_continue": False} | {key: latest[of] for key, of in NOW.items() if latest.get(of) is not None}
+        numbers = {key: latest[of] for key, of in NOW.items() if latest.get(of) is not None}
+        return known | now | {"error": None, "can_continue": False} | numbers
 
     def listed(self, id_: str) -> ListedRun:
         found = self.list.run(run_store(), id_)
@@ -120,7 +121,7 @@ class RunPages:
         return name
 
 
-AS_LISTED = "id name state step total loss saved_at started samples has_graph can_continue network".split()
+OWN = ("folder", "adapter", "sentence")  # what a page is not told of a run in a list
 NOW = {"step": "step", "total": "total", "loss": "mean_loss"}  # of a summary, and what the last step calls it
 BLANK: dict[str, Any] = {
     "step": 0,
@@ -137,7 +138,7 @@ NOTHING: dict[str, Any] = {"settings": {}, "warnings": [], "sentence": None, "pl
 
 
 def summary(run: ListedRun) -> dict[str, Any]:
-    same = {key: getattr(run, key) for key in AS_LISTED}
+    same = {key: value for key, value in vars(run).items() if key not in OWN}
     return same | {"node": None, "lora": lora_name(run.adapter), "error": run.error or None}
 
 
