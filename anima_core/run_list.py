@@ -79,6 +79,7 @@ class RunList:
         return self.describe(id_, folder, store.finished_by_name().get(name_of(folder)), left)
 
     def describe(self, id_: str, folder: Path, done: FinishedRun | None, left: UnfinishedRun | None) -> ListedRun:
+        """Describe one run. done, left: its records, where it has such."""
         newest = next(iter(checkpoints_in(folder)), None)
         step = step_of(newest) if newest else 0
         if done is not None and (left is None or step <= done.steps):

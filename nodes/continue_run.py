@@ -135,6 +135,7 @@ def continue_run(run: UnfinishedRun, asked: TrainConfig, with_changes: bool) -> 
         if (done := store.find(key)) is not None:
             return done, found_again(listener, done, sentences.already(done))
         copy = next((r for r in store.unfinished() if r.key == key), None) or branch(store, run, key, config)
+        listener.why = sentences.copied(run, copy)
         return train_now(placed(copy, asked, with_changes), key, plan, listener)
 
 

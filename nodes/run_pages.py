@@ -51,7 +51,7 @@ class RunPages:
 
     def going(self, training: live.Training) -> dict[str, Any]:
         """Summarise a run that trains, also before it has a folder."""
-        listed = self.list.run(run_store(), training.run) if training.folder else None
+        listed = self.list.describe(training.run, training.folder, None, None) if training.folder else None
         latest = training.latest or {}
         known = summary(listed) if listed else BLANK
         now = {"id": training.run, "name": training.name, "state": "running", "node": training.node}

@@ -63,6 +63,11 @@ def left_behind(run: UnfinishedRun | None) -> str:
     return f"{run.name} was begun {other} and is left at step {run.step}: {PICKER} goes on with it"
 
 
+def copied(run: UnfinishedRun, copy: UnfinishedRun) -> str:
+    """Tell of a run whose graph has its adapter, and of its copy that goes on otherwise."""
+    return f"{run.name} stays as it is, for the graph that trained it; {copy.name}, a copy of it, goes on"
+
+
 def of_two_versions(run: UnfinishedRun) -> str:
     """Tell what a run is that an earlier version of this program began."""
     begun = f"{run.name} was begun by an earlier version of this program"

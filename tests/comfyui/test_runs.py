@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from ..processes import HANGS
 from ..tiny import same_tensors
 from .graphs import Graph
-from .server import error_of, sentence, status, was_interrupted
+from .server import sentence, status, was_interrupted
 from .texts import Texts
 
 WORKFLOW = {"nodes": [{"id": 5, "type": "AnimaTrain"}], "extra": {"name": "風格 ☃"}}
@@ -172,7 +172,9 @@ def test_a_finished_run_goes_on_with_more_steps_and_its_graph_keeps_its_adapter(
     go = Graph(server)
     go.add("anima_continue", "AnimaContinueRun", run="extended", steps=6)
     entry = server.run(go.prompt)
-    assert sentence(entry, "anima_continue").startswith("done: models/loras/extended-2.safetensors, 6 steps"), error_of(entry)
+    ended = sentence(entry, "anima_continue")
+    assert ended.startswith("done: models/loras/extended-2.safetensors, 6 steps")
+    assert ended.endswith("\nextended stays as it is, for the graph that trained it; extended-2, a copy of it, goes on")
     assert told(server, f"runs/{listed(server, 'extended-2')['id']}/curve")["columns"]["step"] == [1, 2, 3, 4, 5, 6]
     go.prompt["anima_continue"]["inputs"]["with_changes"] = True  # executed anew, as after a restart
     assert sentence(server.run(go.prompt), "anima_continue") == "already trained: models/loras/extended-2.safetensors, 6 steps"
