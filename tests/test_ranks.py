@@ -11,12 +11,14 @@ from safetensors.torch import load_file
 
 from anima_core.cli import main
 from anima_core.demo.pictures import write_pictures
+from anima_core.settings import SampleConfig, to_dict
+from anima_core.settings.toml_file import dump_toml
 
 from . import processes
 from .comfyui.server import free_port
 from .conftest import needs_signals, relative_error
 from .test_cli import flags
-from .tiny import same_tensors
+from .tiny import same_tensors, train_config
 
 pytestmark = pytest.mark.faults
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,16 +34,16 @@ def pictures(tmp_path_factory):
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
 
 
-def on_two_ranks(arguments: list[str]) -> list:
+def on_two_ranks(arguments: list, program: Path = ROOT / "anima_train_network.py") -> list:
     pytest.importorskip("accelerate")
     # --multi_gpu starts one process for each rank; without a GPU accelerate then takes gloo on the CPU
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2]
     command += ["--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no"]
-    return [*command, "--main_process_port", free_port(), ROOT / "anima_train_network.py", *arguments]
+    return [*command, "--main_process_port", free_port(), program, *arguments]
 
 
-def events(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "x-run" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+def events(folder: Path, name: str = "x") -> list[dict]:
+    return [json.loads(line) for line in (folder / f"{name}-run" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def test_two_processes_equal_one_with_twice_the_accumulation(model, pictures, tmp_path):
@@ -90,3 +92,29 @@ def test_two_processes_end_together_on_a_signal_and_resume_exactly(model, pictur
     resumed = run(tmp_path / "parts", max_train_steps=at + 2, resume="latest")
     assert any(e.get("text", "").startswith(f"resumed at step {at}") for e in events(tmp_path / "parts"))
     assert same_tensors(run(tmp_path / "whole", max_train_steps=at + 2), resumed)
+
+
+WISHES = """
+import sys
+from anima_core import train
+from anima_core.settings import TrainConfig, from_dict
+from anima_core.settings.toml_file import read_toml
+
+wishes = {2: "save", 3: "preview"}
+config = from_dict(TrainConfig, read_toml(sys.argv[1]), "config")
+train(config, lambda event: wishes.get(event["step"]) if event["event"] == "step" else None)
+"""
+
+
+def test_what_the_first_process_is_asked_for_it_does_once_and_the_other_waits(model, pictures, tmp_path):
+    samples = SampleConfig(prompts=("a",), width=64, height=64, steps=1, cfg=1.0)
+    config = train_config(model, pictures, tmp_path / "out", samples=samples, max_train_steps=6)
+    (tmp_path / "config.toml").write_text(dump_toml(to_dict(config)), encoding="utf-8")
+    (tmp_path / "wishes.py").write_text(WISHES, encoding="utf-8")
+    done = processes.run(on_two_ranks([tmp_path / "config.toml"], tmp_path / "wishes.py"), env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    logged = events(tmp_path / "out", "test")
+    assert [event["step"] for event in logged if event["event"] == "step"] == [1, 2, 3, 4, 5, 6]
+    saved, sample, last = [event["step"] for event in logged if event["event"] in ("saved", "sample")]
+    assert 2 <= saved <= 4 and 3 <= sample <= 5 and last == 6  # steps are reported two later at the most
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) == 2

@@ -192,6 +192,7 @@ def goes_on_twice_in_one_copy(server, base, go: Graph) -> None:
         before = len(steps_in_log(base, "extended-3"))
         prompt = server.queue(go.prompt)
         server.wait_until(lambda before=before: len(steps_in_log(base, "extended-3")) > before + 5)
+        assert refused(server, "preview", {"node": "anima_continue"})[0] == 409  # it has no prompts
         assert told(server, "cancel", {"node": "anima_continue"})["cancelling"]
         assert was_interrupted(server.result(prompt))
     steps = [step["step"] for step in steps_in_log(base, "extended-3")]
