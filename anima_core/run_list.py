@@ -24,8 +24,9 @@ class ListedRun:
     """A run on disk.
 
     state: "unfinished", "finished", or "kept": stopped before its end, with an adapter. step: of its adapter, or of the last
-    checkpoint. total: 0 where it is not known. loss: smoothed, at its end. adapter: its file, where that is still there.
-    network: its type and size in words. sentence: that it ended with; error: the same after a failure, else empty.
+    checkpoint. total: 0 where it is not known. loss: smoothed, at its end. picture: file name of the newest sample, else empty.
+    adapter: its file, where that is still there. network: its type and size in words. sentence: that it ended with; error:
+    the same after a failure, else empty.
     """
 
     id: str
@@ -38,6 +39,7 @@ class ListedRun:
     saved_at: float
     started: float | None
     samples: int
+    picture: str
     adapter: str
     has_graph: bool
     can_continue: bool
@@ -87,6 +89,7 @@ class RunList:
         else:
             state, total = "unfinished", left.total if left else 0
         record, last, config = self.record(folder), self.last_step(folder) or {}, self.config(folder)
+        samples = samples_in(folder)
         return ListedRun(
             id_,
             name_of(folder),
@@ -97,7 +100,8 @@ class RunList:
             last.get("mean_loss"),
             saved_at(newest or folder),
             record.started,
-            len(samples_in(folder)),
+            len(samples),
+            max(samples, default=""),
             done.adapter if done is not None and Path(done.adapter).is_file() else "",
             record.workflow is not None,
             newest is not None and config is not None and (left is not None or done is not None),

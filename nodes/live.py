@@ -104,7 +104,13 @@ class Training:
     def send(self, kind: str, **payload: Any) -> None:
         """Send a message to every page that is open."""
         if PromptServer.instance is not None:
-            PromptServer.instance.send_sync(f"anima_trainer.{kind}", {"run": self.run, "node": self.node, **payload})
+            told = {"run": self.run, "node": self.node, "graph": self.graph, **payload}
+            PromptServer.instance.send_sync(f"anima_trainer.{kind}", told)
+
+    @property
+    def graph(self) -> str | None:
+        """The id of the workflow that it was queued from: node ids alone are the same in many workflows."""
+        return (self.workflow or {}).get("id")
 
     def wish(self, between_steps: bool) -> str | None:
         """Return what a page has asked for: the end at any time, the rest between steps, where it is done once."""

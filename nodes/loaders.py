@@ -14,7 +14,7 @@ from ..anima_core.models.vae import check_vae
 from ..anima_core.settings import ModelConfig
 from . import on_disk, types
 from .node import AnimaNode
-from .preselect import wanted_first
+from .preselect import wanted, wanted_first
 from .widgets import inputs, settings_from, widget
 
 BUILT_IN = "ComfyUI built-in"
@@ -51,16 +51,23 @@ def built_in_t5() -> str:
 
 
 def transformer_input() -> io.Input:
+    names = folder_paths.get_filename_list("diffusion_models")
     return io.Combo.Input(
         "transformer",
-        options=wanted_first("diffusion_models", folder_paths.get_filename_list("diffusion_models")),
+        options=wanted_first("diffusion_models", names),
+        default=wanted("diffusion_models", names),
         tooltip="An Anima checkpoint in models/diffusion_models, bf16, fp16 or fp32; quantised files cannot train.",
     )
 
 
 def vae_input() -> io.Input:
-    names = wanted_first("vae", folder_paths.get_filename_list("vae"))
-    return io.Combo.Input("vae", options=names, tooltip="qwen_image_vae.safetensors in models/vae.")
+    names = folder_paths.get_filename_list("vae")
+    return io.Combo.Input(
+        "vae",
+        options=wanted_first("vae", names),
+        default=wanted("vae", names),
+        tooltip="qwen_image_vae.safetensors in models/vae.",
+    )
 
 
 def qwen_input() -> io.Input:
@@ -68,6 +75,7 @@ def qwen_input() -> io.Input:
     return io.Combo.Input(
         "qwen",
         options=wanted_first("text_encoders", names),
+        default=wanted("text_encoders", names),
         tooltip="qwen_3_06b_base.safetensors in models/text_encoders, or a Hugging Face folder there.",
     )
 

@@ -42,6 +42,11 @@ class Dropdown:
         ranks = {name: rank for name in names if (rank := self._ranks.get(name)) is not None}
         return sorted(names, key=lambda name: ranks.get(name, LAST))
 
+    def best(self, names: Sequence[str]) -> str | None:
+        """Return the first of such models in that order, None where nothing is known to be one."""
+        first = next(iter(self.order(names)), None)
+        return first if self._ranks.get(first or "") is not None else None
+
     def look(self, names: Sequence[str]) -> None:
         """Begin to read the headers of what has these names, unless that is being done, or was a moment ago."""
         with self._lock:
@@ -76,6 +81,11 @@ _answering = threading.Event()  # set when the server has started: nothing is re
 def wanted_first(kind: str, names: Sequence[str]) -> list[str]:
     """Return the names of a dropdown, those in front that its node can use."""
     return _dropdowns[kind].order(names) if _answering.is_set() else list(names)
+
+
+def wanted(kind: str, names: Sequence[str]) -> str | None:
+    """Return the name that a template's own gives way to where that is not there (web/anima_trainer.js)."""
+    return _dropdowns[kind].best(names) if _answering.is_set() else None
 
 
 def read_all() -> None:

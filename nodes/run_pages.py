@@ -54,7 +54,7 @@ class RunPages:
         listed = self.list.describe(training.run, training.folder, None, None) if training.folder else None
         latest = training.latest or {}
         known = summary(listed) if listed else BLANK
-        now = {"id": training.run, "name": training.name, "state": "running", "node": training.node}
+        now = {"id": training.run, "name": training.name, "state": "running", "node": training.node, "graph": training.graph}
         numbers = {key: latest[of] for key, of in NOW.items() if latest.get(of) is not None}
         return known | now | {"error": None, "can_continue": False} | numbers
 
@@ -130,6 +130,7 @@ BLANK: dict[str, Any] = {
     "saved_at": 0.0,
     "started": None,
     "samples": 0,
+    "picture": "",
     "lora": None,
     "has_graph": False,
     "network": "",

@@ -50,7 +50,7 @@ def start(prompts: int = 1) -> dict:
     return {"event": "start", "name": "x", "prompts": prompts}
 
 
-GRAPH = {"nodes": []}
+GRAPH = {"id": "5d1c", "nodes": []}
 
 
 def test_a_training_is_told_from_its_beginning_to_its_end(nodes, folder, clock):
@@ -59,7 +59,7 @@ def test_a_training_is_told_from_its_beginning_to_its_end(nodes, folder, clock):
         assert live.nodes() == ["12:5"]
         listener(start())
         (begun,) = sent("begin")
-        assert begun == {"run": listener.training.run, "node": "12:5", "name": "x"}
+        assert begun == {"run": listener.training.run, "node": "12:5", "graph": "5d1c", "name": "x"}
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         assert record == {
             "id": begun["run"], "node": "12:5", "workflow": GRAPH, "started": 7.5, "outcome": "", "sentence": ""
@@ -71,7 +71,7 @@ def test_a_training_is_told_from_its_beginning_to_its_end(nodes, folder, clock):
         listener({"event": "checkpoint", "step": 2, "path": str(folder)})
         listener({"event": "warning", "text": "careful"})
         listener.ends("done", "done: x")
-    same = {"run": begun["run"], "node": "12:5"}
+    same = {"run": begun["run"], "node": "12:5", "graph": "5d1c"}
     assert live.nodes() == []
     sample = {"step": 2, "index": 1, "prompt": "a cat", "file": "step-00000002-1.png"}
     assert sent("sample") == [same | {"sample": sample}] and sent("saved") == [same | {"step": 2}]

@@ -81,6 +81,7 @@ def test_where_each_run_stands(config, store, tmp_path):
     assert runs["style"]["loss"] == read_run(store.run_folder("style")).steps["mean_loss"][-1]
     assert runs["style"]["adapter"] == str(tmp_path / "loras" / "style.safetensors") and runs["cancelled"]["adapter"] == ""
     assert [runs[name]["samples"] for name in ("style", "kept", "begun")] == [2, 0, 0]  # a stop ends the preview that was due
+    assert (runs["style"]["picture"], runs["begun"]["picture"]) == ("step-00000004-0.png", "")
     assert {run["network"] for run in runs.values()} == {"LoRA rank 4", ""}
     told = runs["cancelled"]
     assert (told["id"], told["has_graph"], told["started"], told["error"]) == ("0123456789ab", True, 7.0, "")

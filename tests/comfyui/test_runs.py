@@ -81,7 +81,7 @@ def test_a_training_is_watched_asked_and_cancelled_by_a_page(comfyui, server, ba
         server.wait_until(lambda: len(steps_in_log(base, "watched")) > 5)
         (begun,) = texts.messages("begin")
         run = begun["run"]
-        assert begun == {"run": run, "node": "12:5", "name": "watched"}
+        assert begun == {"run": run, "node": "12:5", "graph": WORKFLOW.get("id"), "name": "watched"}
         sees(server, run)
         saves_and_previews(server, base, texts, run)
         asks_what_is_refused(server, run)
