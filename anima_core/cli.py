@@ -1,4 +1,4 @@
-"""The command line: python -m anima_core train | check | plan | demo | inspect | convert.
+"""The command line: python -m anima_core train | check | plan | report | demo | inspect | convert.
 
 Exit status: 0 success, 1 a failure in the run, 2 a refused setting or file, 130 interrupted (state saved first).
 """
@@ -50,7 +50,9 @@ def end_like_ctrl_c(number: int) -> None:
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="anima_core", description="Train LoRA and LoKr adapters for Anima.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"anima_core {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="train | check | plan | demo | inspect | convert")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="train | check | plan | report | demo | inspect | convert"
+    )
     train = commands.add_parser("train", help="train an adapter", allow_abbrev=False)
     add_arguments(train)
     train.set_defaults(run=run_train)
@@ -65,6 +67,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_arguments(plan)
     plan.set_defaults(run=run_plan)
+    report = commands.add_parser("report", help="one page about a run: curves, samples, settings, data, how to continue")
+    report.add_argument("folder", metavar="run", help="the run's folder, or its name, here or in a folder below")
+    report.add_argument("--output", default="", help="the file to write; without it report.html in the run's folder")
+    report.set_defaults(run=run_report)
     demo = commands.add_parser("demo", help="tiny random models, drawn pictures, a real training, in two minutes")
     demo.add_argument("--output_dir", default="demo", help="folder of everything that the demo writes")
     demo.add_argument("--steps", type=int, default=0, help="training steps; 0: as many as the demo needs")
@@ -150,6 +156,13 @@ def run_plan(args: argparse.Namespace) -> None:
     with ProgressBar(setting_words()) as bar:
         lines = forecast(request.config, card, bar.on_event)
     print(in_words("\n".join(lines), setting_words()))
+
+
+def run_report(args: argparse.Namespace) -> None:
+    from .report import find_run, read_story, write_report
+
+    run = read_story(find_run(args.folder, Path()))
+    print(f"report: {write_report(run, Path(args.output) if args.output else None)}")
 
 
 @contextmanager

@@ -18,6 +18,13 @@ def stage_of(event: dict[str, Any]) -> str:
     return event["stage"] + picture
 
 
+def clock(seconds: float) -> str:
+    """Write a time as people do: 45 s, 3 min 20 s, 2 h 05 min."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+
+
 class ProgressBar:
     """Shows the event stream: one bar for each stage; loss, learning rate, s/step, ETA and memory on the last.
 

@@ -13,7 +13,7 @@ from comfy.utils import ProgressBar
 from PIL import Image
 
 from ..anima_core.errors import AnimaError, Interrupted, in_words
-from ..anima_core.progress_bar import progress_text
+from ..anima_core.progress_bar import clock, progress_text
 from . import live, tell
 from .node import graph_words
 from .store import run_store, store_folder
@@ -157,7 +157,7 @@ def step_text(event: dict[str, Any]) -> str:
         f"step {event['step']} / {event['total']}",
         f"loss {mean:.4f}" if mean is not None else "loss nan",
         f"{event['seconds']:.2f} s/step",
-        f"ETA {tell.clock(event['eta'])}",
+        f"ETA {clock(event['eta'])}",
     ]
     if event["peak_gb"]:
         parts.append(f"{event['peak_gb']:.1f} GB")

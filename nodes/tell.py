@@ -37,10 +37,3 @@ def shown(path: str | Path) -> str:
         return Path(path).relative_to(folder_paths.base_path).as_posix()
     except ValueError:
         return str(path)
-
-
-def clock(seconds: float) -> str:
-    """Write a time as people do: 45 s, 3 min 20 s, 2 h 05 min."""
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

@@ -1,0 +1,94 @@
+"""Samples, step by prompt: which of them are shown, as small JPEGs in a page or as one contact sheet."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from PIL import Image, ImageDraw, ImageFont
+
+from .story import Story
+
+SIDE = 256  # px, of a picture
+QUALITY = 85
+MOST_STEPS, MOST_PROMPTS = 12, 8  # at most 96 pictures, about 1.5 MB
+MARGIN, LABEL = 8, 22  # px, of the contact sheet
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Table:
+    """The samples that are shown. prompts: (index, text) of each column; left_out: how many samples are not shown."""
+
+    steps: list[int]
+    prompts: list[tuple[int, str]]
+    cells: dict[tuple[int, tuple[int, str]], Path]  # (step, prompt) -> its picture
+    left_out: int
+
+
+def table_of(run: Story) -> Table:
+    """Arrange a run's samples by step and prompt. A line of prompts that was changed on the way has a column for each text."""
+    cells = {(s.step, (s.index, s.prompt)): run.folder / "samples" / s.file for s in run.samples_there()}
+    steps = spread(sorted({step for step, _ in cells}), MOST_STEPS)
+    prompts = sorted({prompt for _, prompt in cells})[:MOST_PROMPTS]
+    shown = {key: path for key, path in cells.items() if key[0] in steps and key[1] in prompts}
+    return Table(steps, prompts, shown, len(cells) - len(shown))
+
+
+def spread(items: Sequence[T], most: int) -> list[T]:
+    """Return at most so many, evenly apart, the first and the last among them."""
+    if len(items) <= most:
+        return list(items)
+    return [items[round(n * (len(items) - 1) / (most - 1))] for n in range(most)]
+
+
+def small(path: Path) -> Image.Image | None:
+    """Read a picture at most `SIDE` wide and high; None where its file is gone or damaged."""
+    try:
+        with Image.open(path) as picture:
+            found = picture.convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return None
+    found.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    return found
+
+
+def data_uri(picture: Image.Image) -> str:
+    """Return a picture as text that stands in a page."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def contact_sheet(table: Table) -> Image.Image | None:
+    """Draw a row for each step and a column for each prompt, labelled; None without samples."""
+    if not table.cells:
+        return None
+    font = ImageFont.load_default(14)
+    left = MARGIN + round(max(font.getlength(f"{step:,}") for step in table.steps)) + MARGIN
+    size = left + len(table.prompts) * (SIDE + MARGIN), LABEL + MARGIN + len(table.steps) * (SIDE + MARGIN)
+    sheet = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(sheet)
+    for column, (_, prompt) in enumerate(table.prompts):
+        pen.text((left + column * (SIDE + MARGIN), MARGIN), cut(prompt, font), fill="black", font=font)
+    for row, step in enumerate(table.steps):
+        y = LABEL + MARGIN + row * (SIDE + MARGIN)
+        pen.text((MARGIN, y), f"{step:,}", fill="black", font=font)
+        for column, prompt in enumerate(table.prompts):
+            picture = small(table.cells[step, prompt]) if (step, prompt) in table.cells else None
+            if picture is not None:
+                sheet.paste(picture, (left + column * (SIDE + MARGIN), y))
+    return sheet
+
+
+def cut(prompt: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """Return as much of a prompt as fits above its pictures."""
+    line = " ".join(prompt.split())
+    if font.getlength(line) <= SIDE:
+        return line
+    while line and font.getlength(line + "…") > SIDE:
+        line = line[:-1]
+    return line + "…"
