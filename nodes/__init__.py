@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import adapters, continue_run, datasets, loaders, networks, optimizers, samples, train, train_toml
+from . import adapters, continue_run, datasets, loaders, networks, optimizers, report, samples, train, train_toml
 from .folder_routes import add_folder_routes
 from .preselect import begin_with_the_server
 from .routes import add_routes
@@ -17,6 +17,7 @@ NODES: list[type[io.ComfyNode]] = [
     *train.NODES,
     *train_toml.NODES,
     *continue_run.NODES,
+    *report.NODES,
     *adapters.NODES,
 ]
 

@@ -33,7 +33,8 @@ def find_run(run: str, below: Path) -> Path:
     """
     given = Path(run)
     beside = given.with_name(f"{given.name.removesuffix('.safetensors')}-run") if given.name else given
-    named = [below.glob(f"{'*/' * depth}{escape(beside.name)}") for depth in range(DEEP + 1) if len(given.parts) == 1]
+    deep = range(DEEP + 1 if run and run == given.name else 0)
+    named = [below.glob(f"{'*/' * depth}{escape(beside.name)}") for depth in deep]
     for places in ([given], [beside], *named):
         found = [place for place in places if (place / LOG).is_file()]
         if len(found) > 1:

@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 from .story import Story
 
 SIDE = 256  # px, of a picture
-QUALITY = 85
-MOST_STEPS, MOST_PROMPTS = 12, 8  # at most 96 pictures, about 1.5 MB
+QUALITY = 80
+MOST_STEPS, MOST_PROMPTS = 12, 8  # at most 96 pictures, about 2 MB
 MARGIN, LABEL = 8, 22  # px, of the contact sheet
 
 T = TypeVar("T")
