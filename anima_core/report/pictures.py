@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from ..data import lettering
 from .story import Story
 
 SIDE = 256  # px, of a picture
 QUALITY = 80
 MOST_STEPS, MOST_PROMPTS = 12, 8  # at most 96 pictures, about 2 MB
-MARGIN, LABEL = 8, 22  # px, of the contact sheet
+MARGIN, LABEL, STEPS = 8, 22, 80  # px, of the contact sheet: between pictures, of the prompts above, of the steps beside
+TEXT, BLACK = 14, (0, 0, 0)
 
 T = TypeVar("T")
 
@@ -67,28 +69,16 @@ def contact_sheet(table: Table) -> Image.Image | None:
     """Draw a row for each step and a column for each prompt, labelled; None without samples."""
     if not table.cells:
         return None
-    font = ImageFont.load_default(14)
-    left = MARGIN + round(max(font.getlength(f"{step:,}") for step in table.steps)) + MARGIN
-    size = left + len(table.prompts) * (SIDE + MARGIN), LABEL + MARGIN + len(table.steps) * (SIDE + MARGIN)
+    size = STEPS + len(table.prompts) * (SIDE + MARGIN), LABEL + MARGIN + len(table.steps) * (SIDE + MARGIN)
     sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
     for column, (_, prompt) in enumerate(table.prompts):
-        pen.text((left + column * (SIDE + MARGIN), MARGIN), cut(prompt, font), fill="black", font=font)
+        lettering.write(pen, (STEPS + column * (SIDE + MARGIN), MARGIN), " ".join(prompt.split()), TEXT, BLACK, SIDE)
     for row, step in enumerate(table.steps):
         y = LABEL + MARGIN + row * (SIDE + MARGIN)
-        pen.text((MARGIN, y), f"{step:,}", fill="black", font=font)
+        lettering.write(pen, (MARGIN, y), f"{step:,}", TEXT, BLACK, STEPS - 2 * MARGIN)
         for column, prompt in enumerate(table.prompts):
             picture = small(table.cells[step, prompt]) if (step, prompt) in table.cells else None
             if picture is not None:
-                sheet.paste(picture, (left + column * (SIDE + MARGIN), y))
+                sheet.paste(picture, (STEPS + column * (SIDE + MARGIN), y))
     return sheet
-
-
-def cut(prompt: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """Return as much of a prompt as fits above its pictures."""
-    line = " ".join(prompt.split())
-    if font.getlength(line) <= SIDE:
-        return line
-    while line and font.getlength(line + "…") > SIDE:
-        line = line[:-1]
-    return line + "…"
