@@ -25,7 +25,7 @@ from .tiny import train_config, write
 
 SECRET = "hidden-home-of-somebody"
 HOSTILE = "<script>alert('1')</script> & <img src=x onerror=alert(2)> \"quoted\" 風"
-VOID = {"meta", "img"}
+VOID = {"meta", "img", "wbr"}
 
 
 class Page(HTMLParser):
@@ -228,9 +228,8 @@ def test_the_contact_sheet_has_each_sample_in_its_place(tmp_path):
     for (number, index), colour in colours.items():
         write(folder / "samples", f"step-{number:08d}-{index}.png", (512, 256), colour, caption=None)
     sheet = contact_sheet(table_of(read_story(folder)))
-    places = {
-        (s, i): (sheet.width - (2 - i) * (SIDE + 8) + 100, 30 + (s - 1) * (SIDE + 8) + 50) for s in (1, 2) for i in (0, 1)
-    }
+    left, wide, high = sheet.width - 2 * (SIDE + 8), SIDE + 8, SIDE // 2 + 8
+    places = {(s, i): (left + i * wide + 100, 30 + (s - 1) * high + 50) for s in (1, 2) for i in (0, 1)}
     expected = {(1, 0): (255, 0, 0), (1, 1): (0, 0, 255), (2, 0): (255, 255, 255), (2, 1): (0, 255, 0)}
     assert {key: sheet.getpixel(place) for key, place in places.items()} == expected
     assert sheet.crop((0, 0, sheet.width, 30)).getextrema() != ((255, 255),) * 3  # prompts stand above

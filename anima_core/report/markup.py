@@ -5,7 +5,7 @@ from html import escape
 
 from ..errors import CONTROL
 
-EMPTY = ("img", "meta")
+EMPTY = ("img", "meta", "wbr")
 
 
 class Html(str):

@@ -1,5 +1,6 @@
 """The report of a run as one HTML page: no script, nothing from elsewhere, readable offline, in the dark and on paper."""
 
+import re
 import statistics
 import time
 from collections.abc import Iterable, Iterator
@@ -157,8 +158,14 @@ def settings(run: Story) -> Iterator[str]:
     if run.config is None:
         yield tag("p", "config.toml of the run folder cannot be read.")
         return
-    yield table(["not at its default", "value", "default"], changed_settings(run.config), "settings")
+    rows = [[breakable(place), *rest] for place, *rest in changed_settings(run.config)]
+    yield table(["not at its default", "value", "default"], rows, "settings")
     yield folded("All settings, as in config.toml", tag("pre", dump_toml(to_dict(run.config, path=file_name))))
+
+
+def breakable(place: str) -> list[str]:
+    """Return the place of a setting with the points where a line may end."""
+    return [part for word in re.split(r"(?<=[._])", place) for part in (word, tag("wbr"))]
 
 
 def adapter(run: Story) -> Iterator[str]:

@@ -16,6 +16,7 @@ SIDE = 256  # px, of a picture
 QUALITY = 80
 MOST_STEPS, MOST_PROMPTS = 12, 8  # at most 96 pictures, about 2 MB
 MARGIN, LABEL, STEPS = 8, 22, 80  # px, of the contact sheet: between pictures, of the prompts above, of the steps beside
+NARROWEST = 128  # px, of a column: its prompt stands above
 TEXT, BLACK = 14, (0, 0, 0)
 
 T = TypeVar("T")
@@ -67,18 +68,19 @@ def data_uri(picture: Image.Image) -> str:
 
 def contact_sheet(table: Table) -> Image.Image | None:
     """Draw a row for each step and a column for each prompt, labelled; None without samples."""
-    if not table.cells:
+    pictures = {place: picture for place, path in table.cells.items() if (picture := small(path)) is not None}
+    if not pictures:
         return None
-    size = STEPS + len(table.prompts) * (SIDE + MARGIN), LABEL + MARGIN + len(table.steps) * (SIDE + MARGIN)
-    sheet = Image.new("RGB", size, "white")
+    wide = max(NARROWEST, *(picture.width for picture in pictures.values())) + MARGIN
+    high = max(picture.height for picture in pictures.values()) + MARGIN
+    sheet = Image.new("RGB", (STEPS + len(table.prompts) * wide, LABEL + MARGIN + len(table.steps) * high), "white")
     pen = ImageDraw.Draw(sheet)
     for column, (_, prompt) in enumerate(table.prompts):
-        lettering.write(pen, (STEPS + column * (SIDE + MARGIN), MARGIN), " ".join(prompt.split()), TEXT, BLACK, SIDE)
+        line = " ".join(prompt.split())
+        lettering.write(pen, (STEPS + column * wide, MARGIN), line, TEXT, BLACK, wide - MARGIN)
     for row, step in enumerate(table.steps):
-        y = LABEL + MARGIN + row * (SIDE + MARGIN)
-        lettering.write(pen, (MARGIN, y), f"{step:,}", TEXT, BLACK, STEPS - 2 * MARGIN)
-        for column, prompt in enumerate(table.prompts):
-            picture = small(table.cells[step, prompt]) if (step, prompt) in table.cells else None
-            if picture is not None:
-                sheet.paste(picture, (STEPS + column * (SIDE + MARGIN), y))
+        lettering.write(pen, (MARGIN, LABEL + MARGIN + row * high), f"{step:,}", TEXT, BLACK, STEPS - 2 * MARGIN)
+    for (step, prompt), picture in pictures.items():
+        place = STEPS + table.prompts.index(prompt) * wide, LABEL + MARGIN + table.steps.index(step) * high
+        sheet.paste(picture, place)
     return sheet

@@ -29,7 +29,7 @@ def test_a_training_is_reported_in_the_same_prompt(trained, base):
     assert "4 of 4" in page and page.count("<img ") == 6 and "&lt;b&gt;blue&lt;/b&gt;" in page
     (saved,) = trained["outputs"]["sheet"]["images"]
     sheet = Image.open(base / "output" / saved["filename"])
-    assert sheet.width > 2 * 256 and sheet.height > 3 * 256  # steps 0, 2 and 4, two prompts
+    assert sheet.width > 2 * 64 and sheet.height > 3 * 64  # steps 0, 2 and 4, two prompts
 
 
 def test_a_run_is_found_by_its_name_and_by_its_renamed_adapter(trained, server, base):
