@@ -152,7 +152,7 @@ def run_plan(args: argparse.Namespace) -> None:
     from .speed.cards import card_of_text
     from .training.forecast import forecast
 
-    card = card_of_text(args.card) if args.card else None
+    card = card_of_text(args.card, "--card") if args.card else None
     with ProgressBar(setting_words()) as bar:
         lines = forecast(request.config, card, bar.on_event)
     print(in_words("\n".join(lines), setting_words()))

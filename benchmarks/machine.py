@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from anima_core.files import write_whole
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -76,5 +78,4 @@ def peaks_of(work: Callable[[], object], device: torch.device) -> dict[str, int]
 
 
 def write_report(report: dict, out: Path) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_whole(out, json.dumps(report, indent=1) + "\n", durable=False)

@@ -110,13 +110,14 @@ def main() -> None:
     cuda, sizes = args.device.type == "cuda", TINY if args.tiny else REAL
     blocks, dtype = args.blocks or (sizes.blocks if cuda else 2), args.dtype or ("bf16" if cuda else "fp32")
     report: dict = {"environment": environment(args.device), "cases": []}
+    out = args.out or RESULTS / f"step_{args.device.type}.json"
     print(HEAD, flush=True)
     for network, rank, px, batch, level in itertools.product(args.network, args.rank, args.px, args.batch, args.level):
         case = Case(network, rank, px, batch, level, blocks, dtype, args.plain, sizes)
         row = measure(case, args.device, args.repeats)
         report["cases"].append(row)
         print(line(row), flush=True)
-    write_report(report, args.out or RESULTS / f"step_{args.device.type}.json")
+        write_report(report, out)  # after each case: one that ends the process costs no other
 
 
 if __name__ == "__main__":

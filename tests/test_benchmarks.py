@@ -10,6 +10,7 @@ import torch
 
 from anima_core.demo.random_transformer import TINY
 from anima_core.speed.counting import Meter, cuda_kernels
+from benchmarks import step
 from benchmarks.floor import Floor, analytic_flops
 from benchmarks.training_step import META, NETWORKS, Case, OurStep, batch_of, count, random_weights
 
@@ -53,6 +54,22 @@ def test_the_step_is_measured_at_every_asked_case(tmp_path, plain):
         assert row["plain"] == bool(plain) and row["median_s"] > 0 and row["first_step_s"] > 0
         assert row["share_of_floor"] > 0 and row["flops"] >= 0.99 * row["analytic_flops"] > 0
         assert row["launches"] > 100 and row["peak"] > row["kept"] > 0
+
+
+def test_what_was_measured_stays_when_a_later_case_ends_the_process(tmp_path, monkeypatch):
+    def measure(case, device, repeats):
+        if case.level == "attention":
+            raise KeyboardInterrupt
+        return case.facts()
+
+    out = tmp_path / "folder" / "out.json"
+    monkeypatch.setattr(step, "measure", measure)
+    monkeypatch.setattr(step, "line", lambda row: row["level"])
+    asked = ["--network", "lora", "--level", "keep", "cheap", "attention", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["step", *SMALL, *asked])
+    with pytest.raises(KeyboardInterrupt):
+        step.main()
+    assert [row["level"] for row in json.loads(out.read_text(encoding="utf-8"))["cases"]] == ["keep", "cheap"]
 
 
 @pytest.mark.slow

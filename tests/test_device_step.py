@@ -103,7 +103,7 @@ def test_a_step_mixes_no_devices_and_asks_the_device_for_nothing(model, case, le
     run = run_on(empty, network, OptimizerConfig(), live, level)
     batches: list[Batch] = []
     loss = run.accumulate(iter(step_of(batch_of(live, dtype))), batches)
-    told = run.ranks.tell(loss, None)
+    told = run.ranks.tell(loss, None, 0)
     norm = run.state.gradient.finish(1.0)
     numbers = torch.stack([*told, norm, run.state.gradient.used_scale])
     assert numbers.device.type == "meta" and numbers.dtype == torch.float32 and len(batches) == 2
@@ -199,7 +199,7 @@ class FakeCuda:
 class OnCard:
     """Numbers that say that they are on a card."""
 
-    shape = (4,)
+    shape = (5,)
 
     def __init__(self, values: list[float], device: str) -> None:
         self.values, self.device = torch.tensor(values), torch.device(device)
@@ -226,7 +226,7 @@ def card(monkeypatch):
 
 
 def push(reader: LossReader, step: int, device: str = "cuda:1") -> None:
-    reader.push(StepRecord(step, 1e-4, []), OnCard([float(step), 0.0, 0.5, 1.0], device))
+    reader.push(StepRecord(step, 1e-4, []), OnCard([float(step), 0.0, 0.0, 0.5, 1.0], device))
 
 
 def test_a_loss_is_read_when_the_stream_of_its_own_device_has_it(card):

@@ -223,6 +223,14 @@ def lowered_once(model, pictures, room_for, tmp_path_factory):
     return config
 
 
+def test_how_often_memory_ran_out_is_counted_for_the_process_that_writes(model, pictures, tmp_path, room_for):
+    with loop.opened(planned(model, pictures, tmp_path, memory_gb=room_for("keep", "keep"))) as run:
+        assert run.fit.lowered == 0
+        for count in (1, 2):
+            run.fit.lower(1, [], "out of memory (simulated)")
+            assert run.fit.lowered == count
+
+
 @pytest.fixture
 def lowered(lowered_once, tmp_path):
     """The settings that continue a copy of it."""

@@ -49,7 +49,7 @@ def test_a_run_that_does_not_fit_is_told_what_would(flags, capsys):
 
 def test_an_unknown_card_is_a_refused_setting(flags, capsys):
     assert main(["plan", *flags, "--card", "voodoo"]) == 2
-    assert "card='voodoo': not in the table" in capsys.readouterr().err
+    assert "anima: --card='voodoo': not in the table" in capsys.readouterr().err
 
 
 def test_it_is_the_plan_that_the_run_itself_makes(model, tmp_path):

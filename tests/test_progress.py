@@ -49,7 +49,7 @@ def reported(losses: list[float], seconds: list[float], before: list[float], mon
     total = len(before) + 10
     reporter = StepReporter(Events(None, events.append), NoWatchdog(), list(before), total, torch.device("cpu"))
     for number, loss in enumerate(losses, len(before) + 1):
-        reporter.push(StepRecord(number, 1e-4, ["a.png"]), torch.tensor([loss, 0.0, 0.5, 1.0]))
+        reporter.push(StepRecord(number, 1e-4, ["a.png"]), torch.tensor([loss, 0.0, 0.0, 0.5, 1.0]))
     return [event for event in events if event["event"] == "step"]
 
 

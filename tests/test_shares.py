@@ -84,17 +84,35 @@ def test_a_cache_in_memory_is_filled_by_each_process(two):
 
 def test_the_command_travels_with_the_loss(two):
     first, second, others, _ = two
-    others.append(torch.tensor([3.0, 0.0]))
-    assert first.tell(torch.tensor(1.0), "cancel").tolist() == [2.0, 2.0]
-    others.append(torch.tensor([1.0, 2.0]))
-    assert second.tell(torch.tensor(3.0), "stop").tolist() == [2.0, 2.0], "only the first process' command counts"
+    others.append(torch.tensor([3.0, 0.0, 0.0]))
+    assert first.tell(torch.tensor(1.0), "cancel", 0).tolist() == [2.0, 2.0, 0.0]
+    others.append(torch.tensor([1.0, 2.0, 0.0]))
+    assert second.tell(torch.tensor(3.0), "stop", 0).tolist() == [2.0, 2.0, 0.0], "only the first process' command counts"
+
+
+def test_the_first_process_tells_when_memory_ran_out_in_another(two):
+    """Its own it has told itself, and only it writes a log."""
+    first, second, others, _ = two
+    others.append(torch.tensor([1.0, 0.0, 0.0]))
+    assert second.tell(torch.tensor(1.0), None, 2)[2] == 2
+    told: list[dict] = []
+    reporter = StepReporter(Events(None, told.append), Watchdog(FakeNetwork(1.0)), [], 10, torch.device("cpu"), world=2)
+    for step, lowered in enumerate((0.0, 2.0, 2.0, 3.0), 1):
+        others.append(torch.tensor([1.0, 0.0, lowered]))
+        loss, command, total = first.tell(torch.tensor(1.0), None, 5)
+        reporter.push(StepRecord(step, 1e-4, []), torch.stack([loss, command, total, torch.tensor(1.0), torch.tensor(1.0)]))
+    reporter.report(wait=True)
+    assert [event["text"] for event in told if event["event"] == "warning"] == [
+        "step 2: out of memory 2 times in other processes, which keep less from here on",
+        "step 4: out of memory once in other processes, which keep less from here on",
+    ]
 
 
 def test_all_processes_hear_a_command_at_the_same_step():
     reporter = StepReporter(Events(None), Watchdog(FakeNetwork(1.0)), [], 10, torch.device("cpu"), world=2)
     heard = []
     for step in range(1, 8):
-        reporter.push(StepRecord(step, 1e-4, []), torch.tensor([0.5, 2.0 if step >= 3 else 0.0, 1.0, 1.0]))
+        reporter.push(StepRecord(step, 1e-4, []), torch.tensor([0.5, 2.0 if step >= 3 else 0.0, 0.0, 1.0, 1.0]))
         reporter.report(wait=step == 4)  # the process that saves reads ahead of the others
         heard.append(reporter.command(step))
     assert heard == [None] * 4 + ["cancel"] * 3 and heard.index("cancel") + 1 == 3 + STEPS_AHEAD

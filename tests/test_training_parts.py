@@ -62,7 +62,7 @@ def test_fp16_scale_halves_on_overflow_and_cancels_out():
 def test_losses_come_in_order():
     reader = LossReader()
     for step in (1, 2):
-        reader.push(StepRecord(step, 1e-4, ["a.png"]), torch.tensor([float(step), 0.0, 0.5, 1.0]))
+        reader.push(StepRecord(step, 1e-4, ["a.png"]), torch.tensor([float(step), 0.0, 0.0, 0.5, 1.0]))
     records = reader.ready()
     assert [(r.step, r.loss, r.grad_norm) for r in records] == [(1, 1.0, 0.5), (2, 2.0, 0.5)]
     assert reader.ready() == []

@@ -115,8 +115,11 @@ def find_card(name: str, total: float = 0) -> Card | None:
     return min(found, key=lambda card: abs(card.gib - gib), default=None) if gib or len(found) == 1 else None
 
 
-def card_of_text(text: str) -> Card:
-    """Return the card that --card names; "12gb" alone is one of that size whose rates are not known. Raises SettingError."""
+def card_of_text(text: str, setting: str = "card") -> Card:
+    """Return the card that a user names; "12gb" alone is one of that size whose rates are not known. Raises SettingError.
+
+    setting: where it was named, for the error.
+    """
     found, said = find_card(text), SIZE.search(text.lower())
     if found is not None:
         return found
@@ -124,4 +127,4 @@ def card_of_text(text: str) -> Card:
         return Card("card", int(said[1]), 0, 0)
     same = [card for card in CARDS if set(words(text)) - {"rtx", "geforce", "nvidia"} & set(words(card.name))]
     known = ", ".join(dict.fromkeys(str(card).lower() for card in same or CARDS))
-    raise SettingError(f"card={text!r}: not in the table; give its memory alone, such as 12gb, or one of {known}")
+    raise SettingError(f"{setting}={text!r}: not in the table; give its memory alone, such as 12gb, or one of {known}")

@@ -1,31 +1,61 @@
 """Fast functions prove themselves on the device where they are to run: once, on a few numbers, before the first step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..adapters.casts import Casts
+from ..adapters.layers import AdaptedLinear
+from ..adapters.network import AdapterNetwork
 from ..models.ops import PLAIN, Ops
 from .lean import LEAN
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # of a norm; each is ten roundings or more
 SHAPE = (1, 24, 2, 128)  # [B, S, H, d]
+ROWS = 24  # of an adapted layer's input
 
 
 def proven(device: torch.device, dtype: torch.dtype, fast: Ops = LEAN) -> tuple[Ops, str]:
     """Return the fast functions, or the plain ones and the reason: the others fail there, or give other numbers."""
+
+    def errors() -> dict[str, float]:
+        names = ("norm_rope", "gelu")
+        return {name: difference(getattr(PLAIN, name), getattr(fast, name), device, dtype) for name in names}
+
+    reason = verdict(errors, dtype)
+    return (PLAIN, reason) if reason else (fast, "")
+
+
+def adapters_proven(network: AdapterNetwork) -> str:
+    """Return why the fast form of a network's adapters is to be left out; empty where it proves itself, or there is none.
+
+    Of the layers whose adapters have the same parts the smallest is tried, as a copy with numbers of its own.
+    """
+    alike: dict[tuple[str, ...], AdaptedLinear] = {}
+    for module in sorted(network.linears, key=lambda module: module.weight.numel()):
+        alike.setdefault(tuple(name for name, _ in module.adapter.named_parameters()), module)
+    if not alike:
+        return ""
+
+    def errors() -> dict[str, float]:
+        return {network.kind.name: max(map(adapter_difference, alike.values()))}
+
+    return verdict(errors, network.linears[0].weight.dtype)
+
+
+def verdict(errors: Callable[[], Mapping[str, float]], dtype: torch.dtype) -> str:
+    """Return why what was tried is not to be used: it raised, or is too far from its plain form; empty where it is right."""
     try:
-        errors = {name: difference(getattr(PLAIN, name), getattr(fast, name), device, dtype) for name in ("norm_rope", "gelu")}
+        name, worst = max(errors().items(), key=lambda item: item[1])
     except RuntimeError as error:  # NotImplementedError too: an operation that the device lacks
-        return PLAIN, str(error).partition("\n")[0][:120]
-    name, worst = max(errors.items(), key=lambda item: item[1])
-    if worst <= TOLERANCE[dtype]:
-        return fast, ""
-    return PLAIN, f"{name} differs by {worst:.1e} from its plain form"
+        return str(error).partition("\n")[0][:120]
+    return "" if worst <= TOLERANCE[dtype] else f"{name} differs by {worst:.1e} from its plain form"
 
 
 def difference(slow: Callable[..., Tensor], fast: Callable[..., Tensor], device: torch.device, dtype: torch.dtype) -> float:
-    """Return how far results and gradients of two functions are apart, relative to their size, the farthest; inf for NaN."""
+    """Return how far results and gradients of two functions are apart."""
     generator = torch.Generator().manual_seed(0)
     x, g = (torch.randn(SHAPE, generator=generator).to(device, dtype) for _ in range(2))
     inputs = arguments(slow, device, dtype)
@@ -33,9 +63,39 @@ def difference(slow: Callable[..., Tensor], fast: Callable[..., Tensor], device:
     for function in (slow, fast):
         own = x.clone().requires_grad_(True)
         y = function(own, *inputs)
-        results.append((y.detach().float(), torch.autograd.grad(y, own, g.clone())[0].float()))
-    apart = [((a - b).norm() / a.norm()).item() for a, b in zip(*results)]
-    return max(apart) if all(torch.tensor(apart).isfinite()) else float("inf")
+        results.append((y.detach(), torch.autograd.grad(y, own, g.clone())[0]))
+    return apart(*results)
+
+
+def adapter_difference(module: AdaptedLinear) -> float:
+    """Return how far an adapted layer's output and gradients are apart in its two forms."""
+    generator, weight = torch.Generator().manual_seed(0), module.weight
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(weight.device) / shape[-1] ** 0.5
+
+    base = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    base.weight = nn.Parameter(random(*weight.shape).to(weight.dtype), requires_grad=False)
+    layer = AdaptedLinear(base, deepcopy(module.adapter).eval())  # without dropout
+    for parameter in layer.adapter.parameters():
+        parameter.data = random(*parameter.shape)
+    x, g = (random(ROWS, side).mul_(side**0.5).to(weight.dtype) for side in (weight.shape[1], weight.shape[0]))
+    results = []
+    for layer.fused in (False, True):
+        own = x.clone().requires_grad_(True)
+        for parameter in layer.adapter.parameters():
+            parameter.requires_grad_(True).grad = torch.zeros_like(parameter)
+        with Casts([layer.adapter], (), weight.dtype).in_use():
+            y = layer(own)
+            y.backward(g.clone())
+        results.append([y.detach(), own.grad, *(parameter.grad for parameter in layer.adapter.parameters())])
+    return apart(*results)
+
+
+def apart(slow: Sequence[Tensor], fast: Sequence[Tensor]) -> float:
+    """Return how far tensors are apart, relative to their size, the farthest; inf for NaN."""
+    found = [((a.float() - b.float()).norm() / a.float().norm()).item() for a, b in zip(slow, fast)]
+    return max(found) if all(torch.tensor(found).isfinite()) else float("inf")
 
 
 def arguments(function: Callable[..., Tensor], device: torch.device, dtype: torch.dtype) -> tuple:

@@ -31,7 +31,8 @@ class Fit:
     """Decides what each block of a run's model keeps for its backward pass.
 
     writes: whether this process writes the run folder. parts: that each micro-batch is split into. tries: of the step that is
-    being taken. settled: no step corrects the plan any more. blind: why nothing could be counted.
+    being taken. lowered: how often the plan was, all steps together. settled: no step corrects it any more. blind: why nothing
+    could be counted.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class Fit:
         shapes = largest_shapes(batches, plan.text_rows)
         ops = ops_of(model.forms[0])
         self.counter = Counter(model.config, model.dtype, plan.config, shapes, find_card(*self.card), ops)
-        self.parts, self.tries, self.settled, self.blind = 1, 0, False, ""
+        self.parts, self.tries, self.lowered, self.settled, self.blind = 1, 0, 0, False, ""
 
     def begin(self) -> None:
         """Decide, as the run that goes on did where that is still right, and tell."""
@@ -93,6 +94,7 @@ class Fit:
             self.freeze()
         else:
             raise RunError(out_of_memory_advice(self.plan.config, [batch.latents.shape for batch in batches], error))
+        self.lowered += 1
         self.warn(f"step {step}: out of memory; tried again, and from here on {self.said()}")
 
     def less(self) -> Levels:

@@ -19,7 +19,7 @@ from ..errors import FileError, Interrupted, RunError, is_out_of_memory, let_go
 from ..models.transformer import AnimaTransformer, load_transformer
 from ..settings import TrainConfig
 from ..speed.forms import make_lean
-from ..speed.probe import proven
+from ..speed.probe import adapters_proven, proven
 from . import flow, optimizers, schedules
 from .device import at_work
 from .events import Events, Listener
@@ -128,7 +128,7 @@ def build_run(plan: Plan, ranks: Ranks, events: Events) -> "Run":
     state = build_state(plan, network, content_of(plan) if ranks.first else {}, flat=not config.plain)
     network.fused = not config.plain
     if not config.plain:
-        speed_up(model, events)
+        speed_up(model, network, events)
     fit = Fit(plan, model, state, data.batches, events, writes=ranks.first)
     fit.begin()
     if plan.resume_from:
@@ -149,12 +149,15 @@ def build_run(plan: Plan, ranks: Ranks, events: Events) -> "Run":
     return Run(plan, ranks, events, data, model, state, fit, watchdog, reporter, saver, previews)
 
 
-def speed_up(model: AnimaTransformer, events: Events) -> None:
-    """Let a model run in its fast functions, if they prove themselves on its device."""
+def speed_up(model: AnimaTransformer, network: AdapterNetwork, events: Events) -> None:
+    """Let a model and its adapters run in their fast forms, if these prove themselves on its device."""
     ops, reason = proven(model.device, model.dtype)
     make_lean(model, ops=ops)
     if reason:
         events.emit("warning", text=f"{model.device}: the fast functions are left out: {reason}; steps take longer")
+    if reason := adapters_proven(network):
+        network.fused = False
+        events.emit("warning", text=f"{model.device}: the fast form of adapters is left out: {reason}; steps take longer")
 
 
 def content_of(plan: Plan) -> dict[str, str]:
@@ -226,7 +229,7 @@ class Run:
                 schedules.apply_lr(state.optimizer, factor)
                 batches, loss = self.take_gradient(feed)
                 once_more(self.ranks.mean_, state.gradient.buffer)
-                told = once_more(self.ranks.tell, loss, self.events.command)
+                told = once_more(self.ranks.tell, loss, self.events.command, self.fit.lowered)
                 grad_norm = once_more(state.gradient.finish, config.optimizer.max_grad_norm)
                 state.within_step = True
                 optimizers.step_if_finite(state.optimizer, state.ema, grad_norm)

@@ -50,9 +50,13 @@ class Ranks:
             torch.distributed.all_reduce(tensor)
             tensor /= self.world
 
-    def tell(self, loss: Tensor, command: str | None) -> Tensor:
-        """Return [mean loss, number of the first process' command or 0] of all processes, on the device: nobody waits."""
-        told = torch.stack([loss, torch.full_like(loss, 1 + COMMANDS.index(command) if command and self.first else 0)])
+    def tell(self, loss: Tensor, command: str | None, lowered: int) -> Tensor:
+        """Return, of all processes, [mean loss, number of the first one's command or 0, lowered of the others together].
+
+        lowered: how often this one has lowered its plan, see `Fit`. On the device: nobody waits.
+        """
+        number = 1 + COMMANDS.index(command) if command and self.first else 0
+        told = torch.stack([loss, torch.full_like(loss, number), torch.full_like(loss, 0 if self.first else lowered)])
         if self._accelerator is None:
             return told
         told = self._accelerator.reduce(told, reduction="sum")

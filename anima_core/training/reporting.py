@@ -43,13 +43,18 @@ def smoothed(losses: Iterable[float]) -> float | None:
 
 @dataclass
 class StepRecord:
-    """A step, and the numbers that arrive later. scale: of the loss; command: number of what the first process was asked."""
+    """A step, and the numbers that arrive later.
+
+    command: number of what the first process was asked. lowered: how often other processes have lowered their plans. scale: of
+    the loss.
+    """
 
     step: int
     lr: float
     pictures: list[str]
     loss: float = math.nan
     command: float = 0.0
+    lowered: float = 0.0
     grad_norm: float = math.nan
     scale: float = 1.0
 
@@ -65,7 +70,7 @@ class LossReader:
         self._waiting: deque[tuple[StepRecord, Tensor, torch.cuda.Event | None]] = deque()
 
     def push(self, record: StepRecord, numbers: Tensor) -> None:
-        """Send for a step's [loss, command, gradient norm, scale]."""
+        """Send for a step's [loss, command, lowered, gradient norm, scale]."""
         if numbers.device.type != "cuda":  # elsewhere a copy that does not wait is not safe to read
             self._waiting.append((record, numbers.cpu(), None))
             return
@@ -85,7 +90,7 @@ class LossReader:
                 break
             if arrived is not None:
                 arrived.synchronize()
-            record.loss, record.command, record.grad_norm, record.scale = numbers.tolist()
+            record.loss, record.command, record.lowered, record.grad_norm, record.scale = numbers.tolist()
             records.append(record)
             self._waiting.popleft()
         return records
@@ -115,6 +120,7 @@ class StepReporter:
         self.world = world
         self.reader = LossReader(at_once=world == 1)
         self.commands: dict[int, str] = {}  # step -> what the first process had been asked for when it was taken
+        self.lowered = 0  # how often other processes have, as far as it was told
         self.mean_loss, self.mean_seconds, self.mean_pictures = RunningMean(losses), RunningMean(), RunningMean()
         self.reported_at = time.perf_counter()
 
@@ -164,6 +170,11 @@ class StepReporter:
             pictures_per_second=(self.mean_pictures.value or 0.0) / mean_seconds if mean_seconds else None,
             peak_gb=peak_gb(self.device),
         )
+        if times := int(record.lowered) - self.lowered:
+            self.lowered += times
+            often = "once" if times == 1 else f"{times} times"
+            text = f"step {record.step}: out of memory {often} in other processes, which keep less from here on"
+            self.events.emit("warning", text=text)
         warning = self.watchdog.check(record.step, record.loss, record.grad_norm, record.pictures, record.scale)
         if warning:
             self.events.emit("warning", text=warning)
