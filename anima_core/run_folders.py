@@ -1,7 +1,8 @@
-"""A run's folder copied, to go on otherwise than its graph asked for, or deleted."""
+"""A run's folder found by its adapter; copied, to go on otherwise than its graph asked for; or deleted."""
 
 import dataclasses
 import shutil
+from pathlib import Path
 
 from . import files
 from .errors import FileError, RunError, SettingError
@@ -15,6 +16,20 @@ from .training.saves import AUTO, Saves
 from .training.state import checkpoints_in, step_of
 
 COPIED = ("config.toml", "plan.json", LOG)
+
+
+def folder_of(store: RunStore, adapter: Path) -> Path | None:
+    """Find the run that an adapter file is of, by its place, or by its content where it was renamed or moved.
+
+    None for a file that is of no finished run, or whose run's folder is gone.
+    """
+    if not adapter.is_file():
+        return None
+    runs = store.finished_by_name().values()
+    own = [run for run in runs if Path(run.adapter) == adapter]
+    own = own or [run for run in runs if run.adapter_sha256 == files.identity(adapter)]
+    folders = [store.run_folder(run.name) for run in own]
+    return next((folder for folder in folders if folder.is_dir()), None)
 
 
 def branch_key(key: str, plan: Plan) -> str:

@@ -261,20 +261,6 @@ class RunStore:
             return UnfinishedRun(name, record.stem, run.steps, run.total, newest.stat().st_mtime, run.result_version)
         return None
 
-    def run_of(self, adapter: Path) -> Path | None:
-        """Find the folder of the run that an adapter file is of, by its place, or by its content where it was renamed or moved.
-
-        None for a file that is of no finished run, or whose run's folder is gone.
-        """
-        if not adapter.is_file():
-            return None
-        runs = list(self._all_finished())
-        own = [run for run in runs if Path(run.adapter) == adapter] or [
-            run for run in runs if run.adapter_sha256 == files.identity(adapter)
-        ]
-        folders = [self.run_folder(run.name) for run in own]
-        return next((folder for folder in folders if folder.is_dir()), None)
-
     def _current(self, key: str) -> FinishedRun | None:
         """Return the finished run of this key, if today's program would have the same numbers."""
         run = self._read_finished(self._finished(key))

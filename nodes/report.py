@@ -12,6 +12,7 @@ from PIL import Image
 from ..anima_core.errors import SettingError
 from ..anima_core.files import safe_name
 from ..anima_core.report import contact_sheet, read_story, table_of, write_report
+from ..anima_core.run_folders import folder_of
 from ..anima_core.run_history import LOG
 from . import on_disk, types
 from .node import AnimaNode
@@ -64,7 +65,7 @@ def run_folder(path: str) -> Path:
     if typed and Path(typed).name == typed:
         found = store.run_folder(safe_name(typed, "path").removesuffix("-run"))
     elif typed:
-        found = store.run_of(Path(user_file(typed, "path")))
+        found = folder_of(store, Path(user_file(typed, "path")))
     if found is None or not (found / LOG).is_file():
         way_out = "link the path of a training, or write the name of a run in output/anima_trainer"
         raise SettingError(f"path={typed!r}: no run of this server; {way_out}")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from anima_core import train
+from anima_core import files, train
 from anima_core.cli import main
 from anima_core.demo.pictures import write_pictures
 from anima_core.errors import FileError, SettingError
@@ -18,6 +18,8 @@ from anima_core.report import contact_sheet, find_run, read_story, table_of, wri
 from anima_core.report.curves import HEIGHT, WIDTH, Line, chart, linear, logarithmic
 from anima_core.report.markup import tag
 from anima_core.report.pictures import MOST_PROMPTS, MOST_STEPS, SIDE
+from anima_core.run_folders import folder_of
+from anima_core.run_store import FinishedRun, RunStore
 from anima_core.settings import OutputConfig, SampleConfig, to_dict
 from anima_core.settings.toml_file import dump_toml
 
@@ -302,3 +304,16 @@ def test_what_is_no_run_is_refused(tmp_path):
             find_run(run, tmp_path)
     with pytest.raises(FileError, match=re.escape("no run folder, as it holds no log.jsonl")):
         read_story(tmp_path)
+
+
+def test_the_run_of_an_adapter_is_found_by_its_file(tmp_path):
+    store, adapter, other = RunStore(tmp_path), tmp_path / "style.safetensors", tmp_path / "other.safetensors"
+    adapter.write_bytes(b"weights")
+    other.write_bytes(b"of somebody else")
+    run = FinishedRun(str(adapter), files.identity(adapter), str(store.run_folder("style")), [0.1], 900, [])
+    store.remember("key", run)
+    assert folder_of(store, adapter) is None  # its folder is gone
+    store.run_folder("style").mkdir()
+    assert folder_of(store, adapter) == store.run_folder("style") and folder_of(store, other) is None
+    renamed = adapter.rename(tmp_path / "renamed.safetensors")
+    assert folder_of(store, renamed) == store.run_folder("style") and folder_of(store, adapter) is None

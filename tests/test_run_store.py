@@ -341,18 +341,3 @@ def test_the_key_leaves_out_what_shapes_no_number(store):
     assert key(output=often) == key()
     other = [dict(seed=7), dict(max_train_steps=901), dict(ema_decay=0.9), dict(vae_tile=512)]
     assert len({key(), *(key(**change) for change in other)}) == 5
-
-
-def test_the_run_of_an_adapter_is_found_by_its_file(store, tmp_path):
-    store.folder.mkdir()
-    run = finished_run(store, "style")
-    store.remember("k", run)
-    adapter = Path(run.adapter)
-    assert store.run_of(adapter) is None  # its folder is gone
-    store.run_folder("style").mkdir(parents=True)
-    assert store.run_of(adapter) == store.run_folder("style")
-    renamed = adapter.rename(tmp_path / "renamed.safetensors")
-    assert store.run_of(renamed) == store.run_folder("style") and store.run_of(adapter) is None
-    other = tmp_path / "other.safetensors"
-    other.write_bytes(b"of somebody else")
-    assert store.run_of(other) is None
