@@ -103,6 +103,7 @@ def test_a_run_whose_fused_adapters_fail_takes_the_slow_form_and_says_so(model, 
     events: list[dict] = []
     with loop.opened(train_config(model, tmp_path / "pictures", tmp_path), events.append) as run:
         assert not run.state.network.fused and {form.ops for form in run.model.forms} == {LEAN}
+        assert not run.fit.counter.empty[1].fused  # memory is planned for the slow form
         run.go()
     told = [event["text"] for event in events if event["event"] == "warning"]
     text = "cpu: the fast form of adapters is left out: not implemented for this backend; steps take longer"

@@ -19,6 +19,7 @@ from anima_core.report.curves import HEIGHT, WIDTH, Line, chart, linear, logarit
 from anima_core.report.markup import tag
 from anima_core.report.pictures import MOST_PROMPTS, MOST_STEPS, SIDE
 from anima_core.run_folders import folder_of
+from anima_core.run_record import RunRecord, write_record
 from anima_core.run_store import FinishedRun, RunStore
 from anima_core.settings import OutputConfig, SampleConfig, to_dict
 from anima_core.settings.toml_file import dump_toml
@@ -317,3 +318,9 @@ def test_the_run_of_an_adapter_is_found_by_its_file(tmp_path):
     assert folder_of(store, adapter) == store.run_folder("style") and folder_of(store, other) is None
     renamed = adapter.rename(tmp_path / "renamed.safetensors")
     assert folder_of(store, renamed) == store.run_folder("style") and folder_of(store, adapter) is None
+
+
+def test_a_run_of_a_graph_tells_what_its_node_ended_with(tmp_path):
+    folder = written_run(tmp_path / "x-run", [step(1)])
+    write_record(folder, RunRecord("0" * 12, sentence="out of memory; saved at step 1, Run continues from there <b>"))
+    assert "out of memory; saved at step 1, Run continues from there <b>" in Page(write_report(read_story(folder))).texts

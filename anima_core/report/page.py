@@ -62,7 +62,8 @@ def header(run: Story) -> Html:
     told = [tag("div", [tag("dt", name), tag("dd", value)]) for name, value in figures(run).items() if value]
     when = f"{day(run.times[0])} to {day(run.times[1])}" if run.times[0] else ""
     line = tag("p", [tag("span", run.state, class_=f"state {run.state.split()[0]}"), when])
-    return tag("header", [tag("h1", run.name), line, tag("dl", told)])
+    said = [tag("p", names_only(run.sentence, run.config))] if run.sentence else []
+    return tag("header", [tag("h1", run.name), line, *said, tag("dl", told)])
 
 
 def figures(run: Story) -> dict[str, str]:

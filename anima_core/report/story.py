@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import AnimaError, FileError
 from ..run_history import LOG, Log, count, finite, name_of, number
+from ..run_record import read_record
 from ..settings import TrainConfig, from_dict
 from ..settings.toml_file import read_toml
 
@@ -20,7 +21,8 @@ class Story(Log):
 
     config: None where `config.toml` cannot be read. told: how often each warning came. notes: each once, in order. data: what
     was said of the pictures when the run was started last. times: of the first and the last event, seconds since 1970.
-    adapter: name of the file that was saved last. end: why the run ended; empty when it was cut off or is under way.
+    adapter: path of the file that was saved last. end: why the run ended; empty when it was cut off or is under way.
+    sentence: that a run of a graph ended with.
     """
 
     config: TrainConfig | None = None
@@ -30,6 +32,7 @@ class Story(Log):
     times: tuple[float, float] = (0.0, 0.0)
     adapter: str = ""
     end: str = ""
+    sentence: str = ""
     device: str = ""
     total: int = 0
     peak_gb: float = 0.0
@@ -90,6 +93,6 @@ def read_story(folder: Path) -> Story:
         config = from_dict(TrainConfig, read_toml(folder / "config.toml"), "config.toml")
     except AnimaError:  # it is told
         config = None
-    story = Story(folder / LOG, config=config)
+    story = Story(folder / LOG, config=config, sentence=read_record(folder).sentence)
     story.read()
     return story

@@ -34,7 +34,8 @@ SAMPLE, SAMPLES = (64, 64), 16  # tensors on which an optimizer is looked at
 class Counter:
     """Counts what micro-batches of a run cost, each shape once.
 
-    shapes: those that may be the largest. card: if known. ops: the functions of the run's blocks, if it has them already.
+    shapes: those that may be the largest. card: if known. ops: the functions of the run's blocks, fused: whether its
+    adapters take their fast form, if that is decided already.
     """
 
     def __init__(
@@ -45,9 +46,11 @@ class Counter:
         shapes: list[Shape],
         card: Card | None,
         ops: Ops | None = None,
+        fused: bool | None = None,
     ) -> None:
         self.sizes, self.dtype, self.config, self.shapes, self.card = sizes, dtype, config, shapes, card
         self.ops = ops or (PLAIN if config.plain else LEAN)
+        self.fused = not config.plain if fused is None else fused
         self._found: dict[Shape, Costs] = {}
 
     @cached_property
@@ -55,7 +58,7 @@ class Counter:
         """The model and its adapters, on the meta device."""
         model, network = on_meta(self.sizes, self.dtype, self.config.network, self.config.optimizer.learning_rate)
         make_lean(model, ops=self.ops)
-        network.fused = not self.config.plain
+        network.fused = self.fused
         return model, network
 
     def costs(self, shape: Shape) -> Costs:

@@ -41,8 +41,8 @@ class Fit:
         self.plan, self.model, self.state, self.events, self.writes = plan, model, state, events, writes
         self.device, self.card = model.device, card_of(model.device)
         shapes = largest_shapes(batches, plan.text_rows)
-        ops = ops_of(model.forms[0])
-        self.counter = Counter(model.config, model.dtype, plan.config, shapes, find_card(*self.card), ops)
+        ops, fused = ops_of(model.forms[0]), state.network.fused
+        self.counter = Counter(model.config, model.dtype, plan.config, shapes, find_card(*self.card), ops, fused)
         self.parts, self.tries, self.lowered, self.settled, self.blind = 1, 0, 0, False, ""
 
     def begin(self) -> None:
