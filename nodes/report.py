@@ -27,7 +27,7 @@ class AnimaRunReport(AnimaNode):
         return io.Schema(
             node_id="AnimaRunReport",
             display_name="Anima Run Report",
-            category=types.CATEGORY,
+            category=types.TRAINING,
             description="Writes one page about a run into its folder: curves, samples, settings, data, how to continue.",
             is_output_node=True,
             inputs=[
