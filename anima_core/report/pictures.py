@@ -75,8 +75,8 @@ def contact_sheet(table: Table) -> Image.Image | None:
     high = max(picture.height for picture in pictures.values()) + MARGIN
     sheet = Image.new("RGB", (STEPS + len(table.prompts) * wide, LABEL + MARGIN + len(table.steps) * high), "white")
     pen = ImageDraw.Draw(sheet)
-    for column, (_, prompt) in enumerate(table.prompts):
-        line = " ".join(prompt.split())
+    for column, (_, text) in enumerate(table.prompts):
+        line = " ".join(text.split())
         lettering.write(pen, (STEPS + column * wide, MARGIN), line, TEXT, BLACK, wide - MARGIN)
     for row, step in enumerate(table.steps):
         lettering.write(pen, (MARGIN, LABEL + MARGIN + row * high), f"{step:,}", TEXT, BLACK, STEPS - 2 * MARGIN)
