@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import adapters, continue_run, datasets, loaders, networks, optimizers, report, samples, train, train_toml
+from . import adapters, continue_run, datasets, demo, loaders, networks, optimizers, report, samples, train, train_toml
 from .folder_routes import add_folder_routes
 from .preselect import begin_with_the_server
 from .routes import add_routes
@@ -19,6 +19,7 @@ NODES: list[type[io.ComfyNode]] = [
     *continue_run.NODES,
     *report.NODES,
     *adapters.NODES,
+    *demo.NODES,
 ]
 
 
