@@ -15,8 +15,7 @@ from tests.conftest import find_comfyui
 
 DOCS = ROOT / "web" / "docs"
 INPUTS = {"en": "## Inputs", "zh": "## 输入"}
-LISTED = {"en": "| Input | |", "zh": "| 输入 | |"}
-MARKS = re.compile(r"[|<*]")  # what Markdown would take out of a tooltip: `<regex>` is a tag to it
+MARKS = re.compile(r"[<*]")  # what Markdown would take out of a tooltip: `<regex>` is a tag to it
 ESCAPED = r"\\\g<0>"
 
 
@@ -25,15 +24,20 @@ def translations(language: str) -> dict:
 
 
 def input_list(name: str, node: dict, language: str) -> list[str]:
-    """Return the rows of a node's inputs; the numbered sockets of an Autogrow are one row, by the input that makes them."""
+    """Return the list of a node's inputs; the numbered sockets of an Autogrow are one, by the input that makes them."""
     translated, rows = translations(language).get(name, {}).get("inputs", {}), []
     for key, found in inputs_of(node).items():
         if not found.slot:
             words = translated.get(key, {})
-            called = f"`{found.name}` {words['name']}" if language == "zh" else f"`{found.name}`"
-            told = words.get("tooltip", "") if language == "zh" else found.tooltip
-            rows.append(f"| {called} | {MARKS.sub(ESCAPED, told)} |")
-    return [LISTED[language], "|---|---|", *rows]
+            if language == "zh":
+                rows.append(f"- **{found.name}** {words['name']}：{escaped(words.get('tooltip', ''))}")
+            else:
+                rows.append(f"- **{found.name}** – {escaped(found.tooltip)}")
+    return rows
+
+
+def escaped(text: str) -> str:
+    return MARKS.sub(ESCAPED, text)
 
 
 def with_list(page: str, rows: list[str], language: str) -> str:

@@ -20,6 +20,9 @@ LANGUAGES = ("en", "zh")
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e-?\d+)?")
 CODE = re.compile(r"`([^`]+)`")
+BOLD = re.compile(r"\*\*([^*]+)\*\*")
+COLON = {"en": ": ", "zh": "："}
+NARROW = 28  # characters of a code word that fit ComfyUI's panel of 300 px, which breaks none
 MESSAGE_SYNTAX = re.compile(r"[{}@|]")  # vue-i18n would interpolate, link or pluralise
 SECTIONS = {  # of a help page, in their order
     "en": ["Inputs", "Advice", "Outputs", "Example", "Common errors", "Which folders a server reads"],
@@ -58,20 +61,18 @@ def hand_written(node: str, language: str) -> list[str]:
     return [line for line in page(node, language).splitlines() if line not in listed]
 
 
-def table_names(node: str, language: str) -> list[str]:
-    """The code words in the first column of the inputs' table."""
-    rows = [line for line in section(node, language, "Inputs") if line.startswith("| `")]
-    return [name for row in rows for name in CODE.findall(row.split(" | ")[0])]
+def listed_names(node: str, language: str) -> list[str]:
+    """The inputs that the list on a page names, in its order."""
+    return [BOLD.findall(line)[0] for line in section(node, language, "Inputs")]
 
 
 def advised(node: str, language: str) -> list[list[str]]:
     """The inputs that each line of advice is about."""
-    colon = {"en": ": ", "zh": "："}[language]
-    return [CODE.findall(line.split(colon)[0]) for line in section(node, language, "Advice")]
+    return [BOLD.findall(line.split(COLON[language])[0]) for line in section(node, language, "Advice")]
 
 
 def output_names(node: str, language: str) -> list[str]:
-    return [CODE.findall(line)[0] for line in section(node, language, "Outputs")]
+    return [BOLD.findall(line)[0] for line in section(node, language, "Outputs")]
 
 
 @cache
@@ -156,7 +157,8 @@ def test_help_has_its_sections_in_order(nodes, language):
         found = headings(name, language)
         assert found == [heading for heading in SECTIONS[language] if heading in found], name
         for english, heading in zip(SECTIONS["en"], SECTIONS[language], strict=True):
-            left_out = heading not in found and english in NOT_ON_EVERY_PAGE
+            without = NOT_ON_EVERY_PAGE if inputs_of(nodes[name]) else NOT_ON_EVERY_PAGE | {"Inputs"}
+            left_out = heading not in found and english in without
             assert left_out or section(name, language, english), (name, heading)
 
 
@@ -165,7 +167,7 @@ def test_help_names_every_input_and_output(nodes, language):
     for name, node in nodes.items():
         inputs = [i for i in inputs_of(node).values() if not i.slot]
         names = list(dict.fromkeys(i.name for i in inputs))
-        assert table_names(name, language) == names, name
+        assert listed_names(name, language) == names, name
         assert output_names(name, language) == node["output_name"], name
         title = node["display_name"] if language == "en" else locale("zh", "nodeDefs")[name]["display_name"]
         assert page(name, language).startswith(f"# {title}\n"), name
@@ -190,13 +192,13 @@ def test_help_advises_on_inputs_that_the_node_has(nodes):
 def test_chinese_help_calls_inputs_as_the_node_does(nodes):
     for name, node in nodes.items():
         entry = locale("zh", "nodeDefs")[name]
-        called = {f"`{i.name}` {entry['inputs'][key]['name']}" for key, i in inputs_of(node).items() if not i.slot}
-        rows = [line.split(" | ")[0].removeprefix("| ") for line in section(name, "zh", "Inputs")[2:]]
+        called = {f"**{i.name}** {entry['inputs'][key]['name']}" for key, i in inputs_of(node).items() if not i.slot}
+        rows = [line.removeprefix("- ").split("：")[0] for line in section(name, "zh", "Inputs")]
         assert set(rows) == called, name
         for line in section(name, "zh", "Advice"):
             assert set(line.removeprefix("- ").split("：")[0].split("、")) <= called, (name, line)
         for index, line in enumerate(section(name, "zh", "Outputs")):
-            assert line.startswith(f"- `{node['output_name'][index]}` {entry['outputs'][str(index)]['name']}：")
+            assert line.startswith(f"- **{node['output_name'][index]}** {entry['outputs'][str(index)]['name']}：")
 
 
 def test_help_is_the_same_in_both_languages(nodes):
@@ -205,9 +207,17 @@ def test_help_is_the_same_in_both_languages(nodes):
         assert 12 <= len(hand_written(name, "en")) <= 40, name
         assert len(english) == len(chinese), name
         for ours, theirs in zip(english, chinese):
-            marks = [re.match(r"#+ |\| `|\||- `|- |", line)[0] for line in (ours, theirs)]
+            marks = [re.match(r"#+ |- \*\*|- |", line)[0] for line in (ours, theirs)]
             assert marks[0] == marks[1] and bool(ours) == bool(theirs), (name, ours, theirs)
             assert set(NUMBER.findall(ours)) == set(NUMBER.findall(theirs)), (name, ours, theirs)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_help_fits_a_narrow_panel(language):
+    for folder in DOCS.iterdir():
+        text = page(folder.name, language)
+        assert not re.search(r"^\s*\|", text, flags=re.MULTILINE), folder.name  # a table is as wide as its longest word
+        assert not [word for word in CODE.findall(text) if len(word) > NARROW], folder.name
 
 
 def test_help_quotes_errors_that_exist(nodes):
@@ -216,9 +226,9 @@ def test_help_quotes_errors_that_exist(nodes):
     for name in nodes:
         english, chinese = (section(name, language, "Common errors") for language in LANGUAGES)
         for ours, theirs in zip(english, chinese, strict=True):
-            if ours.startswith("- `"):
-                message = CODE.findall(ours)[0]
-                assert message in messages() and CODE.findall(theirs)[0] == message, (name, message)
+            if ours.startswith("- **"):
+                message = BOLD.findall(ours)[0]
+                assert message in messages() and BOLD.findall(theirs)[0] == message, (name, message)
                 quoted += 1
     assert quoted > 40
 
