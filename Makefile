@@ -46,10 +46,11 @@ comfy: lint
 faults: lint
 	$(PYTEST) -m faults
 
-# What is written from the code; the help pages' input lists need a ComfyUI.
+# What is written from the code; the help pages' input lists and the templates need a ComfyUI.
 docs: setup
 	$(RUN) -m anima_core.compat.docs docs/flags.md
 	$(RUN) -m tests.comfyui.make_help
+	$(RUN) -m tests.comfyui.make_workflows
 
 demo: setup
 	$(RUN) -m anima_core demo --output_dir demo

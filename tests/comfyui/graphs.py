@@ -1,6 +1,7 @@
 """API prompts for the integration tests: defaults come from /object_info, as the frontend's do."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +65,30 @@ class Graph:
         links = {"transformer": ["transformer", 0], "vae": ["vae", 0], "qwen": ["qwen", 0], "t5_tokenizer": ["t5", 0]}
         links |= {"dataset": dataset or ["data", 0], "network": [f"{name}_network", 0], "optimizer": ["optimizer", 0]}
         return self.add(name, "AnimaTrain", **(links | {"steps": 4, "batch_size": 2} | settings))
+
+
+def prompt_of(flow: dict, info: dict) -> dict[str, dict]:
+    """Return the prompt that the frontend queues for a workflow; notes are left out."""
+    sources = {number: [str(node), output] for number, node, output, *_ in flow["links"]}
+    prompt = {}
+    for node in flow["nodes"]:
+        if node["type"] in info:
+            linked = {entry["name"]: sources[entry["link"]] for entry in node["inputs"] if entry["link"]}
+            inputs = widget_inputs(iter(node["widgets_values"]), info[node["type"]], linked)
+            prompt[str(node["id"])] = {"class_type": node["type"], "inputs": linked | inputs}
+    return prompt
+
+
+def widget_inputs(values: Iterator[Any], schema: dict, linked: dict) -> dict[str, Any]:
+    """Return a node's inputs from the values of its widgets, in their order."""
+    found: dict[str, Any] = {}
+    for name, kind, options in specs(schema):
+        if name in linked or not is_widget(kind, options):
+            continue
+        found[name] = next(values)
+        if kind == "COMFY_DYNAMICCOMBO_V3":
+            chosen = next(option for option in options["options"] if option["key"] == found[name])
+            found |= {f"{name}.{inner}": next(values) for inner in nested(chosen)}
+        if options.get("control_after_generate") or options.get("image_upload"):
+            next(values)  # a widget that only the frontend has
+    return found
