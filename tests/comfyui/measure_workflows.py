@@ -1,22 +1,24 @@
 """Writes example_workflows/*.json with the heights that their nodes have in a real frontend.
 
-`python -m tests.comfyui.measure_workflows` needs a ComfyUI, Node.js, Chromium, and playwright-core where NODE_PATH says
-(`npm install playwright-core`). SCREENSHOTS: a folder for pictures of what it saw.
+`python -m tests.comfyui.measure_workflows` needs a ComfyUI, Node.js, Chromium, and npm's playwright-core in tests/browser or
+where NODE_PATH says. SCREENSHOTS: a folder for pictures of what it saw.
 """
 
 import json
 import os
 import re
-import subprocess
+import shutil
 import tempfile
 from pathlib import Path
 
+from tests import processes
 from tests.comfyui.layout import MEASURED, measured
 from tests.comfyui.make_workflows import FOLDER, write
 from tests.comfyui.server import ComfyUI
-from tests.conftest import find_comfyui
+from tests.conftest import ROOT, find_comfyui
 
 RENDERERS = ("classic", "vue")
+MEASURE = Path(__file__).with_name("measure.cjs")
 
 
 def workflows() -> dict[str, dict]:
@@ -28,8 +30,23 @@ def drawn(address: str, screenshots: str = "", *look: str) -> dict[str, dict]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "workflows.json"
         file.write_text(json.dumps(workflows()), encoding="utf-8")
-        command = ["node", str(Path(__file__).with_name("measure.cjs")), address, str(file), screenshots, *look]
-        return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, encoding="utf-8").stdout)
+        done = processes.run(["node", MEASURE, address, file, screenshots, *look], env={"NODE_PATH": node_path()})
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def node_path() -> str:
+    return os.pathsep.join([os.environ.get("NODE_PATH", ""), str(ROOT / "tests" / "browser" / "node_modules")])
+
+
+def what_lacks() -> str:
+    """Say what a measurement needs and is not here; "" when all is."""
+    if shutil.which("node") is None:
+        return "Node.js is not installed"
+    if not Path(os.environ.get("CHROMIUM", "/usr/bin/chromium")).is_file():
+        return "Chromium is not installed; CHROMIUM may say where"
+    found = processes.run(["node", "-e", "require('playwright-core')"], env={"NODE_PATH": node_path()})
+    return "" if found.returncode == 0 else "playwright-core is not installed: npm install in tests/browser"
 
 
 def heights(flow: dict, found: dict, names: list[str]) -> dict[str, list[int]]:

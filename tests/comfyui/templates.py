@@ -113,7 +113,7 @@ def style() -> Template:
         "quelle": f"{MAXKRUSE} 的画风训练。此处用 AdamW 代替需要另装软件包的 AdamW8bit。",
     }
     return folder_template(
-        "Style from 20 pictures - Anima LoRA training",
+        "Style from 20 pictures - Anima training",
         texts,
         TAGS,
         Node("network", "AnimaLoRANetwork", {"rank": 16, "alpha": 1.0}),
@@ -133,7 +133,7 @@ def character() -> Template:
         "quelle": f"{MAXKRUSE} 的角色训练。此处用 AdamW 代替需要另装软件包的 AdamW8bit。",
     }
     return folder_template(
-        "A character - Anima LoRA training",
+        "A character - train LoRA - Anima training",
         texts,
         TAGS,
         Node("network", "AnimaLoRANetwork", {"rank": 8, "alpha": 1.0}),
@@ -153,7 +153,7 @@ def lokr() -> Template:
         "quelle": f"Anima 作者的 {AUTHOR}：其中的 LoKr 示例和对 Anima 的建议。",
     }
     return folder_template(
-        "A LoKr - Anima LoKr training",
+        "A LoKr - Anima training",
         texts,
         {},
         Node("network", "AnimaLoKrNetwork", {"factor": 4, "full_matrix": True, "targets": "+adaln"}),
@@ -166,7 +166,7 @@ def lokr() -> Template:
 TRY_NOTE = """## Try it
 
 1. **Run.** Nothing else: tiny models and 36 drawn pictures are written into **output/anima_trainer/demo**.
-2. **Watch.** In about a minute, without a graphics card, the tiny model learns colours and shapes. The first pictures are those of the untrained model.
+2. **Watch.** In about a minute, without a graphics card, the tiny model learns which colours belong to which words. The first pictures are those of the untrained model.
 3. **Run again.** The finished adapter is there at once.
 
 Then open another template of Anima Trainer and train on your own pictures. The adapter from here fits only these tiny models.
@@ -178,7 +178,7 @@ Then open another template of Anima Trainer and train on your own pictures. The 
 ## 试一试
 
 1. **运行**。无需其他操作：微型模型和 36 张绘制的图片会写入 **output/anima_trainer/demo**。
-2. **观看**。大约一分钟，不需要显卡，微型模型就学会颜色和形状。最先显示的是未训练的模型画的图。
+2. **观看**。大约一分钟，不需要显卡，微型模型就学会哪些词对应哪些颜色。最先显示的是未训练的模型画的图。
 3. **再次运行**。训练好的适配器立即可用。
 
 然后打开 Anima Trainer 的其他模板，用自己的图片训练。这里的适配器只适用于这些微型模型。
@@ -200,7 +200,7 @@ def try_it() -> Template:
     optimizer = Node("optimizer", "AnimaOptimizer", {"learning_rate": 4e-3, **COSINE})
     settings = {"steps": 600, "batch_size": 8, "output_name": "anima_demo", "save_precision": "fp32"}
     return Template(
-        "Try it - Anima LoRA training",
+        "Try it - train LoRA - Anima training",
         [
             Column(NOTE_WIDTH, [note(TRY_NOTE, 620)]),
             Column(280, [previews(prompts(DEMO_PROMPTS, **SMALL)), learning(optimizer)]),
@@ -243,7 +243,7 @@ def pictures() -> Template:
     network = Node("network", "AnimaLoRANetwork", {"rank": 8, "alpha": 1.0})
     optimizer = Node("optimizer", "AnimaOptimizer", {"learning_rate": 2e-4, **COSINE})
     return Template(
-        "Pictures in the graph - Anima LoRA training",
+        "Pictures in the graph - Anima training",
         [
             Column(300, [note(PICTURES_NOTE, 500)]),
             Column(250, [Group("Pictures", "pictures", [image]), previews(prompts("1girl, solo"))]),
@@ -279,7 +279,7 @@ TOML_NOTE = """## From a TOML
 def from_toml() -> Template:
     node = Node("train", "AnimaTrainFromTOML", {"path": "my_style-run/config.toml"})
     return Template(
-        "From a TOML - Anima LoRA training",
+        "From a TOML - Anima training",
         [
             Column(NOTE_WIDTH, [note(TOML_NOTE, 620)]),
             Column(360, [Group("Train", "training", [node])]),
@@ -314,7 +314,7 @@ def compare() -> Template:
     high = Node("lokr", "AnimaLoKrNetwork", {"factor": 4, "full_matrix": True, "targets": "+adaln"})
     shown = [preview("train_lora", "drawn_lora", "LoRA"), preview("train_lokr", "drawn_lokr", "LoKr")]
     return Template(
-        "Compare two - Anima LoRA and LoKr training",
+        "Compare two - Anima training",
         [
             Column(280, [note(COMPARE_NOTE, 500), Group("Pictures", "pictures", [folder()])]),
             Column(265, [Group("LoRA", "learning", [low]), Group("LoKr", "learning", [high])]),

@@ -10,12 +10,12 @@ from PIL import Image
 from .graphs import prompt_of
 from .layout import COLOURS, SIDE, measured, place
 from .make_workflows import FOLDER, build, is_widget, specs
+from .measure_workflows import RENDERERS, drawn, what_lacks
 from .server import error_of, sentence, status
 from .templates import templates
 
 FILES = sorted(FOLDER.glob("*.json"))
 NAMES = [path.stem for path in FILES]
-RENDERERS = ("classic", "vue")
 READABLE = 8 / 14  # of the zoom: below it the classic renderer draws no text (8 px of the 14 that it is high)
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 PLAIN = re.compile(r"[A-Za-z0-9 \-]{8,60}")
@@ -65,6 +65,10 @@ def test_nothing_lies_on_anything(name, renderer):
         x, y, width, height = seen["boxes"][str(node["id"])]
         assert (x, y + 30) == tuple(node["pos"]), "run python -m tests.comfyui.measure_workflows"
         assert width >= node["size"][0] and height >= node["size"][1] + 30 > 30
+    check_places(graph, seen)
+
+
+def check_places(graph: dict, seen: dict) -> None:
     for one, other in itertools.combinations(seen["boxes"].values(), 2):
         assert not overlap(one, other)
     assert seen["behind"] == []
@@ -76,6 +80,16 @@ def test_nothing_lies_on_anything(name, renderer):
         (around,) = [group["bounding"] for group in graph["groups"] if overlap(group["bounding"], box)]
         assert around[0] + SIDE <= box[0] and box[0] + box[2] <= around[0] + around[2]
         assert around[1] + 30 <= box[1] and box[1] + box[3] <= around[1] + around[3]  # below the group's title
+
+
+def test_the_real_frontend_draws_them_so(server):
+    """Where there is a browser: measured again, with this machine's fonts."""
+    if lacks := what_lacks():
+        pytest.skip(lacks)
+    for name, found in drawn(server.url("/")).items():
+        for renderer in RENDERERS:
+            check_places(flow(name), found[renderer])
+            assert found[renderer]["scale"] > READABLE
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -146,8 +160,7 @@ def test_it_trains(server, base, name):
     Image.new("RGB", (64, 64), "green").save(base / "input" / "example.png")  # ComfyUI brings one along
     prompt = prompt_of(flow(name), server.get("/object_info"))
     for node in prompt.values():
-        known = {key: value for key, value in SMALL.get(node["class_type"], {}).items()}
-        node["inputs"] |= known
+        node["inputs"] |= SMALL.get(node["class_type"], {})
     entry = server.run(prompt)
     trained = [number for number, node in prompt.items() if node["class_type"] == "AnimaTrain"]
     for number in trained:
