@@ -15,6 +15,7 @@ SLOT = 20  # px from one socket to the next; the first is 14 below the position
 HEAD, FOOT, SIDE = 44, 14, 12  # px from a group's edge to its nodes: its title above them, below, beside
 BETWEEN_NODES, BETWEEN_GROUPS, BETWEEN_COLUMNS = 20, 30, 70  # px
 LANE = 14  # px between links that run side by side
+ROOM = 560  # px that a training node grows by: curves, samples, buttons, the latest picture
 STEEP = 260  # px that a link may climb in one curve
 UNKNOWN = 300  # px, of a node that was not measured yet
 COLOURS = {  # of groups, in the order of their numbers; readable as titles on dark and on light ground
@@ -52,6 +53,10 @@ class Group:
     box: tuple[int, int, int, int] = (0, 0, 0, 0)  # x, y, width, height
 
 
+def grows(group: Group) -> bool:
+    return group.nodes[-1].type.startswith("AnimaTrain")
+
+
 @dataclass
 class Column:
     width: int
@@ -65,8 +70,7 @@ class Column:
         """
         boxes = [group.box for group in self.groups]
         between = [(above[1] + above[3] + below[1]) / 2 for above, below in pairwise(boxes)]
-        grows = self.groups[-1].nodes[-1].type.startswith("AnimaTrain")
-        below = [] if grows else [boxes[-1][1] + boxes[-1][3] + BETWEEN_GROUPS / 2]
+        below = [] if grows(self.groups[-1]) else [boxes[-1][1] + boxes[-1][3] + BETWEEN_GROUPS / 2]
         return [boxes[0][1] - BETWEEN_GROUPS / 2, *between, *below]
 
 
@@ -96,7 +100,7 @@ def place(template: Template, heights: dict[str, list[int]]) -> None:
                 least = max(seen) if node.type == "MarkdownNote" else seen[0]  # other nodes are made larger by themselves
                 node.at, node.size = (x, y), (column.width, max(node.height, least))
                 y += max(*seen, node.height) + BETWEEN_NODES + TITLE
-            bottom = y - BETWEEN_NODES - TITLE + (FOOT if group.kind else 0)
+            bottom = y - BETWEEN_NODES - TITLE + (FOOT if group.kind else 0) + (ROOM if grows(group) else 0)
             group.box = (x - SIDE, top, column.width + 2 * SIDE, bottom - top)
             y = bottom + BETWEEN_GROUPS
         x += column.width + BETWEEN_COLUMNS

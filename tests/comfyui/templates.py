@@ -73,7 +73,7 @@ def preview(of: str, name: str = "drawn", title: str = "What it draws", height: 
 
 
 def results(height: int = 330) -> Group:
-    loss = Node("loss", "LossGraphNode", {"filename_prefix": "loss"}, {"loss": "train.2"}, height=260)
+    loss = Node("loss", "LossGraphNode", {"filename_prefix": "loss"}, {"loss": "train.2"}, height=330)
     return Group("Look", "result", [preview("train", height=height), loss])
 
 

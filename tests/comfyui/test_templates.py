@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from .graphs import prompt_of
-from .layout import COLOURS, SIDE, measured, place
+from .layout import COLOURS, ROOM, SIDE, measured, place
 from .make_workflows import FOLDER, build, is_widget, specs
 from .measure_workflows import RENDERERS, drawn, what_lacks
 from .server import error_of, sentence, status
@@ -100,9 +100,11 @@ def test_a_training_node_has_room_to_grow(name):
     for node in graph["nodes"]:
         if node["type"].startswith("AnimaTrain"):
             x, y, width, height = boxes[str(node["id"])]
-            room = [x, y + height, width, 420]
+            room = [x, y + height, width, ROOM]
             assert not any(overlap(room, box) for other, box in boxes.items() if other != str(node["id"]))
             assert not any(x < point["pos"][0] < x + width and point["pos"][1] > y for point in graph["extra"]["reroutes"])
+            (group,) = [group["bounding"] for group in graph["groups"] if overlap(group["bounding"], room)]
+            assert group[1] + group[3] >= room[1] + room[3]
 
 
 @pytest.mark.parametrize("name", NAMES)
