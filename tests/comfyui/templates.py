@@ -238,7 +238,7 @@ PICTURES_NOTE = """## Pictures in the graph
 
 
 def pictures() -> Template:
-    image = Node("picture", "LoadImage", {"image": "example.png"})
+    image = Node("picture", "LoadImage", {"image": "example.png"}, height=370)
     dataset = Node("dataset", "AnimaDatasetImages", {"captions": "1girl, solo"}, {"images": "picture"})
     network = Node("network", "AnimaLoRANetwork", {"rank": 8, "alpha": 1.0})
     optimizer = Node("optimizer", "AnimaOptimizer", {"learning_rate": 2e-4, **COSINE})
