@@ -50,34 +50,38 @@ def built_in_t5() -> str:
     return str(found[1])
 
 
-def transformer_input() -> io.Input:
-    names = folder_paths.get_filename_list("diffusion_models")
+def transformer_input(**look: Any) -> io.Input:
     return io.Combo.Input(
         "transformer",
-        options=wanted_first("diffusion_models", names),
-        default=wanted("diffusion_models", names),
+        options=wanted_first("diffusion_models", names_of("diffusion_models")),
         tooltip="An Anima checkpoint in models/diffusion_models, bf16, fp16 or fp32; quantised files cannot train.",
+        **look,
     )
 
 
-def vae_input() -> io.Input:
-    names = folder_paths.get_filename_list("vae")
-    return io.Combo.Input(
-        "vae",
-        options=wanted_first("vae", names),
-        default=wanted("vae", names),
-        tooltip="qwen_image_vae.safetensors in models/vae.",
-    )
+def vae_input(**look: Any) -> io.Input:
+    options = wanted_first("vae", names_of("vae"))
+    return io.Combo.Input("vae", options=options, tooltip="qwen_image_vae.safetensors in models/vae.", **look)
 
 
-def qwen_input() -> io.Input:
-    names = [*folder_paths.get_filename_list("text_encoders"), *model_folders("text_encoders", "config.json")]
+def qwen_input(**look: Any) -> io.Input:
     return io.Combo.Input(
         "qwen",
-        options=wanted_first("text_encoders", names),
-        default=wanted("text_encoders", names),
+        options=wanted_first("text_encoders", names_of("text_encoders")),
         tooltip="qwen_3_06b_base.safetensors in models/text_encoders, or a Hugging Face folder there.",
+        **look,
     )
+
+
+def names_of(kind: str) -> list[str]:
+    """List the entries of a dropdown: files, and of text encoders Hugging Face folders, too."""
+    names: list[str] = folder_paths.get_filename_list(kind)
+    return [*names, *model_folders(kind, "config.json")] if kind == "text_encoders" else names
+
+
+def best(kind: str) -> dict[str, Any]:
+    """Return the default of a dropdown: to it a template's own file gives way where that is not there."""
+    return {"default": wanted(kind, names_of(kind))}
 
 
 def tokenizer_input(**look: Any) -> io.Input:
@@ -134,7 +138,13 @@ class AnimaLoader(AnimaNode):
             description="Picks the three files of Anima to train with; those that it finds stand first in the lists. Only "
             "their paths travel on; they are loaded when training starts.",
             search_aliases=["anima train", "anima loader", "load anima", "training"],
-            inputs=[transformer_input(), vae_input(), qwen_input(), *inputs(cls.widgets), tokenizer_input(advanced=True)],
+            inputs=[
+                transformer_input(**best("diffusion_models")),
+                vae_input(**best("vae")),
+                qwen_input(**best("text_encoders")),
+                *inputs(cls.widgets),
+                tokenizer_input(advanced=True),
+            ],
             outputs=[
                 types.Transformer.Output(display_name="transformer"),
                 types.VAE.Output(display_name="vae"),
