@@ -79,9 +79,9 @@ def names_of(kind: str) -> list[str]:
     return [*names, *model_folders(kind, "config.json")] if kind == "text_encoders" else names
 
 
-def best(kind: str) -> dict[str, Any]:
-    """Return the default of a dropdown: to it a template's own file gives way where that is not there."""
-    return {"default": wanted(kind, names_of(kind))}
+def fitting(kind: str) -> dict[str, Any]:
+    """Tell pages which entry of a dropdown is such a model: a template's own file gives way to it where that is not there."""
+    return {"extra_dict": {"fitting": wanted(kind, names_of(kind))}}
 
 
 def tokenizer_input(**look: Any) -> io.Input:
@@ -139,9 +139,9 @@ class AnimaLoader(AnimaNode):
             "their paths travel on; they are loaded when training starts.",
             search_aliases=["anima train", "anima loader", "load anima", "training"],
             inputs=[
-                transformer_input(**best("diffusion_models")),
-                vae_input(**best("vae")),
-                qwen_input(**best("text_encoders")),
+                transformer_input(**fitting("diffusion_models")),
+                vae_input(**fitting("vae")),
+                qwen_input(**fitting("text_encoders")),
                 *inputs(cls.widgets),
                 tokenizer_input(advanced=True),
             ],

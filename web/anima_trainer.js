@@ -172,11 +172,11 @@ function nameChoices(node) {
   }
 }
 
-/** Choose the server's files (inputs' defaults) in place of those that a template says where to get; others are somebody's. @param {any} node */
+/** Choose the server's files (`fitting`) in place of those that a template says where to get; others are somebody's. @param {any} node */
 function chooseOwnFiles(node) {
   const named = (node.properties?.models ?? []).map((/** @type {any} */ { name }) => name);
   for (const widget of node.widgets) {
-    const fitting = node.constructor.nodeData?.input?.required?.[widget.name]?.[1]?.default;
+    const fitting = node.constructor.nodeData?.input?.required?.[widget.name]?.[1]?.fitting;
     const isMissing = named.includes(widget.value) && !widget.options?.values?.includes?.(widget.value);
     if (isMissing && fitting) widget.value = fitting;
   }

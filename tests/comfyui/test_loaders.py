@@ -38,7 +38,7 @@ def test_a_wrong_file_is_named_by_its_widget(server, base):
 
 
 def test_dropdowns_begin_with_what_their_node_wants(server, base):
-    """The first entry is what a new node has; no entry is lost; only the newest node names it as its default."""
+    """The first entry is what a new node has; no entry is lost, and none is a default that a saved workflow lacks."""
     others = [base / "models" / kind / f"0_other_{number}.safetensors" for kind in KINDS for number in range(3)]
     for path in others:
         path.write_bytes(b"not one")
@@ -55,8 +55,9 @@ def test_dropdowns_begin_with_what_their_node_wants(server, base):
         assert sum(entry.startswith("0_other_") for entry in options(server, node, name)) == 3
     info = our_nodes(server.get("/object_info"))
     for (node, name), first in wanted.items():
-        default = info[node]["input"]["required"][name][1].get("default")
-        assert default == (first if node == "AnimaLoader" else None), (node, name)
+        options_of = info[node]["input"]["required"][name][1]
+        assert "default" not in options_of, (node, name)
+        assert options_of.get("fitting") == (first if node == "AnimaLoader" else None), (node, name)
     for path in others:
         path.unlink()
 
