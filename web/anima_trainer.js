@@ -19,6 +19,7 @@ import { translator } from "./lib/words.js";
 
 const TRAINERS = ["AnimaTrain", "AnimaTrainFromTOML", "AnimaContinueRun"];
 const SOCKETS = ["TRANSFORMER", "VAE", "QWEN", "T5_TOKENIZER", "DATASET", "NETWORK", "OPTIMIZER", "SAMPLES"].map((name) => `ANIMA_${name}`);
+const SAME_FILE = new Map([["unet_name", "transformer"], ["clip_name", "qwen"], ["vae_name", "vae"]]); // widgets of stock loaders, of AnimaLoader
 const LANGUAGES = ["en", "zh"];
 const TAB = "anima-runs";
 const REMEMBERED = "anima_run"; // a node's property: "<its id> <id of the run that it trained last>"
@@ -172,13 +173,13 @@ function nameChoices(node) {
   }
 }
 
-/** Choose the server's files (`fitting`) in place of those that a template says where to get; others are somebody's. @param {any} node */
+/** Choose the server's files (`fitting` of AnimaLoader) in place of those that a template says where to get; others are somebody's. @param {any} node */
 function chooseOwnFiles(node) {
   const named = (node.properties?.models ?? []).map((/** @type {any} */ { name }) => name);
-  for (const widget of node.widgets) {
-    const fitting = node.constructor.nodeData?.input?.required?.[widget.name]?.[1]?.fitting;
-    const isMissing = named.includes(widget.value) && !widget.options?.values?.includes?.(widget.value);
-    if (isMissing && fitting) widget.value = fitting;
+  const files = /** @type {any} */ (window).LiteGraph.registered_node_types.AnimaLoader.nodeData.input.required;
+  for (const widget of node.widgets ?? []) {
+    const [own, choices] = [files[SAME_FILE.get(widget.name) ?? widget.name]?.[1]?.fitting, widget.options?.values ?? []];
+    if (named.includes(widget.value) && !choices.includes(widget.value) && choices.includes(own)) widget.value = own;
   }
 }
 
@@ -232,7 +233,7 @@ app.registerExtension({
     if (node.comfyClass?.startsWith("Anima")) nameChoices(node);
   },
   loadedGraphNode(/** @type {any} */ node) {
-    if (node.comfyClass === "AnimaLoader") chooseOwnFiles(node);
+    if (node.graph?.nodes.some((/** @type {any} */ { type }) => type === "AnimaLoader")) chooseOwnFiles(node);
   },
   setup() {
     addTab();

@@ -133,12 +133,21 @@ def ways(template: Template, links: list[Link]) -> dict[Link, list[Point]]:
             points[trunk][number] = [(column.x - SIDE - 10, y), (column.x + column.width + SIDE + 10, y)]
     found = {}
     for link in links:
+        if column_of[link.source] == column_of[link.target]:
+            found[link] = way_down(columns[column_of[link.source]], nodes[link.target])
+            continue
         passed = [p for n, pair in points[link.source, link.output].items() if n < column_of[link.target] for p in pair]
         source, target = columns[column_of[link.source]], columns[column_of[link.target]]
         begin = (source.x + source.width + 2 * SIDE, socket_height(nodes[link.source], link.output))
         end = (target.x - 2 * SIDE, socket_height(nodes[link.target], link.slot))
         found[link] = with_corners(begin, passed, end)
     return found
+
+
+def way_down(column: Column, target: Node) -> list[Point]:
+    """Return the points of a link to a node further down in the same column: beside it, then above that node, from the left."""
+    y = target.at[1] - TITLE - BETWEEN_NODES / 2
+    return [(column.x + column.width + SIDE + 10, y), (column.x - SIDE - 10, y)]
 
 
 def with_corners(begin: Point, passed: list[Point], end: Point) -> list[Point]:

@@ -3,6 +3,7 @@
 Stock loaders fix most sizes, so these files are large: a 157M transformer and a full-size random Qwen, 1.5 GB.
 """
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -17,10 +18,23 @@ from anima_core.demo.pictures import write_pictures
 from anima_core.demo.random_transformer import COMFYUI_TINY, write_random_transformer
 from anima_core.demo.random_vae import linear_vae_state
 
-from .graphs import Graph
+from .graphs import Graph, prompt_of
+from .make_workflows import FOLDER
 from .server import ComfyUI, error_of, status
 
 PROMPT = "red circle, white background, drawing"
+SMALL = {  # what the template's nodes are set to here, so that it takes seconds
+    "AnimaLoader": {"transformer": "anima.safetensors", "vae": "vae.safetensors", "qwen": "qwen.safetensors", "dtype": "fp32"},
+    "UNETLoader": {"unet_name": "anima.safetensors"},
+    "CLIPLoader": {"clip_name": "qwen.safetensors"},
+    "VAELoader": {"vae_name": "vae.safetensors"},
+    "AnimaDatasetFolder": {"folder": "pics", "resolution": "64", "bucket_step": 16, "min_side": 64},
+    "AnimaLoRANetwork": {"alpha": 16.0},
+    "AnimaOptimizer": {"learning_rate": 1e-2},
+    "AnimaTrain": {"steps": 4, "batch_size": 2, "output_name": "template"},
+    "EmptyLatentImage": {"width": 128, "height": 96},
+    "KSampler": {"steps": 4},
+}
 NEEDED = 4_000_000_000  # bytes of disk
 
 
@@ -133,3 +147,19 @@ def test_graph_file_and_preview_are_one_picture(server, base, network):
     assert abs(plain - first).mean() < 1e-3  # before the first step a preview is the base model's picture
     log = server.text()
     assert "lora key not loaded" not in log and "NOT LOADED" not in log and "ERROR lora" not in log
+
+
+def test_the_template_draws_with_what_it_trained(server, base):
+    flow = json.loads((FOLDER / "Train and draw - Anima training.json").read_text(encoding="utf-8"))
+    prompt = prompt_of(flow, server.get("/object_info"))
+    for node in prompt.values():
+        node["inputs"] |= SMALL.get(node["class_type"], {})
+    number = {node["class_type"]: key for key, node in prompt.items()}
+    sampler = prompt[number["KSampler"]]["inputs"]
+    assert sampler["model"] == [number["AnimaTrain"], 1]
+    entry = server.run(prompt)
+    assert status(entry) == "success", error_of(entry)
+    trained = picture(base, entry, number["SaveImage"])
+    sampler["model"] = [number["UNETLoader"], 0]
+    plain = picture(base, server.run(prompt), number["SaveImage"])
+    assert trained.shape == plain.shape == (96, 128, 3) and abs(trained - plain).mean() > 0.01

@@ -95,6 +95,22 @@ def character(side: int) -> Image.Image:
     return tiles([face(side // 2, ground, *mood) for ground, mood in zip(grounds, moods)], 2, side)
 
 
+def train_and_draw(side: int) -> Image.Image:
+    """Draw small pictures that lead into a curve, and that into a large picture."""
+    image = Image.new("RGB", (side, side), (30, 33, 40))
+    pen = ImageDraw.Draw(image)
+    for number in range(4):
+        small = scene(side * 2 // 15, DUSK, number)
+        image.paste(small, (int(side * 0.04), int(side * (0.04 + 0.165 * number))))
+    pen.rounded_rectangle([side * part for part in (0.23, 0.2, 0.45, 0.54)], side // 40, fill=(58, 64, 76))
+    share = np.linspace(0, 1, 40)
+    pen.line([*zip(side * (0.25 + 0.18 * share), side * (0.48 - 0.23 * np.exp(-4 * share)))], (120, 214, 160), side // 90)
+    for begin in (0.185, 0.46):
+        pen.line([side * part for part in (begin, 0.37, begin + 0.035, 0.37)], fill=(100, 181, 246), width=side // 60)
+    image.paste(scene(int(side * 0.46), DUSK, 11), (int(side * 0.51), int(side * 0.14)))
+    return image
+
+
 def lokr(side: int) -> Image.Image:
     """Draw a Kronecker product: one small pattern in each cell of another."""
     small = np.array([[1.0, 0.35, 0.6, 0.2], [0.3, 0.9, 0.15, 0.7], [0.55, 0.1, 1.0, 0.4], [0.2, 0.65, 0.35, 0.85]])
@@ -162,6 +178,7 @@ def titled(image: Image.Image, word: str, below: str) -> Image.Image:
 
 PICTURES: dict[str, tuple[Callable[[int], Image.Image], str, str]] = {  # first word of a template's name -> picture, words
     "Try": (try_it, "Try it", "a minute, no download"),
+    "Train and": (train_and_draw, "Train and draw", "straight into KSampler"),
     "Style": (style, "Style", "from 20 pictures"),
     "A character": (character, "Character", "a LoRA of 12 to 20 pictures"),
     "A LoKr": (lokr, "LoKr", "a product of two factors"),
