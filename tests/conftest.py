@@ -38,6 +38,8 @@ def pytest_collection_modifyitems(items):
             item.add_marker("comfyui")
         if item.path.is_relative_to(ROOT / "tests" / "faults"):
             item.add_marker("faults")
+        if item.path.is_relative_to(ROOT / "tests" / "browser"):
+            item.add_marker("browser")
     first = {item.path for item in items if {"comfyui", "faults", "slow", "long"} & {mark.name for mark in item.iter_markers()}}
     items.sort(key=lambda item: item.path not in first)
 

@@ -1,0 +1,120 @@
+"""A page of ComfyUI in Chromium, and what a user does on it."""
+
+import json
+import os
+import shutil
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+HARMLESS = ("404 (Not Found)",)  # ComfyUI's own requests for files that a new installation lacks
+READY = """() => {
+  try { return window.app.graph.nodes.length > 0 && window.app.extensionManager.getSidebarTabs().some(({ id }) => id === "anima-runs") }
+  catch { return false }  // "ComfyApp graph accessed before initialization"
+}"""
+PATIENCE = 120_000  # milliseconds until a test gives up on a page, on the slowest machine
+
+
+def executable() -> str | None:
+    return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    path = executable()
+    if path is None:
+        pytest.skip("no Chromium: install it (apt-get install chromium), or name it in CHROMIUM")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--force-color-profile=srgb"])
+        yield browser
+        browser.close()
+
+
+class Pages:
+    """Opens pages of one server. problems: what they wrote to the console as errors."""
+
+    def __init__(self, browser: Browser, server: Any) -> None:
+        self.browser, self.server = browser, server
+        self.contexts: list[Any] = []
+        self.problems: list[str] = []
+
+    def set(self, locale: str = "en", vue: bool = False, palette: str = "dark", **more: Any) -> None:
+        """Set what the server keeps for its pages; those that are open do not hear of it."""
+        settings = {
+            "Comfy.TutorialCompleted": True,
+            "Comfy.Locale": locale,
+            "Comfy.VueNodes.Enabled": vue,
+            "Comfy.ColorPalette": palette,
+            "Comfy.Workflow.WarnBlueprintOverwrite": False,
+            "Comfy.VueNodes.AutoScaleLayout": False,
+        }
+        body = json.dumps(settings | more).encode()
+        request = urllib.request.Request(self.server.url("/api/settings"), body, {"Content-Type": "application/json"})
+        urllib.request.urlopen(request).close()
+
+    def open(self, size: tuple[int, int] = (1600, 1000), window: Any = None, ready: str = READY) -> Page:
+        """Open the page and wait until it can be used. window: a page whose cookies and storage the new one shares."""
+        if window is None:
+            context = self.browser.new_context(viewport={"width": size[0], "height": size[1]})
+            context.route(lambda url: not url.startswith(self.server.url("")), lambda route: route.abort())
+            context.set_default_timeout(PATIENCE)
+            self.contexts.append(context)
+        else:
+            context = window.context
+        page = context.new_page()
+        page.on("pageerror", lambda error: self.problems.append(str(error)))
+        page.on("console", lambda message: self.note(message))
+        page.goto(self.server.url("/"))
+        page.wait_for_function(ready)
+        return page
+
+    def note(self, message: Any) -> None:
+        if message.type == "error" and "/anima" in f"{message.location} {message.text}".lower().replace("-", ""):
+            self.problems.append(f"{message.text} {message.location}")
+
+    def close(self) -> None:
+        for context in self.contexts:
+            context.close()
+
+
+def reload(page: Page) -> None:
+    page.reload()
+    page.wait_for_function(READY)
+
+
+def load(page: Page, workflow: dict, name: str = "") -> None:
+    """Open a graph, and wait until its nodes are there."""
+    page.evaluate("([graph, name]) => window.app.loadGraphData(graph, true, true, name || null)", [workflow, name])
+    wanted = len(workflow["nodes"])
+    page.wait_for_function("(count) => window.app.graph.nodes.length === count", arg=wanted)
+
+
+def look_at(page: Page, node: str, scale: float = 1.0) -> None:
+    """Move the canvas so that a node stands at the upper left of it."""
+    move = """([id, scale]) => {
+      const { canvas, graph } = window.app, node = graph.getNodeById(id)
+      canvas.ds.scale = scale
+      canvas.ds.offset = [120 / scale - node.pos[0], 110 / scale - node.pos[1]]
+      canvas.setDirty(true, true)
+    }"""
+    page.evaluate(move, [int(node), scale])
+
+
+def drawn(page: Page, chart: int = 0, within: str = ".anima-panel") -> list[list]:
+    """Return the columns that a chart draws: uPlot's own data."""
+    read = "([within, chart]) => [...document.querySelectorAll(`${within} .anima-plot`)][chart].chart.data.map((column) => [...column])"
+    return page.evaluate(read, [within, chart])
+
+
+def wait_for_steps(page: Page, steps: int, within: str = ".anima-panel") -> None:
+    """Wait until the loss is drawn up to a step."""
+    is_there = """([within, steps]) => {
+      const chart = document.querySelector(`${within} .anima-plot`)?.chart
+      return chart && chart.data[0].at(-1) >= steps
+    }"""
+    page.wait_for_function(is_there, arg=[within, steps])

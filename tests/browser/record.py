@@ -1,0 +1,53 @@
+"""What a ComfyUI says of its nodes, recorded for the tests without one: `python -m tests.browser.record`, which starts it."""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from ..comfyui.graphs import install_tiny_models
+from ..comfyui.schema import our_nodes
+from ..comfyui.server import ROOT, ComfyUI
+from ..conftest import find_comfyui
+
+FILE = Path(__file__).with_name("object_info.json")
+STOCK = ("KSampler", "LoadImage", "PreviewImage", "PreviewAny", "Note", "MarkdownNote")
+
+
+def recorded() -> dict:
+    return json.loads(FILE.read_text(encoding="utf-8"))
+
+
+def wanted(object_info: dict) -> dict:
+    """Return this pack's nodes, and the stock ones of its templates."""
+    used = {node["type"] for path in (ROOT / "example_workflows").glob("*.json") for node in json.loads(path.read_bytes())["nodes"]}
+    names = our_nodes(object_info).keys() | ((used | set(STOCK)) & object_info.keys())
+    return {name: object_info[name] for name in sorted(names)}
+
+
+def without_files(node: dict) -> dict:
+    """Return a node without what depends on the files that are there: the choices of its dropdowns."""
+    inputs = {
+        group: {
+            name: [kind, *({key: value for key, value in given.items() if key not in ("options", "default")} for given in options)]
+            for name, (kind, *options) in entries.items()
+        }
+        for group, entries in node["input"].items()
+    }
+    return node | {"input": inputs}
+
+
+def record() -> None:
+    found = find_comfyui()
+    if found is None:
+        sys.exit("no ComfyUI: set COMFYUI_PATH, see CONTRIBUTING.md")
+    with tempfile.TemporaryDirectory() as base:
+        install_tiny_models(Path(base))
+        with ComfyUI(*found, Path(base)) as server:
+            nodes = wanted(server.get("/object_info"))
+    FILE.write_text(json.dumps(nodes, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"{FILE.name}: {len(nodes)} nodes, {FILE.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    record()
