@@ -12,7 +12,6 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-HARMLESS = ("404 (Not Found)",)  # ComfyUI's own requests for files that a new installation lacks
 READY = """() => {
   try { return window.app.graph.nodes.length > 0 && window.app.extensionManager.getSidebarTabs().some(({ id }) => id === "anima-runs") }
   catch { return false }  // "ComfyApp graph accessed before initialization"
@@ -36,12 +35,14 @@ def chromium() -> Iterator[Browser]:
 
 
 class Pages:
-    """Opens pages of one server. problems: what they wrote to the console as errors."""
+    """Opens pages of one server, in windows of one browser. problems: errors of this pack in their consoles."""
 
     def __init__(self, browser: Browser, server: Any) -> None:
-        self.browser, self.server = browser, server
-        self.contexts: list[Any] = []
+        self.server = server
         self.problems: list[str] = []
+        self.context = browser.new_context()
+        self.context.set_default_timeout(PATIENCE)
+        self.context.route(lambda url: not url.startswith(server.url("")), lambda route: route.abort())
 
     def set(self, locale: str = "en", vue: bool = False, palette: str = "dark", **more: Any) -> None:
         """Set what the server keeps for its pages; those that are open do not hear of it."""
@@ -57,16 +58,10 @@ class Pages:
         request = urllib.request.Request(self.server.url("/api/settings"), body, {"Content-Type": "application/json"})
         urllib.request.urlopen(request).close()
 
-    def open(self, size: tuple[int, int] = (1600, 1000), window: Any = None, ready: str = READY) -> Page:
-        """Open the page and wait until it can be used. window: a page whose cookies and storage the new one shares."""
-        if window is None:
-            context = self.browser.new_context(viewport={"width": size[0], "height": size[1]})
-            context.route(lambda url: not url.startswith(self.server.url("")), lambda route: route.abort())
-            context.set_default_timeout(PATIENCE)
-            self.contexts.append(context)
-        else:
-            context = window.context
-        page = context.new_page()
+    def open(self, size: tuple[int, int] = (1600, 1000), ready: str = READY) -> Page:
+        """Open the page in a new window, and wait until it can be used."""
+        page = self.context.new_page()
+        page.set_viewport_size({"width": size[0], "height": size[1]})
         page.on("pageerror", lambda error: self.problems.append(str(error)))
         page.on("console", lambda message: self.note(message))
         page.goto(self.server.url("/"))
@@ -77,9 +72,16 @@ class Pages:
         if message.type == "error" and "/anima" in f"{message.location} {message.text}".lower().replace("-", ""):
             self.problems.append(f"{message.text} {message.location}")
 
+    def forget(self) -> None:
+        """Close all windows, and what the browser has stored for them."""
+        for page in self.context.pages:
+            page.evaluate("localStorage.clear()")
+            page.close()
+        self.context.clear_cookies()
+        self.problems.clear()
+
     def close(self) -> None:
-        for context in self.contexts:
-            context.close()
+        self.context.close()
 
 
 def reload(page: Page) -> None:

@@ -38,13 +38,20 @@ def stage(whole_stage):
     return whole_stage
 
 
-@pytest.fixture
-def pages(chromium, stage):
-    """Opens pages on the stage. At the end none of them may have failed."""
+@pytest.fixture(scope="session")
+def stage_pages(chromium, whole_stage):
     from .browser import Pages
 
-    opened = Pages(chromium, stage)
-    opened.set()
+    opened = Pages(chromium, whole_stage)
     yield opened
     opened.close()
-    assert opened.problems == []
+
+
+@pytest.fixture
+def pages(stage_pages, stage):
+    """Opens pages on the stage. At the end none of them may have failed."""
+    stage_pages.set()
+    yield stage_pages
+    problems = list(stage_pages.problems)
+    stage_pages.forget()
+    assert problems == []

@@ -19,6 +19,7 @@ import pytest
 from aiohttp import WSMsgType, web
 
 from ..comfyui.pack import import_nodes
+from ..processes import wait_until
 from ..test_node_texts import Bar, Interrupt, stand_in
 from .record import recorded
 
@@ -110,6 +111,10 @@ class Stage:
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.port}{path}"
 
+    def wait_for(self, condition: Callable[[], Any]) -> None:
+        """Wait for what a page does to the stage."""
+        wait_until(condition)
+
     # What this pack calls of ComfyUI's server, from threads.
 
     def send_sync(self, kind: str, payload: dict, sid: str | None = None) -> None:
@@ -132,10 +137,13 @@ class Stage:
 
     @web.middleware
     async def noted(self, request: web.Request, handler: Callable) -> web.StreamResponse:
-        """Note what pages ask of this pack; nothing is cached, since tests change what is there."""
+        """Note what pages ask of this pack."""
         if request.method == "POST" and "/anima_trainer/" in request.path:
             self.asked.append((request.path.partition("/anima_trainer/")[2], json.loads(await request.read() or b"{}")))
-        return await handler(request)
+        answer = await handler(request)
+        if request.path.startswith("/assets/"):  # their names hold a hash of what is in them
+            answer.headers["Cache-Control"] = "max-age=3600"
+        return answer
 
     async def socket(self, request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse()

@@ -38,7 +38,7 @@ def test_a_training_is_seen_live_after_a_reload_and_in_a_second_window(pages: Pa
         assert_it_draws_the_log(page, run)
         expect(panel.locator(".anima-sample img")).to_have_count(3)
 
-        second = pages.open(window=page)
+        second = pages.open()
         load(second, trainer())
         run.steps(7)
         for window in (page, second):
@@ -47,3 +47,94 @@ def test_a_training_is_seen_live_after_a_reload_and_in_a_second_window(pages: Pa
     for window in (page, second):
         expect(window.locator(".anima-panel")).to_contain_text("done: models/loras/my_style.safetensors")
     assert_it_draws_the_log(page, run)
+
+
+def test_what_is_asked_for_arrives_and_is_told(pages: Pages, stage):
+    page = pages.open()
+    load(page, trainer())
+    look_at(page, "1", 0.8)
+    panel = page.locator(".anima-panel")
+    with ScriptedRun(stage, "my_style", total=100).training() as run:
+        run.steps(10)
+        run.samples()
+        for word, said in (("save", "Saves after this step"), ("preview", "Draws samples after this step")):
+            panel.get_by_role("button", name=f"{word.title()} now").click()
+            expect(panel).to_contain_text(said)
+            stage.wait_for(lambda: len(stage.asked) == 1)
+            assert stage.asked.pop() == (word, {"run": run.id})
+            run.steps(1)
+            assert run.wished() == {word}
+        run.checkpoint()
+        expect(panel).to_contain_text("Saved at step 12")
+        for word, name in (("stop", "Stop and keep"), ("cancel", "Cancel")):
+            panel.get_by_role("button", name=name).click()
+            stage.wait_for(lambda: len(stage.asked) == 1)
+            assert stage.asked.pop() == (word, {"run": run.id})
+        run.steps(1)
+        assert run.wished() == {"cancel"}
+        run.finish("kept")
+    expect(page.get_by_text("my_style is stopped and kept")).to_be_visible()
+    expect(panel.get_by_role("button", name="Stop and keep")).to_have_count(0)
+
+
+def test_a_failure_is_told_with_the_line_that_helps(pages: Pages, stage):
+    page = pages.open()
+    load(page, trainer())
+    line = "network.rank=1000: must be below 500; use a lower one"
+    with ScriptedRun(stage, "my_style").training() as run:
+        run.steps(3)
+        wait_for_steps(page, 3)
+        run.listener.ends("failed", line)
+    expect(page.locator(".anima-panel").get_by_text(line)).to_be_attached()
+    expect(page.get_by_text("my_style has failed")).to_be_visible()
+    expect(page.get_by_text(line).first).to_be_visible()
+
+
+def test_a_lost_connection_loses_no_step(pages: Pages, stage):
+    page = pages.open()
+    load(page, trainer())
+    with ScriptedRun(stage, "my_style").training() as run:
+        run.steps(5)
+        assert_it_draws_the_log(page, run)
+        stage.drop_connections()
+        run.steps(20)
+        run.samples()
+        stage.wait_for(lambda: stage.sockets)
+        assert_it_draws_the_log(page, run)
+        expect(page.locator(".anima-sample img")).to_have_count(3)
+        run.steps(2)
+        assert_it_draws_the_log(page, run)
+        stage.drop_connections()  # what ends meanwhile is found ended
+        run.finish()
+    expect(page.locator(".anima-panel")).to_contain_text("done: models/loras/my_style.safetensors")
+
+
+@RENDERERS
+def test_a_training_within_a_subgraph_is_seen_on_its_node(pages: Pages, stage, vue):
+    pages.set(vue=vue)
+    page = pages.open()
+    load(page, within_subgraph())
+    with ScriptedRun(stage, "inner", node="12:5").training() as run:
+        run.steps(8)
+        page.wait_for_function("window.app.graph.getNodeById(12).subgraph.getNodeById(5).properties.anima_run")
+        page.evaluate("window.app.canvas.openSubgraph(window.app.graph.getNodeById(12).subgraph, window.app.graph.getNodeById(12))")
+        assert_it_draws_the_log(page, run)
+        page.locator(".anima-panel").get_by_role("button", name="Stop and keep").click()
+        stage.wait_for(lambda: stage.asked)
+        run.steps(1)
+        assert run.wished() == {"stop"}
+        run.finish("kept")
+
+
+def test_commands_reach_every_training(pages: Pages, stage):
+    page = pages.open()
+    run_command = "(name) => window.app.extensionManager.command.execute(`AnimaTrainer.${name}`)"
+    page.evaluate(run_command, "stop")
+    expect(page.get_by_text("Nothing trains at the moment.")).to_be_visible()
+    with ScriptedRun(stage, "one", node="1").training() as one, ScriptedRun(stage, "two", node="2").training() as two:
+        page.evaluate(run_command, "save")
+        for run in (one, two):
+            run.steps(1)
+            assert run.wished() == {"save"}
+            run.finish()
+    assert sorted(body["run"] for _, body in stage.asked) == sorted([one.id, two.id])
