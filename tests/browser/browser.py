@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 READY = """() => {
   try { return window.app.graph.nodes.length > 0 && window.app.extensionManager.getSidebarTabs().some(({ id }) => id === "anima-runs") }
   catch { return false }  // "ComfyApp graph accessed before initialization"
 }"""
-PATIENCE = 120_000  # milliseconds until a test gives up on a page, on the slowest machine
+PATIENCE = int(os.environ.get("PATIENCE", 90_000))  # milliseconds until a test gives up on a page, on the slowest machine
 
 
 def executable() -> str | None:
@@ -28,6 +28,7 @@ def chromium() -> Iterator[Browser]:
     path = executable()
     if path is None:
         pytest.skip("no Chromium: install it (apt-get install chromium), or name it in CHROMIUM")
+    expect.set_options(timeout=PATIENCE)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--force-color-profile=srgb"])
         yield browser

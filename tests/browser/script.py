@@ -84,24 +84,31 @@ class ScriptedRun:
     def steps(self, count: int) -> None:
         """Take steps, whose loss falls with noise, and let pages hear of all of them."""
         for _ in range(count):
-            self.step += 1
-            loss = 0.09 + 0.08 * math.exp(-self.step / (self.total / 4)) + self.rng.gauss(0, 0.02)
-            self.mean.add(loss)
-            self.losses.append(loss)
-            self.events.emit(
-                "step",
-                step=self.step,
-                total=self.total,
-                loss=loss,
-                mean_loss=self.mean.value,
-                lr=1e-4 * min(1, self.step / 20),
-                grad_norm=abs(self.rng.gauss(0.5, 0.2)),
-                seconds=1.31,
-                eta=(self.total - self.step) * 1.31,
-                pictures_per_second=1.53,
-                peak_gb=11.4,
-            )
+            self.events.emit("step", **self.next_step())
         self.listener.training.tell(at_once=True)
+
+    def write_steps(self, count: int) -> None:
+        """Take steps that only the log tells of: as while no page was open."""
+        with open(self.log, "a", encoding="utf-8") as log:
+            log.writelines(json.dumps({"event": "step", "time": 0.0, **self.next_step()}) + "\n" for _ in range(count))
+
+    def next_step(self) -> dict[str, Any]:
+        self.step += 1
+        loss = 0.09 + 0.08 * math.exp(-self.step / (self.total / 4)) + self.rng.gauss(0, 0.02)
+        self.mean.add(loss)
+        self.losses.append(loss)
+        return {
+            "step": self.step,
+            "total": self.total,
+            "loss": loss,
+            "mean_loss": self.mean.value,
+            "lr": 1e-4 * min(1, self.step / 20),
+            "grad_norm": abs(self.rng.gauss(0.5, 0.2)),
+            "seconds": 1.31,
+            "eta": (self.total - self.step) * 1.31,
+            "pictures_per_second": 1.53,
+            "peak_gb": 11.4,
+        }
 
     def samples(self) -> None:
         """Draw the prompts; they get larger with the steps."""

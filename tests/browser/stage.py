@@ -34,7 +34,6 @@ EMPTY: dict[str, Any] = {  # what the frontend asks for at its start
     "prompt": {"exec_info": {"queue_remaining": 0}},
     "features": {},
     "global_subgraphs": {},
-    "workflow_templates": {},
     "experiment/models": [],
     "embeddings": [],
     "userdata": [],
@@ -95,6 +94,8 @@ class Stage:
         app.router.add_get("/api/extensions", answering(extensions))
         app.router.add_post("/api/prompt", self.queue)
         app.router.add_post("/api/upload/image", self.upload)
+        app.router.add_get("/api/workflow_templates", answering(templates))
+        app.router.add_static(f"/api/workflow_templates/{FOLDER}", ROOT / "example_workflows")
         for path, answer in EMPTY.items():
             app.router.add_get(f"/api/{path}", answering(lambda answer=answer: answer))
         app.router.add_get("/api/{rest:.*}", self.is_not_there)
@@ -199,6 +200,10 @@ async def told(socket: web.WebSocketResponse, kind: str, payload: dict) -> None:
 def extensions() -> list[str]:
     """List every script of web/, as ComfyUI does, which loads them all."""
     return [f"/extensions/{FOLDER}/{path.relative_to(ROOT / 'web').as_posix()}" for path in (ROOT / "web").rglob("*.js")]
+
+
+def templates() -> dict[str, list[str]]:
+    return {FOLDER: sorted(path.stem for path in (ROOT / "example_workflows").glob("*.json"))}
 
 
 def translations() -> dict[str, Any]:
