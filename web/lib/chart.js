@@ -86,7 +86,7 @@ function plot(host, lines, { name, axes = false, extra }) {
   const sizes = new ResizeObserver(draw);
   sizes.observe(area);
   const palette = new MutationObserver(() => chart?.redraw(false));
-  palette.observe(document.body, { attributes: true, attributeFilter: ["class"] });
+  palette.observe(document.documentElement, { attributes: true, attributeFilter: ["class", "style"] }); // where ComfyUI puts its palette
   return {
     /** @param {any[][]} columns the steps, then one column a line */
     set(columns) {
