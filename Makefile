@@ -7,7 +7,7 @@ PACKAGE := $(VENV)/package/anima_trainer
 # Three files at a time on two cores, each with one thread: many tests wait for processes of their own.
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup lint types test long fast comfy faults docs demo clean
+.PHONY: setup lint types test long fast comfy faults browser docs demo clean
 
 setup: $(VENV)/.ready
 
@@ -27,7 +27,7 @@ types: setup
 	MYPYPATH=$(dir $(PACKAGE)) $(RUN) -m mypy -p anima_trainer.anima_core -p anima_trainer.nodes
 
 # Which tests; CI asks for the kills too.
-MARKS ?= not long
+MARKS ?= not long and not browser
 
 test: lint types
 	$(PYTEST) -m "$(MARKS)"
@@ -38,18 +38,28 @@ long: setup
 
 # Under a minute: no ComfyUI, no faults, no long training.
 fast: lint
-	$(PYTEST) -m "not comfyui and not faults and not slow and not long"
+	$(PYTEST) -m "not comfyui and not faults and not slow and not long and not browser"
 
 comfy: lint
-	$(PYTEST) -m comfyui
+	$(PYTEST) -m "comfyui and not browser"
 
 faults: lint
 	$(PYTEST) -m faults
 
-# What is written from the code; the help pages' input lists and the templates need a ComfyUI.
+# The pages in a real Chromium, with ComfyUI's frontend; the last of them with a whole ComfyUI.
+browser: $(VENV)/.browser
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -rs tests/browser
+
+$(VENV)/.browser: $(VENV)/.ready tests/browser/requirements.txt tests/browser/package-lock.json
+	$(RUN) -m pip install --quiet -r tests/browser/requirements.txt
+	cd tests/browser && npm ci --silent || echo "no packages from npm: axe-core's rules are not checked"
+	touch $@
+
+# What is written from the code; all but the flags needs a ComfyUI.
 docs: setup
 	$(RUN) -m anima_core.compat.docs docs/flags.md
 	$(RUN) -m tests.comfyui.make_help
+	$(RUN) -m tests.browser.record
 	$(RUN) -m tests.comfyui.make_workflows
 
 demo: setup

@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-READY = """() => {
-  try { return window.app.graph.nodes.length > 0 && window.app.extensionManager.getSidebarTabs().some(({ id }) => id === "anima-runs") }
-  catch { return false }  // "ComfyApp graph accessed before initialization"
+# A page before its graph is there throws at whoever asks for it.
+HAS_STARTED = """() => {
+  try { return window.app.extensionManager.getSidebarTabs().some(({ id }) => id === "anima-runs") } catch { return false }
 }"""
+READY = f"() => ({HAS_STARTED})() && window.app.graph.nodes.length > 0"
 PATIENCE = int(os.environ.get("PATIENCE", 90_000))  # milliseconds until a test gives up on a page, on the slowest machine
 
 
@@ -85,6 +86,23 @@ class Pages:
         self.context.close()
 
 
+class Mouse:
+    """Clicks as a user does, and counts them."""
+
+    def __init__(self, page: Page) -> None:
+        self.page, self.clicks = page, 0
+
+    def click(self, what: Locator) -> None:
+        what.hover()  # waits until nothing lies over it
+        box = what.bounding_box()
+        assert box is not None
+        self.at(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+
+    def at(self, x: float, y: float) -> None:
+        self.page.mouse.click(x, y)
+        self.clicks += 1
+
+
 def reload(page: Page) -> None:
     page.reload()
     page.wait_for_function(READY)
@@ -108,9 +126,24 @@ def look_at(page: Page, node: str, scale: float = 1.0) -> None:
     page.evaluate(move, [int(node), scale])
 
 
+def click_on_widget(page: Page, kind: str, name: str, mouse: Mouse | None = None) -> None:
+    """Click on a button of a node that the classic renderer paints on the canvas."""
+    where = """([kind, name]) => {
+      const { canvas, graph } = window.app, node = graph.nodes.find(({ type }) => type === kind)
+      const widget = node.widgets.find((one) => one.name === name)
+      return widget.last_y && canvas.convertOffsetToCanvas([node.pos[0] + node.size[0] / 2, node.pos[1] + widget.last_y + 10])
+    }"""
+    page.wait_for_function(where, arg=[kind, name])
+    x, y = page.evaluate(where, [kind, name])
+    box = page.locator("#graph-canvas").bounding_box()
+    assert box is not None
+    (mouse or Mouse(page)).at(box["x"] + x, box["y"] + y)
+
+
 def drawn(page: Page, chart: int = 0, within: str = ".anima-panel") -> list[list]:
     """Return the columns that a chart draws: uPlot's own data."""
-    read = "([within, chart]) => [...document.querySelectorAll(`${within} .anima-plot`)][chart].chart.data.map((column) => [...column])"
+    read = """([within, chart]) =>
+      document.querySelectorAll(`${within} .anima-plot`)[chart].chart.data.map((column) => [...column])"""
     return page.evaluate(read, [within, chart])
 
 

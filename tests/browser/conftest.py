@@ -1,4 +1,4 @@
-"""One Chromium and one stage for all tests of the pages; each test finds the stage without runs, and with the usual settings."""
+"""One Chromium and one stage for all tests of the pages; each test finds the stage without runs, with the usual settings."""
 
 import importlib.util
 import shutil

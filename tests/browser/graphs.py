@@ -1,9 +1,9 @@
 """Graphs as the frontend keeps them, small ones for the tests of the pages."""
 
-PANEL_BELOW = 1100  # px
+SIZE = (420, 1100)  # px: room for the panel
 
 
-def node(id_: int, kind: str, pos: tuple[int, int] = (0, 0), size: tuple[int, int] = (420, PANEL_BELOW), **more: object) -> dict:
+def node(id_: int, kind: str, pos: tuple[int, int] = (0, 0), size: tuple[int, int] = SIZE, **more: object) -> dict:
     plain = {"flags": {}, "order": id_, "mode": 0, "inputs": [], "outputs": [], "properties": {"Node name for S&R": kind}}
     return plain | {"id": id_, "type": kind, "pos": list(pos), "size": list(size)} | more
 

@@ -16,13 +16,15 @@ OVERLAPS = """(selector) => {
     .map((other) => other.outerHTML.slice(0, 120))
 }"""
 CUT_OFF = """(selector) => [...document.querySelectorAll(`${selector} *`)]
-  .filter((one) => one.checkVisibility() && !one.closest(".uplot, table, .anima-strip") && getComputedStyle(one).textOverflow !== "ellipsis")
+  .filter((one) => one.checkVisibility() && !one.closest(".uplot, table, .anima-strip"))
+  .filter((one) => getComputedStyle(one).textOverflow !== "ellipsis")
   .filter((one) => one.clientWidth && one.scrollWidth > one.clientWidth + 1)
   .map((one) => `${one.className}: ${one.textContent.slice(0, 60)} (${one.scrollWidth} in ${one.clientWidth} px)`)"""
 WIDGETS_BELOW = """(id) => {  // classic: widgets are painted on the canvas, at these heights
   const node = window.app.graph.getNodeById(id), at = node.widgets.findIndex(({ name }) => name === "anima_panel")
   const panel = node.widgets[at], end = panel.y + (panel.computedHeight ?? panel.element.offsetHeight)
-  return { above: node.widgets.slice(0, at).map(({ y, computedHeight = 20 }) => y + computedHeight), top: panel.y, end, height: node.size[1] }
+  const above = node.widgets.slice(0, at).map(({ y, computedHeight = 20 }) => y + computedHeight)
+  return { above, top: panel.y, end, height: node.size[1] }
 }"""
 
 

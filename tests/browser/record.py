@@ -1,4 +1,4 @@
-"""What a ComfyUI says of its nodes, recorded for the tests without one: `python -m tests.browser.record`, which starts it."""
+"""What a ComfyUI says of its nodes, for the tests without one: `python -m tests.browser.record` starts it and writes that."""
 
 import json
 import sys
@@ -11,7 +11,8 @@ from ..comfyui.server import ROOT, ComfyUI
 from ..conftest import find_comfyui
 
 FILE = Path(__file__).with_name("object_info.json")
-STOCK = ("KSampler", "LoadImage", "PreviewImage", "PreviewAny", "Note", "MarkdownNote")
+# Those of the graph that a new page opens.
+STOCK = ("CheckpointLoaderSimple", "CLIPTextEncode", "EmptyLatentImage", "KSampler", "VAEDecode", "SaveImage")
 
 
 def recorded() -> dict:
@@ -20,18 +21,20 @@ def recorded() -> dict:
 
 def wanted(object_info: dict) -> dict:
     """Return this pack's nodes, and the stock ones of its templates."""
-    used = {node["type"] for path in (ROOT / "example_workflows").glob("*.json") for node in json.loads(path.read_bytes())["nodes"]}
+    templates = [json.loads(path.read_bytes()) for path in (ROOT / "example_workflows").glob("*.json")]
+    used = {node["type"] for template in templates for node in template["nodes"]}
     names = our_nodes(object_info).keys() | ((used | set(STOCK)) & object_info.keys())
     return {name: object_info[name] for name in sorted(names)}
 
 
 def without_files(node: dict) -> dict:
     """Return a node without what depends on the files that are there: the choices of its dropdowns."""
+
+    def plain(kind: str, given: dict) -> dict:
+        return {key: value for key, value in given.items() if kind != "COMBO" or key not in ("options", "default")}
+
     inputs = {
-        group: {
-            name: [kind, *({key: value for key, value in given.items() if key not in ("options", "default")} for given in options)]
-            for name, (kind, *options) in entries.items()
-        }
+        group: {name: [kind, *(plain(kind, given) for given in options)] for name, (kind, *options) in entries.items()}
         for group, entries in node["input"].items()
     }
     return node | {"input": inputs}

@@ -1,6 +1,10 @@
-"""Pictures of the pages to look at: `python -m tests.browser.screenshots <folder>`, in both renderers, languages and palettes."""
+"""Pictures of the pages to look at, in both renderers, languages and palettes.
+
+`python -m tests.browser.screenshots <folder> [scene …]`: the first scene shows a training in the template that most begin with.
+"""
 
 import itertools
+import json
 import sys
 import tempfile
 from collections.abc import Callable
@@ -11,15 +15,16 @@ from playwright.sync_api import Page, expect
 from anima_core.demo.pictures import write_pictures
 
 from .browser import Pages, chromium, load, look_at, wait_for_steps
-from .graphs import graph, node
 from .script import ScriptedRun, past_run
-from .stage import Stage
+from .stage import ROOT, Stage
 
 SIZE = (1440, 960)
-SCENE = graph(
-    node(1, "AnimaTrain", (0, 0), (460, 1000)),
-    node(2, "AnimaDatasetFolder", (-480, 0), (400, 700), widgets_values=["ink drawings"]),
-)
+TEMPLATE = next((ROOT / "example_workflows").glob("Style*.json"))
+SCENE = json.loads(TEMPLATE.read_text(encoding="utf-8"))
+NODES = {node["type"]: node["id"] for node in SCENE["nodes"]}
+IMAGES_ARE_THERE = """() => [...document.images]
+  .filter((image) => image.checkVisibility() && image.getBoundingClientRect().top < innerHeight)
+  .every((image) => image.complete && image.naturalWidth)"""
 
 
 def stage_set(stage: Stage) -> None:
@@ -32,8 +37,8 @@ def stage_set(stage: Stage) -> None:
 
 
 def panel(page: Page) -> None:
-    look_at(page, "1", 0.85)
-    page.evaluate("window.app.canvas.ds.offset[0] += 420")
+    look_at(page, str(NODES["AnimaTrain"]), 0.9)
+    page.evaluate("window.app.canvas.ds.offset[0] += 720")
     wait_for_steps(page, 140)
 
 
@@ -57,13 +62,14 @@ def one_run(page: Page) -> None:
 
 
 def folders(page: Page) -> None:
-    page.evaluate("window.app.graph.getNodeById(2).widgets.find(({ name }) => name === 'choose_folder').callback()")
+    press = "(id) => window.app.graph.getNodeById(id).widgets.find(({ name }) => name === 'choose_folder').callback()"
+    page.evaluate(press, NODES["AnimaDatasetFolder"])
     expect(page.locator("dialog.anima-dialog li")).to_have_count(3)
 
 
 def templates(page: Page) -> None:
     page.evaluate("window.app.extensionManager.command.execute('Comfy.BrowseTemplates')")
-    page.get_by_text("Anima-Trainer").first.click()
+    page.get_by_role("dialog").get_by_text("ComfyUI-Anima-Tr").first.click()
     page.wait_for_function("document.querySelectorAll('[role=dialog] img').length >= 5")
 
 
@@ -87,7 +93,7 @@ def take(stage: Stage, pages: Pages, folder: Path, wanted: list[str]) -> None:
         for scene, palette in itertools.product(scenes, ("dark", "light")):
             page.evaluate("(name) => window.app.extensionManager.setting.set('Comfy.ColorPalette', name)", palette)
             scene(page)
-            page.wait_for_load_state("networkidle")
+            page.wait_for_function(IMAGES_ARE_THERE)
             name = f"{scene.__name__}-{'vue' if vue else 'classic'}-{locale}-{palette}.png"
             page.screenshot(path=folder / name)
             close(page)
@@ -98,7 +104,7 @@ def main(folder: Path, wanted: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as base, Stage(Path(base)).serving() as stage, chromium() as browser:
         stage_set(stage)
-        with ScriptedRun(stage, "ink_v3", total=400, workflow=SCENE).training() as run:
+        with ScriptedRun(stage, "ink_v3", total=400, node=str(NODES["AnimaTrain"]), workflow=SCENE).training() as run:
             for _ in range(7):
                 run.steps(20)
                 run.samples()

@@ -1,4 +1,4 @@
-"""Trainings by a script: the run folder, the log and the events of one, without a model. What pages see of it is the real thing."""
+"""Trainings by a script: the run folder, the log and the events of one, without a model. What pages see of it is real."""
 
 import contextlib
 import json
@@ -11,8 +11,17 @@ from typing import Any
 from anima_core import files
 from anima_core.demo.pictures import COLOURS, GROUNDS, SHAPES, draw
 from anima_core.run_store import FinishedRun, RunStore
-from anima_core.settings import DatasetConfig, ModelConfig, NetworkConfig, OptimizerConfig, OutputConfig, SampleConfig, SubsetConfig
-from anima_core.settings import TrainConfig, to_dict
+from anima_core.settings import (
+    DatasetConfig,
+    ModelConfig,
+    NetworkConfig,
+    OptimizerConfig,
+    OutputConfig,
+    SampleConfig,
+    SubsetConfig,
+    TrainConfig,
+    to_dict,
+)
 from anima_core.settings.toml_file import dump_toml
 from anima_core.training.events import Events
 from anima_core.training.reporting import RunningMean

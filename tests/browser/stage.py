@@ -1,7 +1,7 @@
 """A stage for the pages, without a ComfyUI: its real frontend, this pack's own routes and pages, and trainings by a script.
 
-What ComfyUI would answer about nodes is recorded (`record.py`). The routes of this pack are those of `nodes/`, on run folders that
-`script.py` writes as a training does.
+What ComfyUI would answer about nodes is recorded (`record.py`). The routes of this pack are those of `nodes/`, on run folders
+that `script.py` writes as a training does.
 """
 
 import asyncio

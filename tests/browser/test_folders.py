@@ -5,7 +5,7 @@ from playwright.sync_api import Page, expect
 
 from anima_core.demo.pictures import write_pictures
 
-from .browser import Pages, load, look_at
+from .browser import Pages, click_on_widget, load, look_at
 from .graphs import graph, node
 
 FOLDER = "window.app.graph.nodes[0].widgets.find(({ name }) => name === 'folder').value"
@@ -20,24 +20,12 @@ def page(request, pages: Pages, stage) -> Page:
     found = pages.open()
     load(found, graph(node(1, "AnimaDatasetFolder", size=(420, 700))))
     look_at(found, "1")
-    click_on_the_button(found, vue=request.param)
+    if request.param:
+        found.get_by_role("button", name="Choose or upload a folder").click()
+    else:
+        click_on_widget(found, "AnimaDatasetFolder", "choose_folder")
     expect(chooser(found).get_by_role("button", name="ink drawings")).to_be_visible()
     return found
-
-
-def click_on_the_button(page: Page, vue: bool) -> None:
-    if vue:
-        page.get_by_role("button", name="Choose or upload a folder").click()
-        return
-    where = """() => {
-      const { canvas, graph } = window.app, node = graph.nodes[0]
-      const widget = node.widgets.find(({ name }) => name === "choose_folder")
-      return widget.last_y && canvas.convertOffsetToCanvas([node.pos[0] + node.size[0] / 2, node.pos[1] + widget.last_y + 10])
-    }"""
-    page.wait_for_function(where)
-    x, y = page.evaluate(where)
-    box = page.locator("#graph-canvas").bounding_box()
-    page.mouse.click(box["x"] + x, box["y"] + y)
 
 
 def chooser(page: Page):

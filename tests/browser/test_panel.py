@@ -1,4 +1,4 @@
-"""The panel on a training node, in a real page: what it shows, after a reload and in a second window, and what its buttons post."""
+"""The panel on a training node, in a real page: what it shows, also after a reload and in a second window, and its buttons."""
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -117,7 +117,7 @@ def test_a_training_within_a_subgraph_is_seen_on_its_node(pages: Pages, stage, v
     with ScriptedRun(stage, "inner", node="12:5").training() as run:
         run.steps(8)
         page.wait_for_function("window.app.graph.getNodeById(12).subgraph.getNodeById(5).properties.anima_run")
-        page.evaluate("window.app.canvas.openSubgraph(window.app.graph.getNodeById(12).subgraph, window.app.graph.getNodeById(12))")
+        page.evaluate("((outer) => window.app.canvas.openSubgraph(outer.subgraph, outer))(window.app.graph.getNodeById(12))")
         assert_it_draws_the_log(page, run)
         page.locator(".anima-panel").get_by_role("button", name="Stop and keep").click()
         stage.wait_for(lambda: stage.asked)

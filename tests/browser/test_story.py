@@ -1,4 +1,4 @@
-"""The whole story in a real ComfyUI: from nothing to the first adapter in five clicks, with files of any name, watched from everywhere.
+"""The whole story in a real ComfyUI: from nothing to the first adapter in five clicks, with files of any name.
 
 Also what ComfyUI tells pages of the nodes, which the other tests of the pages have from a record.
 """
@@ -8,47 +8,32 @@ import shutil
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Page, expect
 
 from anima_core.demo.pictures import write_pictures
 
 from ..comfyui.graphs import install_tiny_models
 from ..comfyui.server import ComfyUI
-from .browser import Pages, drawn, look_at, wait_for_steps
+from .browser import HAS_STARTED, Mouse, Pages, click_on_widget, drawn, look_at, wait_for_steps
 from .record import recorded, wanted, without_files
 from .script import columns_of
 from .test_runs_tab import TAB, button, open_tab, row
 
 TEMPLATE = "Style from 20 pictures"
-ANY_GRAPH = "() => { try { return window.app.extensionManager.getSidebarTabs().some(({ id }) => id === 'anima-runs') } catch { return false } }"
 # What makes a training of seconds on a CPU out of one for a GPU; no click of a user.
 SMALL = {
     "AnimaDatasetFolder": {"resolution": "64", "bucket_step": 16, "min_side": 64},
     "AnimaSamplePrompts": {"width": 64, "height": 64, "steps": 1, "every_n_steps": 4},
     "AnimaTrain": {"steps": 100_000},
 }
-SET = """(values) => {
-  for (const node of window.app.graph.nodes)
-    for (const [name, value] of Object.entries(values[node.type] ?? {})) node.widgets.find((widget) => widget.name === name).value = value
+SET = """(kinds) => {
+  for (const { type, widgets } of window.app.graph.nodes)
+    for (const [name, value] of Object.entries(kinds[type] ?? {})) widgets.find((one) => one.name === name).value = value
 }"""
-
-
-class Mouse:
-    """Clicks as a user does, and counts them."""
-
-    def __init__(self, page: Page) -> None:
-        self.page, self.clicks = page, 0
-
-    def click(self, what: Locator) -> None:
-        what.scroll_into_view_if_needed()
-        what.hover()  # waits until nothing lies over it
-        box = what.bounding_box()
-        assert box is not None
-        self.at(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-
-    def at(self, x: float, y: float) -> None:
-        self.page.mouse.click(x, y)
-        self.clicks += 1
+ADAPTER = """(() => {
+  const [{ value, options }] = window.app.graph.nodes.find(({ type }) => type === "AnimaLoadAdapter").widgets
+  return { value, values: [...options.values] }
+})()"""
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +65,7 @@ def story(chromium, server):
 
 
 def test_the_record_is_what_comfyui_says(server):
-    """Else: python -m tests.browser.record."""
+    """Else: make docs."""
     now, then = wanted(server.get("/object_info")), recorded()
     ours = {name for name in now if name.startswith("Anima")}
     assert ours == {name for name in then if name.startswith("Anima")}
@@ -88,70 +73,53 @@ def test_the_record_is_what_comfyui_says(server):
         assert without_files(now[name]) == without_files(then[name]), name
 
 
-def test_the_first_adapter_in_five_clicks_and_watched_from_everywhere(story: Pages, server, base):
-    page = story.open(ready=ANY_GRAPH)
-    mouse = Mouse(page)  # a first start opens the templates by itself
-    mouse.click(page.get_by_role("dialog").get_by_text("ComfyUI-Anima-Tr").first)
-    mouse.click(page.get_by_role("dialog").get_by_text(TEMPLATE).first)
-    page.wait_for_function("window.app.graph.nodes.some(({ type }) => type === 'AnimaTrain')")
-    expect(page.get_by_role("dialog")).to_have_count(0)
-    page.evaluate(SET, SMALL)
-    choose_folder(page, mouse)
-    mouse.click(page.locator("dialog.anima-dialog li button").first)
-    mouse.click(page.get_by_test_id("queue-button"))
-    assert mouse.clicks == 5
-
-    node = page.evaluate("String(window.app.graph.nodes.find(({ type }) => type === 'AnimaTrain').id)")
+def test_the_first_adapter_in_five_clicks_and_watched_from_everywhere(story: Pages, base):
+    page = story.open(ready=HAS_STARTED)
+    node = train_in_five_clicks(page)
     look_at(page, node, 0.6)
     wait_for_steps(page, 5)
     (log,) = (base / "output" / "anima_trainer").glob("*-run/log.jsonl")
     page.reload()
-    page.wait_for_function(ANY_GRAPH)
+    page.wait_for_function(HAS_STARTED)
     wait_for_steps(page, 8)
     assert_it_is_the_logs_beginning(drawn(page), log)
 
-    second = story.open(ready=ANY_GRAPH)
-    second.keyboard.press("Escape")
+    second = story.open(ready=HAS_STARTED)
     open_tab(second)
-    row(second, log.parent.name.removesuffix("-run")).get_by_role("button").click()
+    row(second, "my_style").get_by_role("button").click()
     wait_for_steps(second, 12, TAB)
     assert_it_is_the_logs_beginning(drawn(second, 0, TAB), log)
     expect(second.locator(f"{TAB} .anima-runs-samples img").first).to_be_visible()
 
     look_at(page, node, 0.6)
     page.locator(".anima-panel").get_by_role("button", name="Stop and keep").click()
-    panel = page.locator(".anima-panel .anima-sentence")
-    expect(panel).to_contain_text("my_style.safetensors")
-    steps = columns_of(log)
-    wait_for_steps(page, steps["step"][-1])
-    assert drawn(page) == [steps["step"], steps["loss"], steps["mean_loss"]]
+    expect(page.locator(".anima-panel .anima-sentence")).to_contain_text("my_style.safetensors")
     expect(page.get_by_text("my_style is stopped and kept")).to_be_visible()
-
     expect(button(second, "Use adapter")).to_be_visible()
-    assert drawn(second, 0, TAB) == [steps["step"], steps["loss"], steps["mean_loss"]]
+    steps = columns_of(log)
+    for window, within in ((page, ".anima-panel"), (second, TAB)):
+        wait_for_steps(window, steps["step"][-1], within)
+        assert drawn(window, 0, within) == [steps["step"], steps["loss"], steps["mean_loss"]]
     button(second, "Use adapter").click()
     second.wait_for_function("window.app.graph.nodes.some(({ type }) => type === 'AnimaLoadAdapter')")
-    widget = second.evaluate(
-        "(({ value, options }) => ({ value, values: [...options.values] }))(window.app.graph.nodes.find(({ type }) => type === 'AnimaLoadAdapter').widgets[0])"
-    )
-    assert widget["value"] == "my_style.safetensors" and widget["value"] in widget["values"]
-    assert (base / "models" / "loras" / widget["value"]).is_file()
+    assert second.evaluate(ADAPTER) == {"value": "my_style.safetensors", "values": ["my_style.safetensors"]}
+    assert (base / "models" / "loras" / "my_style.safetensors").is_file()
     assert story.problems == []
 
 
-def choose_folder(page: Page, mouse: Mouse) -> None:
-    """Click on the dataset node's button, which the classic renderer paints on the canvas."""
-    where = """() => {
-      const { canvas, graph } = window.app, node = graph.nodes.find(({ type }) => type === "AnimaDatasetFolder")
-      const widget = node.widgets.find(({ name }) => name === "choose_folder")
-      return widget.last_y && canvas.convertOffsetToCanvas([node.pos[0] + node.size[0] / 2, node.pos[1] + widget.last_y + 10])
-    }"""
-    page.wait_for_function(where)
-    x, y = page.evaluate(where)
-    box = page.locator("#graph-canvas").bounding_box()
-    assert box is not None
-    mouse.at(box["x"] + x, box["y"] + y)
-    expect(page.locator("dialog.anima-dialog li")).to_have_count(1)
+def train_in_five_clicks(page: Page) -> str:
+    """Begin where a first start does, with the templates open; return the id of the node that trains."""
+    mouse = Mouse(page)
+    mouse.click(page.get_by_role("dialog").get_by_text("ComfyUI-Anima-Tr").first)
+    mouse.click(page.get_by_role("dialog").get_by_text(TEMPLATE).first)
+    page.wait_for_function("window.app.graph.nodes.some(({ type }) => type === 'AnimaTrain')")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    page.evaluate(SET, SMALL)
+    click_on_widget(page, "AnimaDatasetFolder", "choose_folder", mouse)
+    mouse.click(page.locator("dialog.anima-dialog li button").first)
+    mouse.click(page.get_by_test_id("queue-button"))
+    assert mouse.clicks == 5
+    return page.evaluate("String(window.app.graph.nodes.find(({ type }) => type === 'AnimaTrain').id)")
 
 
 def assert_it_is_the_logs_beginning(columns: list[list], log: Path) -> None:
