@@ -32,6 +32,7 @@ def stage(whole_stage):
     for folder in ("output", "input", "other_disk"):
         shutil.rmtree(whole_stage.base / folder, ignore_errors=True)
     (whole_stage.base / "input").mkdir()
+    whole_stage.is_silent = False
     whole_stage.settings.clear()
     whole_stage.prompts.clear()
     whole_stage.asked.clear()

@@ -48,7 +48,8 @@ def record() -> None:
         install_tiny_models(Path(base))
         with ComfyUI(*found, Path(base)) as server:
             nodes = wanted(server.get("/object_info"))
-    FILE.write_text(json.dumps(nodes, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    lines = [f"{json.dumps(name)}: {json.dumps(node, ensure_ascii=False)}" for name, node in nodes.items()]
+    FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
     print(f"{FILE.name}: {len(nodes)} nodes, {FILE.stat().st_size} bytes")
 
 

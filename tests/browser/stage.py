@@ -45,7 +45,7 @@ EMPTY: dict[str, Any] = {  # what the frontend asks for at its start
 class Stage:
     """Serves until its block is left. prompts: what pages have queued. asked: what they posted to this pack, by route.
 
-    settings: of the frontend, as its pages get them.
+    settings: of the frontend, as its pages get them. is_silent: whether messages to pages are lost.
     """
 
     def __init__(self, base: Path) -> None:
@@ -53,7 +53,7 @@ class Stage:
         self.settings: dict[str, Any] = {}
         self.prompts: list[dict] = []
         self.asked: list[tuple[str, dict]] = []
-        self.unknown: set[str] = set()
+        self.is_silent = False
         self.sockets: set[web.WebSocketResponse] = set()
         self.loop = asyncio.new_event_loop()
         self.routes = web.RouteTableDef()  # what nodes/routes.py adds to
@@ -133,7 +133,7 @@ class Stage:
             await socket.close()
 
     def tell(self, kind: str, payload: dict) -> None:
-        for socket in self.sockets:
+        for socket in () if self.is_silent else self.sockets:
             self.loop.create_task(told(socket, kind, payload))
 
     @web.middleware
@@ -181,7 +181,6 @@ class Stage:
         return web.json_response({"name": file.filename, "subfolder": subfolder, "type": "input"})
 
     async def is_not_there(self, request: web.Request) -> web.Response:
-        self.unknown.add(request.path)
         return web.json_response({"error": "not on this stage"}, status=404)
 
 

@@ -7,6 +7,7 @@ from .browser import Pages, drawn, load, look_at, reload, wait_for_steps
 from .graphs import trainer, within_subgraph
 from .script import ScriptedRun
 
+BEYOND = "(({ scrollWidth, clientWidth }) => scrollWidth - clientWidth)(document.querySelector('.anima-strip'))"
 RENDERERS = pytest.mark.parametrize("vue", [False, True], ids=["classic", "vue"])
 
 
@@ -32,6 +33,8 @@ def test_a_training_is_seen_live_after_a_reload_and_in_a_second_window(pages: Pa
         assert_it_draws_the_log(page, run)
         expect(panel).to_contain_text("step 40 / 200")
         expect(panel.locator(".anima-sample img")).to_have_count(3)
+        page.wait_for_function("[...document.querySelectorAll('.anima-sample img')].every(({ naturalWidth }) => naturalWidth)")
+        assert page.evaluate(BEYOND) == 0
 
         reload(page)
         look_at(page, "1", 0.8)
@@ -107,6 +110,53 @@ def test_a_lost_connection_loses_no_step(pages: Pages, stage):
         stage.drop_connections()  # what ends meanwhile is found ended
         run.finish()
     expect(page.locator(".anima-panel")).to_contain_text("done: models/loras/my_style.safetensors")
+
+
+def test_samples_are_paged_through_by_keys_and_enlarged(pages: Pages, stage):
+    page = pages.open()
+    load(page, trainer())
+    look_at(page, "1", 0.8)
+    with ScriptedRun(stage, "my_style").training() as run:
+        for _ in range(3):
+            run.steps(10)
+            run.samples()
+        slider = page.get_by_role("slider", name="Step of the samples")
+        expect(slider).to_have_attribute("aria-valuetext", "step 30")
+        slider.press("ArrowLeft")
+        expect(slider).to_have_attribute("aria-valuetext", "step 20")
+        run.steps(10)
+        run.samples()  # who looks at an earlier step is left there
+        expect(slider).to_have_attribute("max", "3")
+        expect(slider).to_have_attribute("aria-valuetext", "step 20")
+        page.locator(".anima-sample").nth(1).press("Enter")
+        image = page.locator("dialog img")
+        expect(image).to_be_visible()
+        assert image.get_attribute("src").endswith(f"{run.id}/samples/step-00000020-1.png")
+        page.keyboard.press("Escape")
+        expect(image).to_have_count(0)
+        run.finish()
+
+
+def test_a_page_that_missed_the_end_stops_no_other_training(pages: Pages, stage):
+    page = pages.open()
+    load(page, trainer())
+    look_at(page, "1", 0.8)
+    panel = page.locator(".anima-panel")
+    with ScriptedRun(stage, "first").training() as first:
+        first.steps(3)
+        wait_for_steps(page, 3)
+        stage.is_silent = True
+        first.finish()
+    with ScriptedRun(stage, "second").training() as second:  # on the same node
+        panel.get_by_role("button", name="Stop and keep").click()
+        expect(panel).to_contain_text("is not training")
+        assert stage.asked == [("stop", {"run": first.id})]
+        second.steps(1)
+        assert second.wished() == set()
+        second.finish()
+    (refused,) = pages.problems  # what Chromium writes of every 404
+    assert "/stop" in refused
+    pages.problems.clear()
 
 
 @RENDERERS
