@@ -65,8 +65,12 @@ class RunPages:
         return found
 
     def folder(self, id_: str) -> Path:
-        """Return a run's folder: one of those that are there, whatever an id says."""
-        folder = self.list.folders(run_store()).get(id_)
+        """Return a run's folder: one of those that are there, whatever an id says.
+
+        That of a run that trains is known, also before its record is written, and where the disk is too full for one.
+        """
+        going = [training.folder for training in live.chosen(None, id_) if training.folder]
+        folder = going[0] if going else self.list.folders(run_store()).get(id_)
         if folder is None:
             raise NoSuchRun(f"no run {id_[:80]!r}")
         return folder

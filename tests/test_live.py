@@ -138,6 +138,7 @@ def test_a_disk_that_is_full_costs_the_record_and_not_the_training(nodes, folder
     monkeypatch.setattr(nodes("live"), "write_record", full)
     with nodes("bridge").NodeListener("1") as listener:
         assert listener(start()) is None
+        assert nodes("run_pages").RunPages().curve(listener.training.run, 10)["steps"] == 0  # it is shown nevertheless
         listener.ends("done", "done")
     assert "run.json: cannot be written (No space left on device)" in caplog.text
 

@@ -12,7 +12,8 @@ from ..conftest import find_comfyui
 
 FILE = Path(__file__).with_name("object_info.json")
 # Those of the graph that a new page opens.
-STOCK = ("CheckpointLoaderSimple", "CLIPTextEncode", "EmptyLatentImage", "KSampler", "VAEDecode", "SaveImage")
+STOCK = ("UNETLoader", "CLIPLoader", "VAELoader", "CLIPTextEncode", "EmptySD3LatentImage", "ModelSamplingAuraFlow", "KSampler")
+STOCK += ("VAEDecode", "SaveImage")
 
 
 def recorded() -> dict:
