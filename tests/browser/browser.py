@@ -17,7 +17,7 @@ HAS_STARTED = """() => {
   try { return window.app.extensionManager.getSidebarTabs().some(({ id }) => id === "anima-runs") } catch { return false }
 }"""
 READY = f"() => ({HAS_STARTED})() && window.app.graph.nodes.length > 0"
-PATIENCE = int(os.environ.get("PATIENCE", 90_000))  # milliseconds until a test gives up on a page, on the slowest machine
+PATIENCE = int(os.environ.get("PATIENCE", 120_000))  # milliseconds until a test gives up on a page, on the slowest machine
 
 
 def executable() -> str | None:

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -19,8 +20,8 @@ import pytest
 from aiohttp import WSMsgType, web
 
 from ..comfyui.pack import import_nodes
-from ..processes import wait_until
 from ..test_node_texts import Bar, Interrupt, stand_in
+from .browser import PATIENCE
 from .record import recorded
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,7 +115,10 @@ class Stage:
 
     def wait_for(self, condition: Callable[[], Any]) -> None:
         """Wait for what a page does to the stage."""
-        wait_until(condition)
+        give_up = time.monotonic() + PATIENCE / 1000
+        while not condition():
+            assert time.monotonic() < give_up, "the page has not done it"
+            time.sleep(0.02)
 
     # What this pack calls of ComfyUI's server, from threads.
 
