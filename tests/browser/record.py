@@ -16,6 +16,9 @@ STOCK = ("UNETLoader", "CLIPLoader", "VAELoader", "CLIPTextEncode", "EmptySD3Lat
 STOCK += ("VAEDecode", "SaveImage")
 
 
+OF_FILES = ("options", "default", "fitting")  # what a dropdown says of the files that are there
+
+
 def recorded() -> dict:
     return json.loads(FILE.read_text(encoding="utf-8"))
 
@@ -32,7 +35,7 @@ def without_files(node: dict) -> dict:
     """Return a node without what depends on the files that are there: the choices of its dropdowns."""
 
     def plain(kind: str, given: dict) -> dict:
-        return {key: value for key, value in given.items() if kind != "COMBO" or key not in ("options", "default")}
+        return {key: value for key, value in given.items() if kind != "COMBO" or key not in OF_FILES}
 
     inputs = {
         group: {name: [kind, *(plain(kind, given) for given in options)] for name, (kind, *options) in entries.items()}
