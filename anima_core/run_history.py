@@ -26,6 +26,7 @@ COLUMNS = ("step", *NUMBERS)
 LATEST = ("step", "total", *NUMBERS, "eta", "peak_gb", "pictures_per_second")
 BLOCK = 1 << 20  # bytes that are read at once
 HEAD = 100  # bytes: the first line's kind and time tell a log from another one in its place
+MOST_STEPS = 1 << 53  # above it columns hold other numbers than the log
 LOGS_KEPT = 16  # in memory, 5 MB each for 100,000 steps
 
 Columns = dict[str, list[float | None]]
@@ -91,7 +92,7 @@ def plan_of(folder: Path) -> str | None:
         plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
         parts = int(plan["parts"])
         return summary(plan["levels"]) + (f", each micro-batch in {parts} parts" if parts > 1 else "")
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
 
 
@@ -213,13 +214,16 @@ def latest_of(event: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_STEPS else None
 
 
 def number(value: Any) -> float:
     if type(value) is float:  # nearly all of them
         return value
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    try:
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # a damaged log
+        return math.inf
 
 
 def finite(value: float) -> float | None:

@@ -32,6 +32,8 @@ def target_of(body: bytes, all_of_none: bool) -> Target:
     way_out = f'{{"run": "<id>"}} or {{"node": "<id>"}}{every}'
     data = object_of(body, ("node", "run"), way_out)
     node, run = data.get("node"), data.get("run")
+    if None in data.values():  # an id that was looked for and not found: not every training is meant
+        raise BadRequest(f"null is no id; say which training: {way_out}")
     if node is not None and (isinstance(node, bool) or not isinstance(node, str | int) or not is_id(NODE_ID, node)):
         raise BadRequest("node must be a node's id")
     if run is not None and not (isinstance(run, str) and is_id(RUN_ID, run)):

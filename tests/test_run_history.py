@@ -104,7 +104,7 @@ def test_only_the_logs_that_were_asked_for_last_are_held(folder):
 GARBAGE = [
     "\n", "null\n", "[]\n", "7\n", "{\n", '{"event": 7}\n', '{"event": "step"}\n', '{"event": "step", "step": true}\n',
     '{"event": "step", "step": -1}\n', '{"event": "step", "step": 1.5}\n', '{"event": "sample", "step": 1}\n',
-    "[" * 50_000 + "\n",
+    "[" * 50_000 + "\n", '{"event": "step", "step": 1' + "0" * 400 + "}\n",
     '{"event": "__class__"}\n', '{"event": "step", "step": "1"}\n', "\0\0\0\n",
     sample(3, path="../../etc/passwd"), sample(3, path="step-x.png"), sample(3, path=""), '{"event": "start", "step": "x"}\n',
 ]  # fmt: skip
@@ -118,10 +118,16 @@ def test_what_is_no_event_is_passed_over(folder, line):
 
 
 def test_numbers_that_are_none_are_null(folder):
-    write(folder, step(1, None, grad_norm=None, lr="x", seconds=True, eta=1e400))
+    write(folder, step(1, None, grad_norm=None, lr="x", seconds=10**400, mean_loss=True, eta=1e400))
     run = read_run(folder)
     assert [run.steps[name] for name in COLUMNS] == [[1], [None], [None], [None], [None], [None]]
     assert run.latest["eta"] is None and json.dumps(run.latest, allow_nan=False)
+
+
+@pytest.mark.parametrize("plan", ["", "[]", '{"levels": ["keep"], "parts": 1e400}', '{"levels": [7], "parts": 1}'])
+def test_a_damaged_plan_is_none(folder, plan):
+    (folder / "plan.json").write_text(plan, encoding="utf-8")
+    assert plan_of(folder) is None
 
 
 def test_what_is_no_run_is_one_line(folder):
