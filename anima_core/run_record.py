@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 import secrets
 from dataclasses import asdict, dataclass, replace
@@ -51,7 +52,7 @@ def read_record(folder: Path) -> RunRecord:
     return RunRecord(
         id_ if isinstance(id_, str) and ID.fullmatch(id_) else id_of_name(folder),
         workflow=workflow if isinstance(workflow, dict) else None,
-        started=started if isinstance(started, float) else None,
+        started=started if isinstance(started, float) and math.isfinite(started) else None,
         **texts,
     )
 

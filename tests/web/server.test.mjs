@@ -50,6 +50,7 @@ test("an error is the line that the server answered", async () => {
 test("an answer without a line is told by its address and status", async () => {
   const { server } = answering(502, undefined, "Bad Gateway");
   await assert.rejects(server.runs(), { message: "/anima_trainer/runs: 502 Bad Gateway" });
+  await assert.rejects(answering(200, undefined, "OK").server.runs(), { message: "/anima_trainer/runs: 200 OK, but no JSON" });
 });
 
 test("a server that does not answer is an error of one line", async () => {

@@ -13,7 +13,7 @@ export function connect({ fetchApi, url }) {
       throw new Error("the server does not answer; check that ComfyUI is running");
     });
     const body = await answer.json().catch(() => null);
-    if (!answer.ok) throw new Error(body?.error ?? `${ROOT}${path}: ${answer.status} ${answer.statusText}`);
+    if (!answer.ok || !body) throw new Error(body?.error ?? `${ROOT}${path}: ${answer.status} ${answer.statusText}${answer.ok ? ", but no JSON" : ""}`);
     return body;
   };
   const headers = { "Content-Type": "application/json" };
