@@ -99,3 +99,15 @@ test("a run that is gone is not there, and is no error", async () => {
   assert.equal(await followed, false);
   assert.equal(runs.get("gone"), undefined);
 });
+
+test("with its first step a run is asked for again: what its blocks keep was decided after it began", async () => {
+  const { runs, say, answer, asked, known } = world();
+  say("begin", { run: "a" });
+  await answer();
+  known.a = { ...known.a, plan: "2 of 2 blocks keep", latest: { step: 1 } };
+  say("progress", told(1));
+  await answer(1);
+  say("progress", told(2));
+  assert.equal(runs.get("a").run.plan, "2 of 2 blocks keep");
+  assert.deepEqual([runs.get("a").columns.step, asked.length], [[1, 2], 0]);
+});
