@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ from comfy_api.latest import io
 from comfy_execution.graph import ExecutionBlocker
 from PIL import Image
 
-from ..anima_core.errors import CheckpointError, Interrupted, RunError, in_words
+from ..anima_core.errors import CheckpointError, FileError, Interrupted, RunError, in_words
 from ..anima_core.files import identity, safe_name, unused
 from ..anima_core.models.checkpoint import load_tensors
+from ..anima_core.run_folders import delete_run
+from ..anima_core.run_history import name_of
 from ..anima_core.run_record import read_record
 from ..anima_core.run_store import FinishedRun, describe, run_key
 from ..anima_core.settings import TrainConfig
@@ -23,6 +25,7 @@ from ..anima_core.training.export import write_again
 from ..anima_core.training.loop import train
 from ..anima_core.training.model_files import hash_models
 from ..anima_core.training.preflight import Plan, preflight
+from ..anima_core.training.state import checkpoints_in
 from . import bridge, returned, sentences, tell, types
 from .adapters import apply_adapter
 from .node import graph_words
@@ -120,9 +123,20 @@ def train_now(config: TrainConfig, key: str, plan: Plan, listener: bridge.NodeLi
             result = train(config, listener)
     except RunError as error:
         raise RunError(sentences.failed(error.text, listener.checkpoint, listener.goes_on_by_itself)) from None
+    except (Interrupted, mm.InterruptProcessingException):
+        leave_nothing(listener)
+        raise
     done = run_store().remember(key, describe(result, plan))
     listener.ends("kept" if done.is_kept else "done", sentences.done(done, listener.warnings, listener.why))
     return done, listener.sentence
+
+
+def leave_nothing(listener: bridge.NodeListener) -> None:
+    """Delete a run that was ended before its first step: nothing goes on from it, and it would keep its name from the next."""
+    folder = listener.training.folder
+    if folder is not None and not listener.step and not checkpoints_in(folder):
+        with suppress(FileError, RunError):  # it is listed then, and can be deleted there
+            delete_run(run_store(), name_of(folder))
 
 
 def written_again(config: TrainConfig, key: str, listener: bridge.NodeListener) -> FinishedRun | None:

@@ -58,6 +58,30 @@ def test_a_failed_run_is_said_to_continue_where_its_checkpoint_is_looked_for(run
     assert over == "out of memory; saved at step 25, Continue Anima Run continues from there"
 
 
+@pytest.mark.parametrize("cancelled", [False, True])
+@pytest.mark.parametrize("step, checkpoint, stays", [(0, False, False), (0, True, True), (3, False, True)])
+def test_a_run_that_was_ended_before_its_first_step_leaves_nothing(
+    running, monkeypatch, tmp_path, cancelled, step, checkpoint, stays
+):
+    """It would be listed for ever as one that cannot go on, and keep its name from the next."""
+    folder = running.run_store().run_folder("x")
+    folder.mkdir(parents=True)
+    running.run_store().write(running.run_store().unfinished_record("key"), {"name": "x", "result_version": 1})
+    if checkpoint:
+        (folder / "checkpoints" / "step-00000002").mkdir(parents=True)
+        (folder / "checkpoints" / "step-00000002" / "state.json").write_text("{}", encoding="utf-8")
+
+    def train(config, on_event):
+        on_event.training.folder, on_event.step, on_event.is_cancelled = folder, step, cancelled
+        raise running.Interrupted("stopped")
+
+    monkeypatch.setattr(running, "train", train)
+    monkeypatch.setattr(running.mm, "throw_exception_if_processing_interrupted", lambda: None, raising=False)
+    with running.bridge.NodeListener("12") as heard, pytest.raises(Interrupt if cancelled else running.Interrupted):
+        running.train_now(None, "key", None, heard)
+    assert folder.is_dir() == running.run_store().unfinished_record("key").exists() == stays
+
+
 @pytest.mark.parametrize("error", ["FileError", "SettingError"])
 def test_what_hinders_writing_an_adapter_again_is_no_reason_to_train(running, monkeypatch, error):
     """A full disk, a name that another program holds."""
