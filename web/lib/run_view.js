@@ -55,13 +55,13 @@ export function runView(given, ids, back) {
     try {
       states = await Promise.all(ids.map(async (id) => seed(...(await Promise.all([server.run(id), server.curve(id)])))));
     } catch (error) {
-      return body.replaceChildren(h("p", { class: "anima-error", role: "alert", text: message(error) }), button(t("runs.retry"), load));
+      const told = [h("p", { class: "anima-error", role: "alert", text: message(error) }), button(t("runs.retry"), load)];
+      return states.length ? back() : body.replaceChildren(...told); // one that was shown is gone: the list shows what is left
     } finally {
       meanwhile = null;
     }
     for (const told of messages) apply(...told);
-    const runs = states.map(({ run }) => run);
-    const shown = [curves, h("h3", { text: t("runs.samples") }), samples];
+    const [runs, shown] = [states.map(({ run }) => run), [curves, h("h3", { text: t("runs.samples") }), samples]];
     if (runs.length > 1) body.replaceChildren(heads, settings(runs, t), ...shown); // what differs explains the curves
     else body.replaceChildren(heads, actions(given, runs[0], back), ...shown, settings(runs, t));
     chart ??= chartOf(curves, states, t);
