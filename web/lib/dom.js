@@ -27,8 +27,7 @@ export function h(tag, props = {}, ...children) {
 /** Say how long something takes: "20 s", "3 min 20 s", "2 h 05 min"; "—" for what is not known. @param {number | null | undefined} seconds */
 export function clock(seconds) {
   if (seconds == null || !Number.isFinite(seconds)) return "—";
-  const whole = Math.max(0, Math.round(seconds));
-  const two = (/** @type {number} */ n) => String(n).padStart(2, "0");
+  const [whole, two] = [Math.max(0, Math.round(seconds)), (/** @type {number} */ n) => String(n).padStart(2, "0")];
   if (whole < 60) return `${whole} s`;
   if (whole < 3600) return `${Math.floor(whole / 60)} min ${two(whole % 60)} s`;
   return `${Math.floor(whole / 3600)} h ${two(Math.floor((whole % 3600) / 60))} min`;

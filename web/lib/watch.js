@@ -52,8 +52,8 @@ export function watch({ comfy, server }) {
     const before = states.get(id);
     const state = before && applyMessage(before, type, detail);
     if (state) put(state);
-    const isFirstStep = detail.latest && !before?.run.latest; // from here on the server knows the plan of the memory
-    if ((!state || isFirstStep || state.columns.step.length > MOST_POINTS) && !meanwhile.has(id)) void fetchRun(id);
+    const isStale = !state || state.columns.step.length > MOST_POINTS || (detail.latest && !before?.run.latest); // at the first step the plan is known
+    if (isStale && !meanwhile.has(id)) void fetchRun(id);
   };
   for (const type of MESSAGES) comfy.on(`anima_trainer.${type}`, (detail) => hear(type, detail));
 
