@@ -121,7 +121,8 @@ def there_are() -> str:
     found = [folder for folder in folders() if folder.pictures]
     if not found:
         return "there is none with pictures yet; make one in ComfyUI's input folder"
-    named = ", ".join(f"{folder.name} ({folder.pictures} pictures)" for folder in found[:NAMED])
+    counts = ["1 picture" if folder.pictures == 1 else f"{folder.pictures} pictures" for folder in found[:NAMED]]
+    named = ", ".join(f"{folder.name} ({count})" for folder, count in zip(found, counts))
     rest = len(found) - NAMED
     return f"there are {named}{f' and {rest} more' if rest > 0 else ''}"
 

@@ -130,9 +130,9 @@ def test_folders_are_told_by_what_to_type(nodes, placed):
 def test_an_error_names_a_few_folders(nodes, placed):
     text = nodes("folders").there_are()
     assert text.startswith(
-        "there are datasets/cats (1 pictures), style (2 pictures), cats (5 pictures), deep/inner (1 pictures), "
+        "there are datasets/cats (1 picture), style (2 pictures), cats (5 pictures), deep/inner (1 picture), "
     )
-    assert text.endswith(", style/rest (1 pictures) and 1 more") and "bare" not in text
+    assert text.endswith(", style/rest (1 picture) and 1 more") and "bare" not in text
 
 
 def test_where_there_is_no_folder_the_error_says_so(nodes):

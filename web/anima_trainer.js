@@ -20,7 +20,6 @@ import { translator } from "./lib/words.js";
 const TRAINERS = ["AnimaTrain", "AnimaTrainFromTOML", "AnimaContinueRun"];
 const SOCKETS = ["TRANSFORMER", "VAE", "QWEN", "T5_TOKENIZER", "DATASET", "NETWORK", "OPTIMIZER", "SAMPLES"].map((name) => `ANIMA_${name}`);
 const SAME_FILE = new Map([["unet_name", "transformer"], ["clip_name", "qwen"], ["vae_name", "vae"]]); // widgets of stock loaders, of AnimaLoader
-const LANGUAGES = ["en", "zh"];
 const TAB = "anima-runs";
 const REMEMBERED = "anima_run"; // a node's property: "<its id> <id of the run that it trained last>"
 const KINDS = /** @type {const} */ ({ done: "success", kept: "info", cancelled: "warn", failed: "error" });
@@ -63,7 +62,7 @@ const comfy = {
 
 /** @type {(path: string) => Promise<Table>} a file that a former version left in the browser is not taken */
 const load = async (path) => (await fetch(new URL(path, import.meta.url), { cache: "no-cache" })).json();
-const words = Object.fromEntries(await Promise.all(LANGUAGES.map(async (language) => [language, await load(`./words/${language}.json`)])));
+const words = Object.fromEntries(await Promise.all(["en", "zh"].map(async (language) => [language, await load(`./words/${language}.json`)])));
 /** @type {Translate} */
 const t = (key, values) => translator(words[comfy.locale()] ?? {}, words.en)(key, values);
 const server = connect(comfy);
@@ -130,6 +129,10 @@ comfy.on("anima_trainer.end", async ({ run, node, graph, name, outcome, sentence
   if (outcome in KINDS) comfy.toast(KINDS[/** @type {keyof typeof KINDS} */ (outcome)], t(`page.${outcome}`, { name: name || t("panel.name") }), sentence);
 });
 comfy.on("reconnected", () => runs.refresh());
+comfy.on("execution_error", ({ node_type: type, exception_message: line }) => {
+  if (!type?.startsWith("Anima") || TRAINERS.includes(type)) return; // a training tells its end itself
+  comfy.toast("error", t("page.failed", { name: /** @type {any} */ (window).LiteGraph.registered_node_types[type]?.title ?? type }), line.trim());
+});
 
 /** Tell every training to do something. @param {Word} word */
 async function command(word) {
@@ -218,8 +221,7 @@ function addTab() {
   });
 }
 
-const style = h("link", { rel: "stylesheet", href: new URL("./style.css", import.meta.url).href, on: { load: colourSockets } });
-document.head.append(style);
+document.head.append(h("link", { rel: "stylesheet", href: new URL("./style.css", import.meta.url).href, on: { load: colourSockets } }));
 
 app.registerExtension({
   name: "AnimaTrainer",
@@ -241,7 +243,5 @@ app.registerExtension({
     new MutationObserver(colourSockets).observe(document.documentElement, { attributes: true, attributeFilter: ["style"] });
     void runs.refresh();
   },
-  afterConfigureGraph() {
-    void runs.refresh();
-  },
+  afterConfigureGraph: () => void runs.refresh(),
 });

@@ -93,6 +93,16 @@ def test_a_failure_is_told_with_the_line_that_helps(pages: Pages, stage):
     expect(page.get_by_text(line).first).to_be_visible()
 
 
+def test_what_fails_before_a_training_is_told_by_its_line_too(pages: Pages, stage):
+    page = pages.open()
+    load(page, trainer())
+    line = "folder='': name a folder of captioned pictures"
+    failed = {"prompt_id": "1", "node_id": "2", "executed": [], "exception_type": "anima_trainer.SettingError", "traceback": []}
+    stage.send_sync("execution_error", failed | {"node_type": "AnimaDatasetFolder", "exception_message": f"{line}\n"})
+    expect(page.get_by_text("Anima Dataset (folder) has failed")).to_be_visible()
+    expect(page.get_by_text(line).first).to_be_visible()
+
+
 def test_a_lost_connection_loses_no_step(pages: Pages, stage):
     page = pages.open()
     load(page, trainer())
