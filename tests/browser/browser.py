@@ -18,6 +18,7 @@ HAS_STARTED = """() => {
 }"""
 READY = f"() => ({HAS_STARTED})() && window.app.graph.nodes.length > 0"
 PATIENCE = int(os.environ.get("PATIENCE", 120_000))  # milliseconds until a test gives up on a page, on the slowest machine
+STILL = 15  # frames of a view that does not move
 
 
 def executable() -> str | None:
@@ -113,6 +114,23 @@ def load(page: Page, workflow: dict, name: str = "") -> None:
     page.evaluate("([graph, name]) => window.app.loadGraphData(graph, true, true, name || null)", [workflow, name])
     wanted = len(workflow["nodes"])
     page.wait_for_function("(count) => window.app.graph.nodes.length === count", arg=wanted)
+    wait_until_still(page)
+
+
+def wait_until_still(page: Page) -> None:
+    """Wait until the view does not move for some frames: ComfyUI fits it to a graph that is loaded, and clicks go astray."""
+    page.evaluate(
+        """async (frames) => {
+      const { canvas } = window.app
+      for (let still = 0, before = ""; still < frames; ) {
+        await new Promise(requestAnimationFrame)
+        const now = JSON.stringify([canvas.ds.scale, ...canvas.ds.offset, canvas.canvas.width, canvas.canvas.height])
+        still = now === before ? still + 1 : 0
+        before = now
+      }
+    }""",
+        STILL,
+    )
 
 
 def look_at(page: Page, node: str, scale: float = 1.0) -> None:
@@ -124,6 +142,7 @@ def look_at(page: Page, node: str, scale: float = 1.0) -> None:
       canvas.setDirty(true, true)
     }"""
     page.evaluate(move, [int(node), scale])
+    wait_until_still(page)
 
 
 def click_on_widget(page: Page, kind: str, name: str, mouse: Mouse | None = None) -> None:
@@ -134,6 +153,7 @@ def click_on_widget(page: Page, kind: str, name: str, mouse: Mouse | None = None
       return widget.last_y && canvas.convertOffsetToCanvas([node.pos[0] + node.size[0] / 2, node.pos[1] + widget.last_y + 10])
     }"""
     page.wait_for_function(where, arg=[kind, name])
+    wait_until_still(page)
     x, y = page.evaluate(where, [kind, name])
     box = page.locator("#graph-canvas").bounding_box()
     assert box is not None
