@@ -28,6 +28,8 @@ from anima_core.training.ranks import Ranks
 from anima_core.training.reporting import STEPS_AHEAD, LossReader, StepRecord
 from anima_core.training.state import fresh_state
 
+pytestmark = pytest.mark.slow
+
 LORA = NetworkConfig(rank=4, alpha=4)
 STEPS = {
     "lora": (LORA, {}),

@@ -18,6 +18,8 @@ from anima_core.training.previews import Previews
 
 from .tiny import prepared, same_tensors, train_config
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):

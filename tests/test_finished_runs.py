@@ -24,6 +24,8 @@ from anima_core.training.state import DIGESTS, FILES
 from .comfyui.server import link_folder
 from .tiny import same_tensors, train_config
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def config(model, tmp_path) -> TrainConfig:

@@ -25,6 +25,8 @@ from anima_core.training.fit import FILE
 
 from .tiny import same_tensors, train_changed, train_config
 
+pytestmark = pytest.mark.slow
+
 CUDA = torch.device("cuda", 0)
 EVERYTHING = NetworkConfig(rank=4, dropout=0.2, module_dropout=0.1, train_norm=True, targets="attn+mlp+adaln")
 

@@ -27,6 +27,8 @@ from anima_core.training.watchdog import Watchdog
 from .test_optimizers import RATES, installed
 from .tiny import same_tensors, train_config
 
+pytestmark = pytest.mark.slow
+
 ELEMENT_WISE = [
     pytest.param(kind.name, marks=pytest.mark.skipif(not installed(kind.name), reason=f"{kind.package} is not installed"))
     for kind in OPTIMIZERS

@@ -29,6 +29,8 @@ from .conftest import relative_error
 from .tiny import layer as layer_of
 from .tiny import same_tensors
 
+pytestmark = pytest.mark.slow
+
 # name -> (in, out, how the adapter of the layer is made)
 SHAPES = {
     "lora": (48, 80, lambda layer: LoRA(layer, 3.0)),

@@ -29,6 +29,8 @@ from anima_core.settings import DatasetConfig, SampleConfig, SubsetConfig, Train
 from anima_core.settings.samples import preview_request
 from anima_core.settings.toml_file import dump_toml, line_of, read_toml
 
+pytestmark = pytest.mark.slow
+
 often = settings(max_examples=150, deadline=None, derandomize=True)
 seldom = settings(max_examples=60, deadline=None, derandomize=True)
 

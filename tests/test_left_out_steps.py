@@ -21,6 +21,8 @@ from anima_core.training.state import flatten_optimizer
 from .test_optimizers import ALL, TARGET, built, factor
 from .tiny import same_tensors, train_changed, train_config
 
+pytestmark = pytest.mark.slow
+
 
 class Trained:
     """A factor, its optimizer and average, as a run has them."""

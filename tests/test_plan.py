@@ -19,6 +19,8 @@ from anima_core.training.budget import Counter
 from anima_core.training.forecast import forecast_on
 from benchmarks import plans
 
+pytestmark = pytest.mark.slow
+
 NETWORKS = {
     "lora": NetworkConfig(rank=32, alpha=32),
     "lokr": NetworkConfig(type="lokr", rank=100000, factor=8),

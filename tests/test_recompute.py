@@ -18,6 +18,8 @@ from anima_core.speed.forms import LEVELS, levels_of, make_lean, make_plain, rec
 
 from .conftest import relative_error
 
+pytestmark = pytest.mark.slow
+
 NETWORKS = {
     "lora": NetworkConfig(rank=4, alpha=4),
     "lokr": NetworkConfig(type="lokr", rank=4, alpha=4, factor=4),

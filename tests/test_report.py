@@ -26,6 +26,8 @@ from anima_core.settings.toml_file import dump_toml
 
 from .tiny import train_config, write
 
+pytestmark = pytest.mark.slow
+
 SECRET = "hidden-home-of-somebody"
 HOSTILE = "<script>alert('1')</script> & <img src=x onerror=alert(2)> \"quoted\" 風"
 VOID = {"meta", "img", "wbr"}

@@ -25,6 +25,8 @@ from anima_core.training.state import checkpoints_in
 
 from .tiny import same_tensors, train_config
 
+pytestmark = pytest.mark.slow
+
 GRAPH = {"nodes": [{"id": 1}], "name": "風格"}
 
 

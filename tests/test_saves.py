@@ -11,6 +11,8 @@ from anima_core.training.saves import AUTO, EPOCH, RESCUE, STEP, WISH, Keep, Sav
 
 from .tiny import train_config
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):

@@ -26,6 +26,8 @@ from anima_core.training.loop import opened
 from .conftest import relative_error
 from .tiny import prepared, same_tensors, train_changed, train_config, write
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):

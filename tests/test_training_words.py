@@ -15,6 +15,8 @@ from anima_core.training.ranks import Ranks
 
 from .tiny import prepared, train_changed, train_config
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
