@@ -74,16 +74,18 @@ def name_of(folder: Path) -> str:
     return folder.name.removesuffix("-run")
 
 
-def settings_of(folder: Path, shown: Callable[[str], str] = str) -> dict[str, Any]:
-    """Return the frozen settings of a run by place; none where `config.toml` is not there or not readable.
-
-    shown: how a path is written.
-    """
+def config_of(folder: Path) -> TrainConfig | None:
+    """Return the frozen settings of a run; None where `config.toml` is not there or not readable."""
     try:
-        config = from_dict(TrainConfig, read_toml(folder / "config.toml"), "config.toml")
+        return from_dict(TrainConfig, read_toml(folder / "config.toml"), "config.toml")
     except AnimaError:
-        return {}
-    return {found.place: shown(found.value) if found.facts.path and found.value else found.value for found in walk(config)}
+        return None
+
+
+def settings_of(folder: Path, shown: Callable[[str], str] = str) -> dict[str, Any]:
+    """Return the settings of `config_of` by place. shown: how a path is written."""
+    found_in = walk(config) if (config := config_of(folder)) else ()
+    return {found.place: shown(found.value) if found.facts.path and found.value else found.value for found in found_in}
 
 
 def plan_of(folder: Path) -> str | None:

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .errors import AnimaError
-from .run_history import LOG, latest_of, name_of, samples_in
+from .run_history import LOG, config_of, latest_of, name_of, samples_in
 from .run_record import FILE, RunRecord, id_of_name, read_record
 from .run_store import FinishedRun, RunStore, UnfinishedRun
 from .settings import NetworkConfig, TrainConfig
@@ -115,7 +114,7 @@ class RunList:
         return self.read_once(folder / FILE, lambda path: without_graph(read_record(folder)))
 
     def config(self, folder: Path) -> TrainConfig | None:
-        return self.read_once(folder / "config.toml", lambda path: config_of(RunStore(folder.parent), name_of(folder)))
+        return self.read_once(folder / "config.toml", lambda path: config_of(folder))
 
     def last_step(self, folder: Path) -> dict[str, float | None] | None:
         return self.read_once(folder / LOG, last_step)
@@ -131,13 +130,6 @@ class RunList:
         if known is None or known[0] != stamp:
             known = self._read[path] = stamp, read(path)
         return known[1]
-
-
-def config_of(store: RunStore, name: str) -> TrainConfig | None:
-    try:
-        return store.frozen_config(name)
-    except AnimaError:
-        return None
 
 
 def without_graph(record: RunRecord) -> RunRecord:

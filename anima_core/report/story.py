@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import AnimaError, FileError
-from ..run_history import LOG, Log, count, finite, name_of, number
+from ..errors import FileError
+from ..run_history import LOG, Log, config_of, count, finite, name_of, number
 from ..run_record import read_record
-from ..settings import TrainConfig, from_dict
-from ..settings.toml_file import read_toml
+from ..settings import TrainConfig
 
 STATES = {"finished": "finished", "stopped": "stopped and kept", "Interrupted": "cancelled"}  # by the reason of the end
 
@@ -89,10 +88,6 @@ def read_story(folder: Path) -> Story:
     """Read a run's folder. Raises FileError where none is."""
     if not (folder / LOG).is_file():
         raise FileError(f"{folder}: no run folder, as it holds no {LOG}; name one that ends in -run")
-    try:
-        config = from_dict(TrainConfig, read_toml(folder / "config.toml"), "config.toml")
-    except AnimaError:  # it is told
-        config = None
-    story = Story(folder / LOG, config=config, sentence=read_record(folder).sentence)
+    story = Story(folder / LOG, config=config_of(folder), sentence=read_record(folder).sentence)
     story.read()
     return story

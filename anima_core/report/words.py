@@ -1,47 +1,21 @@
 """What a report says about settings and paths."""
 
 from collections.abc import Iterator
-from dataclasses import MISSING, fields
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
 from ..adapters.metadata import file_name
 from ..errors import in_words
-from ..settings import (
-    DatasetConfig,
-    FlowConfig,
-    ModelConfig,
-    NetworkConfig,
-    OptimizerConfig,
-    OutputConfig,
-    SampleConfig,
-    SubsetConfig,
-    TrainConfig,
-    walk,
-)
-from ..settings.setting import name_of
-
-CLASSES = (
-    TrainConfig,
-    ModelConfig,
-    DatasetConfig,
-    SubsetConfig,
-    NetworkConfig,
-    OptimizerConfig,
-    FlowConfig,
-    SampleConfig,
-    OutputConfig,
-)
-DEFAULTS = {name_of(cls, field.name): field.default for cls in CLASSES for field in fields(cls)}  # type: ignore[arg-type]
+from ..settings import TrainConfig, walk
 
 
 def changed_settings(config: TrainConfig) -> Iterator[tuple[str, str, str]]:
     """Yield place, value and default of every setting that is not at its default."""
     for found in walk(config):
-        default = DEFAULTS[found.name]
-        if found.value != default:
+        if found.value != found.default:
             value = file_name(found.value) if found.facts.path else written(found.value)
-            yield found.place, value, "" if default is MISSING else written(default)
+            yield found.place, value, "" if found.default is MISSING else written(found.default)
 
 
 def written(value: Any) -> str:

@@ -73,12 +73,16 @@ def setting(
 
 
 class Found(NamedTuple):
-    """A setting of one config: where it is (`datasets[0].batch_size`), its name (`dataset.batch_size`), facts and value."""
+    """A setting of one config: where it is (`datasets[0].batch_size`), its name (`dataset.batch_size`), facts and value.
+
+    default: `dataclasses.MISSING` where it must be given.
+    """
 
     place: str
     name: str
     facts: Setting
     value: Any
+    default: Any
 
 
 def name_of(cls: type, field_name: str) -> str:
@@ -97,7 +101,7 @@ def walk(config: Any, place: str = "") -> Iterator[Found]:
     for f in fields(config):
         value, here = getattr(config, f.name), f"{place}.{f.name}" if place else f.name
         if f.name in facts:
-            yield Found(here, name_of(type(config), f.name), facts[f.name], value)
+            yield Found(here, name_of(type(config), f.name), facts[f.name], value, f.default)
         elif is_dataclass(value):
             yield from walk(value, here)
         else:
