@@ -1,13 +1,12 @@
 """HTTP routes for whoever chooses a folder of pictures: which there are, and a small picture of each."""
 
 import asyncio
-import io
 from dataclasses import asdict
 
 from aiohttp import web
 from server import PromptServer
 
-from ..anima_core.data.picture_files import thumbnail
+from ..anima_core.data.picture_files import small_jpeg
 from ..anima_core.errors import AnimaError
 from .folders import folders, picture_in
 
@@ -33,14 +32,8 @@ def add_folder_routes() -> None:
         if not (side.isascii() and side.isdigit() and int(side[:9]) in SIDES):
             return web.json_response({"error": f"side={side[:20]!r}: from {SIDES[0]} to {SIDES[-1]}"}, status=400)
         try:
-            data = await asyncio.to_thread(jpeg, request.query.get("folder", ""), request.query.get("file", ""), int(side))
+            folder, file = request.query.get("folder", ""), request.query.get("file", "")
+            data = await asyncio.to_thread(lambda: small_jpeg(picture_in(folder, file), int(side)))
         except AnimaError as error:
             return web.json_response({"error": str(error)}, status=404)
         return web.Response(body=data, content_type="image/jpeg", headers={"Cache-Control": "private, max-age=60"})
-
-
-def jpeg(folder: str, file: str, side: int) -> bytes:
-    """Return a picture of a folder, made small. Raises AnimaError for what is none."""
-    data = io.BytesIO()
-    thumbnail(picture_in(folder, file), side).save(data, "JPEG", quality=85)
-    return data.getvalue()

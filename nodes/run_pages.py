@@ -1,14 +1,12 @@
 """What routes answer about runs: those on disk, and what is known of them while they train. It reads the disk, in a thread."""
 
 import dataclasses
-import io
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from ..anima_core.errors import in_words
+from ..anima_core.data.picture_files import small_jpeg
+from ..anima_core.errors import FileError, in_words
 from ..anima_core.run_folders import delete_run
 from ..anima_core.run_history import COLUMNS, Histories, plan_of, samples_in, settings_of
 from ..anima_core.run_list import ListedRun, RunList
@@ -107,8 +105,8 @@ class RunPages:
         path = self.sample(id_, file)
         try:
             return self.thumbnail(path, path.stat().st_mtime_ns, side)
-        except OSError as error:
-            raise NoSuchRun(f"{file}: cannot be read ({error})") from None
+        except (OSError, FileError):
+            raise NoSuchRun(f"{file}: cannot be read as a picture") from None
 
     def graph(self, id_: str) -> dict[str, Any]:
         workflow = read_record(self.folder(id_)).workflow
@@ -154,10 +152,5 @@ def lora_name(adapter: str) -> str | None:
 
 
 def thumbnail(path: Path, changed: int, side: int) -> bytes:
-    """Return a picture as a small JPEG. changed: when, which tells it from one that was there before. Raises OSError."""
-    with Image.open(path) as picture:
-        small = picture.convert("RGB")
-    small.thumbnail((side, side))
-    written = io.BytesIO()
-    small.save(written, format="JPEG", quality=85)
-    return written.getvalue()
+    """Return a picture as a small JPEG. changed: when, which tells it from one that was there before. Raises FileError."""
+    return small_jpeg(path, side)

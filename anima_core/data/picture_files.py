@@ -149,6 +149,13 @@ def thumbnail(path: Path, side: int) -> Image.Image:
     return small
 
 
+def small_jpeg(path: Path, side: int) -> bytes:
+    """Return a picture as a JPEG with no side above `side`, for a page. Raises FileError."""
+    data = io.BytesIO()
+    thumbnail(path, side).save(data, "JPEG", quality=85)
+    return data.getvalue()
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in SIXTEEN_BIT:  # a plain conversion would clip at 255
         values = np.asarray(image, dtype=np.float32)
