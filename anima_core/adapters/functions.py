@@ -140,9 +140,9 @@ class WholeLoKrFunction(Function):
 
 def merged(fused: Fused) -> Tensor:
     """Compute W + s kron(w1, w2) in one pass."""
-    w1, w2 = fused.values[0], fused.values[-1]
-    blocks = fused.base.weight.view(len(w1), len(w2), w1.shape[1], w2.shape[1])
-    return torch.addcmul(blocks, w1[:, None, :, None], w2[None, :, None], value=fused.scale).view_as(fused.base.weight)
+    w1, w2, weight = fused.values[0], fused.values[-1], fused.base.weight
+    blocks = weight.view(len(w1), len(w2), w1.shape[1], w2.shape[1])
+    return torch.addcmul(blocks, w1[:, None, :, None], w2[None, :, None], value=fused.scale).view_as(weight)
 
 
 def flat_rows(x: Tensor) -> Tensor:

@@ -1,0 +1,122 @@
+"""Frozen weights that are not plain tensors where they are used: in fewer bytes, or elsewhere until their turn comes.
+
+A layer asks its weight for its numbers when it multiplies by them, in the forward pass and again in the backward one, and
+keeps none of them: what they are written into is the next layer's in a moment.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+
+class Scratch:
+    """Room for one weight at a time, in the dtype and on the device where a model computes. It grows to the largest."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device | str) -> None:
+        self.room = torch.empty(0, dtype=dtype, device=device)
+
+    def of(self, shape: torch.Size) -> Tensor:
+        """Return a tensor of a shape, whose numbers are those that were written last."""
+        if self.room.numel() < shape.numel():
+            with torch.inference_mode(False):  # a preview may be first to ask, and training must be able to use it
+                self.room = self.room.new_empty(shape.numel())
+        return self.room[: shape.numel()].view(shape)
+
+
+class FrozenWeight(nn.Module):
+    """How a weight [out, in] that is never trained is stored. Its buffers are all that it consists of.
+
+    kind: its word in notes. shape: of its numbers.
+    """
+
+    kind: str
+    shape: torch.Size
+
+    @abstractmethod
+    def write(self, into: Tensor) -> None:
+        """Write the numbers into a tensor [out, in], in that one's dtype and on the buffers' device."""
+
+    def tensor(self, scratch: Scratch) -> Tensor:
+        """Return the numbers, [out, in] in the scratch's dtype: good until the scratch is next written into."""
+        into = scratch.of(self.shape)
+        with torch.no_grad():
+            self.write(into)
+        return into
+
+    @property
+    def bytes(self) -> int:
+        return sum(buffer.nbytes for buffer in self.buffers())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FrozenWeight":
+        """Follow a model to another device, but not into another dtype: that is how it is stored, not how it computes."""
+        for name, buffer in self.named_buffers():
+            self._buffers[name] = buffer.to(fn(buffer).device)
+        return self
+
+
+class FloatWeight(FrozenWeight):
+    """A weight that is stored as it is used."""
+
+    kind = "float"
+    value: Tensor
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.shape = value.shape
+        self.register_buffer("value", value.detach())
+
+    def write(self, into: Tensor) -> None:
+        into.copy_(self.value)
+
+    def tensor(self, scratch: Scratch) -> Tensor:
+        return self.value
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FloatWeight":
+        self.value = fn(self.value)
+        return self
+
+
+class FrozenLinear(nn.Linear):
+    """A linear layer of a frozen weight: y = x Wᵀ + b. x [..., in] -> y [..., out]."""
+
+    def __init__(self, stored: FrozenWeight, scratch: Scratch, bias: Tensor | None = None) -> None:
+        nn.Module.__init__(self)  # not nn.Linear's: its weight would be a parameter
+        self.out_features, self.in_features = stored.shape
+        self.stored, self.scratch = stored, scratch
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach(), requires_grad=False))
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """The numbers, good until the next layer of the model asks for its own."""
+        return self.stored.tensor(self.scratch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return FrozenProduct.apply(x, self)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, {self.stored.kind}"
+
+
+class FrozenProduct(Function):
+    """y = x Wᵀ + b, which keeps nothing for its backward pass: that asks the layer for W again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: FrozenLinear) -> Tensor:
+        ctx.layer = layer
+        return F.linear(x, layer.weight, layer.bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, None]:
+        return (g @ ctx.layer.weight if ctx.needs_input_grad[0] else None), None
+
+
+def frozen_linears(model: nn.Module) -> Iterator[tuple[str, FrozenLinear]]:
+    """Yield the layers of a model whose weights are stored in another way than as a parameter, by name."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, FrozenLinear))
