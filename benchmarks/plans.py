@@ -12,7 +12,7 @@ import torch
 from anima_core.demo.random_transformer import REAL
 from anima_core.settings import DatasetConfig, ModelConfig, NetworkConfig, SubsetConfig, TrainConfig
 from anima_core.speed.cards import FRAGMENTS, GB, Card
-from anima_core.speed.costs import Shape
+from anima_core.speed.costs import Shape, empty
 from anima_core.speed.forms import LEVELS
 from anima_core.training.budget import TOKEN, Counter
 from anima_core.training.forecast import forecast_on
@@ -26,7 +26,7 @@ NETWORKS = {
 
 def counter(network: NetworkConfig, side: int) -> Counter:
     config = TrainConfig(ModelConfig("", "", "", ""), (DatasetConfig((SubsetConfig("pictures"),)),), network=network)
-    return Counter(REAL, torch.bfloat16, config, [Shape(1, side // TOKEN, side // TOKEN, 512)], None)
+    return Counter(lambda: empty(REAL, torch.bfloat16), config, [Shape(1, side // TOKEN, side // TOKEN, 512)], None)
 
 
 def cell(counted: Counter, card: Card) -> str:

@@ -11,7 +11,7 @@ import torch
 from anima_core.demo.random_transformer import REAL
 from anima_core.settings import DatasetConfig, ModelConfig, NetworkConfig, SubsetConfig, TrainConfig
 from anima_core.speed.cards import FRAGMENTS, GB, Card, card_of_text
-from anima_core.speed.costs import Cost, Costs, Shape, on_meta
+from anima_core.speed.costs import Cost, Costs, Shape, empty, with_adapters
 from anima_core.speed.counting import Meter, cuda_kernels
 from anima_core.speed.forms import LEVELS, make_lean
 from anima_core.speed.plan import Budget, choose, summary
@@ -40,7 +40,7 @@ def config(network: str = "lora", **changes) -> TrainConfig:
 @functools.cache
 def counter(network: str, side: int, blocks: int = 28, pictures: int = 1, dtype: torch.dtype = BF16) -> Counter:
     shape = Shape(pictures, side // 16, side // 16, 512)
-    return Counter(dataclasses.replace(REAL, blocks=blocks), dtype, config(network), [shape], None)
+    return Counter(lambda: empty(dataclasses.replace(REAL, blocks=blocks), dtype), config(network), [shape], None)
 
 
 def raised(levels: tuple[str, ...]) -> list[tuple[str, ...]]:
@@ -91,7 +91,8 @@ def test_the_readmes_table_is_what_is_computed():
 )
 def test_the_peak_of_a_whole_step_is_what_was_counted_on_single_blocks(network, levels, dtype):
     """The same model, run as a whole: within 3 %."""
-    model, adapters = on_meta(dataclasses.replace(REAL, blocks=len(levels)), dtype, NETWORKS[network], 1e-4)
+    model = empty(dataclasses.replace(REAL, blocks=len(levels)), dtype)
+    adapters = with_adapters(model, NETWORKS[network], 1e-4)
     make_lean(model, levels)
     assert adapters.casts.bytes > 0, "they are there between steps, and not counted here"
     inputs = torch.empty(1, 16, 128, 128), torch.empty(1), torch.empty(1, 512, 1024)
@@ -101,7 +102,7 @@ def test_the_peak_of_a_whole_step_is_what_was_counted_on_single_blocks(network, 
 
 
 def test_a_run_in_plain_functions_is_planned_for_what_these_take():
-    plain = Counter(dataclasses.replace(REAL, blocks=2), BF16, config(plain=True), [Shape(1, 64, 64, 512)], None)
+    plain = Counter(lambda: empty(dataclasses.replace(REAL, blocks=2), BF16), config(plain=True), [Shape(1, 64, 64, 512)], None)
     for level in LEVELS:
         ours, theirs = (each.worst.blocks[1][level] for each in (counter("lora", 1024, 4), plain))
         assert ours.seconds < theirs.seconds and ours.peak < theirs.peak

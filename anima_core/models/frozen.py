@@ -6,6 +6,7 @@ keeps none of them: what they are written into is the next layer's in a moment.
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
+from copy import copy
 from typing import Any
 
 import torch
@@ -52,6 +53,12 @@ class FrozenWeight(nn.Module):
     @property
     def bytes(self) -> int:
         return sum(buffer.nbytes for buffer in self.buffers())
+
+    def on_meta(self) -> "FrozenWeight":
+        """Return what stands for it where only bytes are counted."""
+        twin = copy(self)
+        twin._buffers = {name: buffer.to("meta") for name, buffer in self.named_buffers()}
+        return twin
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FrozenWeight":
         """Follow a model to another device, but not into another dtype: that is how it is stored, not how it computes."""

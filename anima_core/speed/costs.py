@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adapters.network import AdapterNetwork
+from ..adapters.network import AdapterNetwork, replace_module
+from ..models.frozen import FrozenLinear, Scratch, frozen_linears
 from ..models.transformer import AnimaTransformer, Block, TransformerConfig, image_rope, length_mask
 from ..settings import NetworkConfig
 from .cards import TYPICAL, Card
@@ -68,18 +69,29 @@ class Costs:
         return sum(cost.seconds for cost in self.of(levels))
 
 
-def on_meta(
-    sizes: TransformerConfig, dtype: torch.dtype, config: NetworkConfig, learning_rate: float
-) -> tuple[AnimaTransformer, AdapterNetwork]:
-    """Build a model with a run's adapters in training, without a byte of it."""
+def empty(sizes: TransformerConfig, dtype: torch.dtype) -> AnimaTransformer:
+    """Build a model without a byte of it."""
     with torch.device("meta"):
-        model = AnimaTransformer(sizes).to(dtype).requires_grad_(False)
-        network = AdapterNetwork.inject(model, config, seed=0)
+        return AnimaTransformer(sizes).to(dtype).requires_grad_(False)
+
+
+def empty_like(model: AnimaTransformer) -> AnimaTransformer:
+    """Build a model of the same sizes without a byte of it, its frozen weights stored in the same way, without adapters."""
+    twin, scratch = empty(model.config, model.dtype), Scratch(model.dtype, "meta")
+    for name, layer in frozen_linears(model):
+        replace_module(twin, name.removesuffix(".base"), FrozenLinear(layer.stored.on_meta(), scratch, layer.bias))
+    return twin
+
+
+def with_adapters(model: AnimaTransformer, config: NetworkConfig, learning_rate: float) -> AdapterNetwork:
+    """Put a run's adapters in training into a model on the meta device, without a byte of them."""
+    with torch.device("meta"):
+        network = AdapterNetwork.inject(model.requires_grad_(False), config, seed=0)
     network.parameter_groups(learning_rate, 0.0)
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.empty_like(parameter)
-    return model, network.train()
+    return network.train()
 
 
 def costs_of(model: AnimaTransformer, network: AdapterNetwork, shape: Shape, card: Card | None = None) -> Costs:

@@ -1,7 +1,7 @@
 """What memory a run has, and what its steps need of it: counted without a byte of the model, before it runs or away from it."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 
 import torch
@@ -12,11 +12,11 @@ from ..data.batches import Batches
 from ..data.buckets import Size
 from ..models.llm_adapter import MIN_TEXT_ROWS
 from ..models.ops import PLAIN, Ops
-from ..models.transformer import PATCH, AnimaTransformer, TransformerConfig
+from ..models.transformer import PATCH, AnimaTransformer
 from ..models.vae import SCALE
 from ..settings import OptimizerConfig, TrainConfig
 from ..speed.cards import CONTEXT, FRAGMENTS, GB, SPARE, Card
-from ..speed.costs import Costs, Shape, costs_of, on_meta
+from ..speed.costs import Costs, Shape, costs_of, with_adapters
 from ..speed.counting import Meter
 from ..speed.forms import LEVELS, make_lean
 from ..speed.lean import LEAN
@@ -34,21 +34,20 @@ SAMPLE, SAMPLES = (64, 64), 16  # tensors on which an optimizer is looked at
 class Counter:
     """Counts what micro-batches of a run cost, each shape once.
 
-    shapes: those that may be the largest. card: if known. ops: the functions of the run's blocks, fused: whether its
-    adapters take their fast form, if that is decided already.
+    build: makes the run's model on the meta device. shapes: those that may be the largest. card: if known. ops: the functions
+    of the run's blocks, fused: whether its adapters take their fast form, if that is decided already.
     """
 
     def __init__(
         self,
-        sizes: TransformerConfig,
-        dtype: torch.dtype,
+        build: Callable[[], AnimaTransformer],
         config: TrainConfig,
         shapes: list[Shape],
         card: Card | None,
         ops: Ops | None = None,
         fused: bool | None = None,
     ) -> None:
-        self.sizes, self.dtype, self.config, self.shapes, self.card = sizes, dtype, config, shapes, card
+        self.build, self.config, self.shapes, self.card = build, config, shapes, card
         self.ops = ops or (PLAIN if config.plain else LEAN)
         self.fused = not config.plain if fused is None else fused
         self._found: dict[Shape, Costs] = {}
@@ -56,7 +55,8 @@ class Counter:
     @cached_property
     def empty(self) -> tuple[AnimaTransformer, AdapterNetwork]:
         """The model and its adapters, on the meta device."""
-        model, network = on_meta(self.sizes, self.dtype, self.config.network, self.config.optimizer.learning_rate)
+        model = self.build()
+        network = with_adapters(model, self.config.network, self.config.optimizer.learning_rate)
         make_lean(model, ops=self.ops)
         network.fused = self.fused
         return model, network
@@ -111,6 +111,7 @@ def budget_on(device: torch.device, counter: Counter, state: TrainState, model: 
 def tensors_of(model: AnimaTransformer, state: TrainState) -> Iterator[Tensor]:
     """Yield what a run holds on between steps."""
     yield from model.parameters()
+    yield from model.buffers()
     yield from state.network.casts.tensors
     yield state.gradient.buffer
     yield from (value for entries in state.optimizer.state.values() for value in entries.values() if isinstance(value, Tensor))

@@ -12,7 +12,7 @@ from ..files import write_whole
 from ..models.transformer import AnimaTransformer
 from ..models.vae import SCALE
 from ..speed.cards import GB, find_card
-from ..speed.costs import Shape
+from ..speed.costs import Shape, empty_like
 from ..speed.forms import LEVELS, apply_levels, levels_of, ops_of
 from ..speed.plan import Budget, Levels, choose, summary
 from .budget import ALLOWED, Counter, budget_on, largest_shapes, shape_of
@@ -42,7 +42,7 @@ class Fit:
         self.device, self.card = model.device, card_of(model.device)
         shapes = largest_shapes(batches, plan.text_rows)
         ops, fused = ops_of(model.forms[0]), state.network.fused
-        self.counter = Counter(model.config, model.dtype, plan.config, shapes, find_card(*self.card), ops, fused)
+        self.counter = Counter(lambda: empty_like(model), plan.config, shapes, find_card(*self.card), ops, fused)
         self.parts, self.tries, self.lowered, self.settled, self.blind = 1, 0, 0, False, ""
 
     def begin(self) -> None:

@@ -9,7 +9,7 @@ from ..models.checkpoint import DTYPES
 from ..models.qwen import check_qwen
 from ..settings import TrainConfig
 from ..speed.cards import CONTEXT, FRAGMENTS, GB, SPARE, Card, find_card
-from ..speed.costs import Shape
+from ..speed.costs import Shape, empty
 from ..speed.plan import Budget, Levels, choose, summary
 from .budget import ALLOWED, TOKEN, Counter, bytes_on, largest_shapes
 from .events import Listener
@@ -25,12 +25,16 @@ def forecast(config: TrainConfig, card: Card | None, on_event: Listener | None =
     pictures, _ = check_data(config, cache_folder(config), on_event)
     batches = Batches(build_items(config.datasets, pictures), config.datasets, config.seed)
     shapes = largest_shapes(batches, text_rows(config, pictures))
+
+    def counted(dtype: torch.dtype, card: Card | None) -> Counter:
+        return Counter(lambda: empty(sizes, dtype), config, shapes, card)
+
     if card is not None:
-        counter = Counter(sizes, DTYPES.get(config.model.dtype, torch.bfloat16), config, shapes, card)
+        counter = counted(DTYPES.get(config.model.dtype, torch.bfloat16), card)
         return lines(str(card), *forecast_on(counter, card.usable), shapes)
     device = pick_device(config.device)
     name, total = card_of(device)
-    counter = Counter(sizes, pick_dtype(config.model.dtype, device), config, shapes, find_card(name, total))
+    counter = counted(pick_dtype(config.model.dtype, device), find_card(name, total))
     on_card = device.type != "cpu"
     return lines(name, *forecast_on(counter, free_bytes(device) - SPARE if on_card else math.inf, on_card), shapes)
 
@@ -54,10 +58,10 @@ def weights(counter: Counter, on_card: bool) -> int:
     """
     model, network = counter.empty
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
-    total = bytes_on(model.device, [*model.parameters(), *gradients, *network.casts.tensors])
+    total = bytes_on(model.device, [*model.parameters(), *model.buffers(), *gradients, *network.casts.tensors])
     if encodes_in_every_step(counter.config):
         shapes = check_qwen(counter.config.model.qwen).shapes().values()
-        return total + sum(math.prod(shape) for shape in shapes) * counter.dtype.itemsize
+        return total + sum(math.prod(shape) for shape in shapes) * counter.empty[0].dtype.itemsize
     if any(p.requires_grad for p in model.llm_adapter.parameters()) or not on_card:
         return total
     return total - bytes_on(model.device, model.llm_adapter.parameters())
