@@ -139,7 +139,6 @@ def test_network_args(argv, read):
         (["--optimizer_args", "betas=0.9;0.99"], "optimizer_args: betas=0.9;0.99: write two numbers, such as 0.9,0.99"),
         (["--lr_warmup_steps", "ten"], "'ten': must be a number of steps, a share below 1, or 10%"),
         (["--network_dim", "x"], "'x': must be a whole number"),
-        (["--fp8_base"], "--fp8_base: 8-bit base weights are not available"),
         (["--scale_weight_norms", "1"], "--scale_weight_norms: weight norms are not limited here"),
         (["--deepspeed"], "--deepspeed"),
         (

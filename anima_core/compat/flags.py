@@ -27,7 +27,7 @@ from .kinds import EXPECTED, FROM_FILE, KINDS
 from .unmapped import ARGUMENTS_IGNORED, ARGUMENTS_REFUSED, IGNORED, REFUSED
 
 # sd-scripts' words -> ours
-PRECISIONS = {"no": "fp32", "float": "fp32", "fp32": "fp32", "bf16": "bf16", "fp16": "fp16", "auto": "auto"}
+PRECISIONS = {"no": "fp32", "float": "fp32", "fp32": "fp32", "bf16": "bf16", "fp16": "fp16", "auto": "auto", "int8": "int8"}
 FILE_PRECISIONS = {name: PRECISIONS[name] for name in ("float", "fp32", "bf16", "fp16")}
 WEIGHTS = {  # logit_normal and mode are densities of t, which timestep_sampling=sigma alone reads
     "none": "none",
@@ -120,6 +120,13 @@ MAPPED = {
         sets(ModelConfig, "qwen_tokenizer_dir"),
         sets(ModelConfig, "t5_tokenizer_dir", "", "t5_tokenizer_path"),
         sets(ModelConfig, "dtype", "mixed_precision", words=PRECISIONS),
+        Flag(
+            "fp8_base",
+            "switch",
+            False,
+            "The model's weights in 8 bits: the same as --mixed_precision int8, which has the size of fp8 and is closer.",
+            ("fp8_base_unet", "fp8_scaled"),
+        ),
         sets(TrainConfig, "device"),
     ],
     "data": [

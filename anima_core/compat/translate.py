@@ -54,7 +54,7 @@ def train_config(values: Values, explicit: set[str]) -> tuple[TrainConfig, list[
     datasets, more = dataset_configs(values, explicit)
     notes += more
     config = TrainConfig(
-        model=ModelConfig(**settings_for(ModelConfig, values)),
+        model=model_config(values, notes),
         datasets=datasets,
         network=network_config(values, notes),
         optimizer=optimizer,
@@ -64,6 +64,15 @@ def train_config(values: Values, explicit: set[str]) -> tuple[TrainConfig, list[
         **settings_for(TrainConfig, values),
     )
     return config, notes
+
+
+def model_config(values: Values, notes: list[str]) -> ModelConfig:
+    """Read the models' flags. What sd-scripts keeps in fp8 is kept in int8: of the same size, and closer to the model."""
+    found = settings_for(ModelConfig, values)
+    if values["fp8_base"]:
+        found["dtype"] = "int8"
+        notes.append("fp8_base: the model's weights are kept in int8 instead, which is as small as fp8 and closer to them")
+    return ModelConfig(**found)
 
 
 def chosen_seed(values: Values) -> tuple[int, list[str]]:

@@ -83,7 +83,6 @@ IGNORED = {  # name -> (number of values, reason)
 }  # fmt: skip
 
 REFUSED = {  # name -> (number of values, why, and the way out)
-    **dict.fromkeys(("fp8_base", "fp8_base_unet", "fp8_scaled"), (0, "8-bit base weights are not available; leave it out")),
     **dict.fromkeys(("offload_optimizer_device", "offload_optimizer_nvme_path", "offload_param_device", "offload_param_nvme_path", "zero_stage"), (1, "DeepSpeed is not supported; use accelerate's plain data parallelism")),
     **dict.fromkeys(("zero3_init_flag", "zero3_save_16bit_model", "deepspeed"), (0, "DeepSpeed is not supported; use accelerate's plain data parallelism")),
     **dict.fromkeys(("llm_adapter_path",), (1, "the LLM adapter is read from the transformer's file, and sd-scripts never reads this one; leave it out, and give a transformer that holds its llm_adapter")),

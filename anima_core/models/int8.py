@@ -70,7 +70,7 @@ def error(stored: Int8Weight, weight: Tensor) -> float:
     numbers = torch.empty_like(weight)
     stored.write(numbers)
     norm = weight.norm()
-    return ((numbers - weight).norm() / norm).item() if norm > 0 else 0.0
+    return 0.0 if norm == 0 else ((numbers - weight).norm() / norm).item()
 
 
 def grouped(weight: Tensor, groups: int) -> Tensor:

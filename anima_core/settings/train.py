@@ -16,7 +16,7 @@ from .optimizer import OPTIMIZERS, OptimizerConfig
 from .samples import SampleConfig
 from .setting import check, require, setting
 
-DTYPES = ("auto", "bf16", "fp16", "fp32")
+DTYPES = ("bf16", "fp16", "fp32")
 KEY_FORMATS = ("diffusion_model", "lora_unet")
 TIMESTEP_SAMPLINGS = ("logit_normal", "uniform", "shift", "resolution_shift", "mode")
 LOSSES = ("mse", "huber", "l1", "smooth_l1")
@@ -29,7 +29,7 @@ class ModelConfig:
     """The four model files. Paths; nothing is opened here."""
 
     transformer: str = setting(
-        help="An Anima checkpoint (.safetensors), bf16, fp16 or fp32; quantised files cannot train.",
+        help="An Anima checkpoint (.safetensors): bf16, fp16 or fp32, or one that ComfyUI has quantised.",
         path="read",
         resume="fixed",
     )
@@ -43,8 +43,9 @@ class ModelConfig:
     )
     dtype: str = setting(
         "auto",
-        "Precision of the frozen model. auto: bf16 where the card has it. The adapter is always fp32.",
-        choices=DTYPES,
+        "Precision of the frozen model. auto: bf16 where the card has it; int8: the same, with half of the memory for its "
+        "weights. The adapter is always fp32.",
+        choices=("auto", *DTYPES, "int8"),
         resume="fixed",
     )
 
@@ -94,7 +95,7 @@ class OutputConfig:
     adapter_dir: str = setting(
         "", "Folder of the adapter, where that is not the run's.", path="written", resume="free", shapes=False
     )
-    save_dtype: str = setting("bf16", "Precision of the saved file.", choices=DTYPES[1:], resume="free")
+    save_dtype: str = setting("bf16", "Precision of the saved file.", choices=DTYPES, resume="free")
     key_format: str = setting(
         "diffusion_model",
         "Key names of the saved file, diffusion_model or lora_unet. ComfyUI reads both; kohya's tools expect lora_unet.",
