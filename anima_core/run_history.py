@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from .errors import AnimaError, FileError
+from .errors import AnimaError
 from .settings import TrainConfig, from_dict, walk
 from .settings.toml_file import read_toml
 from .speed.plan import summary
@@ -40,34 +40,6 @@ class Sample:
     index: int
     prompt: str
     file: str
-
-
-@dataclass(frozen=True)
-class RunHistory:
-    """A run as its folder tells it.
-
-    steps: a list a column, see `COLUMNS`; None where a number was not finite. settings: by place, as
-    `datasets[0].batch_size`; empty where they cannot be read. warnings: settings stand in them as in all messages, see
-    `errors`. latest: the last step's event, as far as it is of `LATEST`.
-    """
-
-    name: str
-    folder: Path
-    steps: Columns
-    samples: list[Sample]
-    settings: dict[str, Any]
-    warnings: list[str]
-    latest: dict[str, float | None] | None
-
-
-def read_run(folder: Path) -> RunHistory:
-    """Read a run's folder, `<name>-run`. Raises FileError where there is none."""
-    if not folder.is_dir():
-        raise FileError(f"{folder}: no folder of a run; name one that ends in -run")
-    log = Log(folder / LOG)
-    log.read()
-    steps = columns_of(log, range(len(log)))
-    return RunHistory(name_of(folder), folder, steps, log.samples_there(), settings_of(folder), list(log.warnings), log.latest)
 
 
 def name_of(folder: Path) -> str:

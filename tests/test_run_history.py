@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from anima_core.demo.pictures import write_pictures
-from anima_core.errors import FileError
-from anima_core.run_history import COLUMNS, Histories, Log, plan_of, read_run, shown_rows
+from anima_core.run_history import COLUMNS, LOG, Columns, Histories, Log, columns_of, plan_of, settings_of, shown_rows
 from anima_core.settings import SampleConfig
 from anima_core.training.loop import train
 
@@ -40,8 +39,18 @@ def write(folder: Path, *lines: str, mode: str = "w") -> None:
         file.write("".join(lines))
 
 
+def log_of(folder: Path) -> Log:
+    log = Log(folder / LOG)
+    log.read()
+    return log
+
+
+def steps_in(log: Log) -> Columns:
+    return columns_of(log, range(len(log)))
+
+
 def steps_of(folder: Path) -> list:
-    return read_run(folder).steps["step"]
+    return steps_in(log_of(folder))["step"]
 
 
 def test_a_real_run_is_read_as_it_was_told(model, tmp_path):
@@ -50,14 +59,20 @@ def test_a_real_run_is_read_as_it_was_told(model, tmp_path):
     events: list[dict] = []
     config = train_config(model, tmp_path / "pics", tmp_path, max_train_steps=4, samples=samples)
     result = train(config, events.append)
-    run = read_run(result.run_dir)
+    log = log_of(result.run_dir)
     told = [event for event in events if event["event"] == "step"]
-    assert run.name == "test" and all(run.steps[name] == [event[name] for event in told] for name in COLUMNS)
-    assert [(s.step, s.index, s.prompt) for s in run.samples] == [(2, 0, "red"), (2, 1, "blue"), (4, 0, "red"), (4, 1, "blue")]
-    assert all((run.folder / "samples" / s.file).is_file() for s in run.samples)
-    assert run.settings["network.rank"] == 4 and run.settings["datasets[0].batch_size"] == 2
-    assert run.warnings == [event["text"] for event in events if event["event"] == "warning"]
-    assert run.latest["total"] == 4 and run.latest["loss"] == told[-1]["loss"]
+    assert all(steps_in(log)[name] == [event[name] for event in told] for name in COLUMNS)
+    assert [(s.step, s.index, s.prompt) for s in log.samples_there()] == [
+        (2, 0, "red"),
+        (2, 1, "blue"),
+        (4, 0, "red"),
+        (4, 1, "blue"),
+    ]
+    assert all((result.run_dir / "samples" / s.file).is_file() for s in log.samples_there())
+    settings = settings_of(result.run_dir)
+    assert settings["network.rank"] == 4 and settings["datasets[0].batch_size"] == 2
+    assert list(log.warnings) == [event["text"] for event in events if event["event"] == "warning"]
+    assert log.latest["total"] == 4 and log.latest["loss"] == told[-1]["loss"]
     assert plan_of(result.run_dir) == "2 of 2 blocks keep"
 
 
@@ -67,12 +82,12 @@ def test_of_a_run_that_went_back_only_the_steps_that_count_are_left(folder):
     write(folder, *first, sample(5), sample(9), *again)
     for number in (5, 9):
         (folder / "samples" / f"step-{number:08d}-0.png").write_bytes(b"")
-    run = read_run(folder)
-    assert run.steps["step"] == list(range(1, 10)) and run.steps["loss"] == [1.0] * 7 + [2.0] * 2
-    assert [s.step for s in run.samples] == [5]  # the other is of the branch that was given up
+    log = log_of(folder)
+    assert steps_in(log)["step"] == list(range(1, 10)) and steps_in(log)["loss"] == [1.0] * 7 + [2.0] * 2
+    assert [s.step for s in log.samples_there()] == [5]  # the other is of the branch that was given up
     write(folder, start(4), mode="a")
-    run = read_run(folder)
-    assert run.steps["step"] == [1, 2, 3, 4] and run.latest["step"] == 4  # gone back to, and no step taken yet
+    log = log_of(folder)
+    assert steps_in(log)["step"] == [1, 2, 3, 4] and log.latest["step"] == 4  # gone back to, and no step taken yet
     write(folder, start(4), step(5), mode="a")
     assert steps_of(folder) == [1, 2, 3, 4, 5]
 
@@ -113,15 +128,17 @@ GARBAGE = [
 @pytest.mark.parametrize("line", GARBAGE)
 def test_what_is_no_event_is_passed_over(folder, line):
     write(folder, step(1), line, step(2))
-    run = read_run(folder)
-    assert run.steps["step"] == [1, 2] and run.samples == [] and run.settings == {} and plan_of(folder) is None
+    log = log_of(folder)
+    assert (
+        steps_in(log)["step"] == [1, 2] and log.samples_there() == [] and settings_of(folder) == {} and plan_of(folder) is None
+    )
 
 
 def test_numbers_that_are_none_are_null(folder):
     write(folder, step(1, None, grad_norm=None, lr="x", seconds=10**400, mean_loss=True, eta=1e400))
-    run = read_run(folder)
-    assert [run.steps[name] for name in COLUMNS] == [[1], [None], [None], [None], [None], [None]]
-    assert run.latest["eta"] is None and json.dumps(run.latest, allow_nan=False)
+    log = log_of(folder)
+    assert [steps_in(log)[name] for name in COLUMNS] == [[1], [None], [None], [None], [None], [None]]
+    assert log.latest["eta"] is None and json.dumps(log.latest, allow_nan=False)
 
 
 @pytest.mark.parametrize("plan", ["", "[]", '{"levels": ["keep"], "parts": 1e400}', '{"levels": [7], "parts": 1}'])
@@ -130,11 +147,10 @@ def test_a_damaged_plan_is_none(folder, plan):
     assert plan_of(folder) is None
 
 
-def test_what_is_no_run_is_one_line(folder):
-    with pytest.raises(FileError, match="no folder of a run; name one that ends in -run"):
-        read_run(folder / "nothing")
-    run = read_run(folder)
-    assert run.name == "x" and run.latest is None and set(map(len, run.steps.values())) == {0}
+def test_what_is_no_run_has_no_steps(folder):
+    assert len(log_of(folder / "nothing")) == 0
+    log = log_of(folder)
+    assert log.latest is None and set(map(len, steps_in(log).values())) == {0}
 
 
 @pytest.mark.parametrize("rows, points", [(0, 10), (1, 10), (10, 10), (11, 10), (1000, 10), (999, 11), (5000, 4000), (3, 10)])

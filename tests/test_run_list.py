@@ -13,7 +13,7 @@ from anima_core import run_list
 from anima_core.demo.pictures import write_pictures
 from anima_core.errors import FileError, Interrupted, RunError, SettingError
 from anima_core.run_folders import branch, branch_key, delete_run
-from anima_core.run_history import read_run
+from anima_core.run_history import LOG, Log
 from anima_core.run_list import RunList
 from anima_core.run_record import RunRecord, id_of_name, read_record, write_record
 from anima_core.run_store import RunStore, describe, run_key
@@ -28,6 +28,12 @@ from .tiny import same_tensors, train_config
 pytestmark = pytest.mark.slow
 
 GRAPH = {"nodes": [{"id": 1}], "name": "風格"}
+
+
+def log_of(folder: Path) -> Log:
+    log = Log(folder / LOG)
+    log.read()
+    return log
 
 
 @pytest.fixture
@@ -80,7 +86,7 @@ def test_where_each_run_stands(config, store, tmp_path):
         "cancelled": ("unfinished", 3, 4, True),
         "begun": ("unfinished", 0, 0, False),
     }
-    assert runs["style"]["loss"] == read_run(store.run_folder("style")).steps["mean_loss"][-1]
+    assert runs["style"]["loss"] == log_of(store.run_folder("style")).columns["mean_loss"][-1]
     assert runs["style"]["adapter"] == str(tmp_path / "loras" / "style.safetensors") and runs["cancelled"]["adapter"] == ""
     assert [runs[name]["samples"] for name in ("style", "kept", "begun")] == [2, 0, 0]  # a stop ends the preview that was due
     assert (runs["style"]["picture"], runs["begun"]["picture"]) == ("step-00000004-0.png", "")
@@ -154,8 +160,8 @@ def test_a_finished_run_goes_on_as_a_copy_and_its_graph_keeps_what_it_has(config
     assert same_tensors(load_file(tmp_path / "loras" / "style.safetensors"), before)
     assert store.find(branch_key(key, plan)).adapter == str(tmp_path / "loras" / "style-2.safetensors")
     assert [run["state"] for run in listed(store).values()] == ["finished"] * 2 and store.unfinished() == []
-    assert read_run(store.run_folder("style-2")).steps["step"] == [1, 2, 3, 4, 5, 6, 7]
-    assert [s.step for s in read_run(store.run_folder("style-2")).samples] == [2, 4, 6]
+    assert list(log_of(store.run_folder("style-2")).columns["step"]) == [1, 2, 3, 4, 5, 6, 7]
+    assert [s.step for s in log_of(store.run_folder("style-2")).samples_there()] == [2, 4, 6]
     at_once = named(dataclasses.replace(config, max_train_steps=7), "at_once")
     assert same_tensors(load_file(train(at_once).adapter_path), load_file(result.adapter_path))
     (kept,) = checkpoints_in(store.run_folder("style"))
