@@ -21,7 +21,7 @@ from .tiny import train_config, write
     "data, text",
     [
         (b"", r"is empty \(0 bytes\); download it again"),
-        (b"GGUF\x03\x00\x00\x00" + bytes(32), "is a GGUF file, whose weights are quantised; training needs the bf16"),
+        (b"GGUF\x03\x00\x00\x00" + bytes(32), "is a GGUF file, which only transformers and text encoders are read"),
         (b"<!DOCTYPE html><html>sign in</html>", "is a web page that was saved under this name"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer, not the file itself"),
         (b'{"metadata": {"total_size": 1}}', "is a JSON text, not safetensors"),

@@ -17,7 +17,8 @@ from anima_core import files
 from anima_core.data import index
 from anima_core.demo.pictures import write_pictures
 from anima_core.errors import FileError
-from anima_core.models.checkpoint import FORMATS, Layout, load_strict, load_tensors, read_tensors
+from anima_core.models.checkpoint import FORMATS, load_tensors, read_tensors
+from anima_core.models.loading import Layout, load_strict
 from anima_core.models.vae import load_vae
 from anima_core.training.loop import train
 from anima_core.training.model_files import hash_models, recall_digests, remember_digests

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import anima_core.models.tokenizers as tokenizers_module
 from anima_core.demo.random_text import qwen_state, write_qwen_tokenizer, write_tiny_qwen
 from anima_core.errors import FileError, SettingError
-from anima_core.models.checkpoint import shapes_of
+from anima_core.models.loading import shapes_of
 from anima_core.models.qwen import load_qwen, meta_qwen, qwen_config
 from anima_core.models.tokenizers import qwen_tokenizer_dir
 

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..files import Stamp, stamp
-from .checkpoint import raw_header, shards
+from .checkpoint import raw_header
+from .loading import shards
 from .qwen import check_qwen
 from .transformer import check_transformer
 from .vae import check_vae

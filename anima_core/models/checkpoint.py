@@ -1,4 +1,4 @@
-"""Safetensors files: look at the header first, then load every tensor a model asks for, or say which is missing.
+"""Safetensors files: the header first, then every tensor, from front to back. What a model makes of them: `loading`.
 
 Format: 8 bytes little-endian header length, JSON header, then the raw tensors
 (https://github.com/huggingface/safetensors#format). Pickles are never opened.
@@ -6,45 +6,36 @@ Format: 8 bytes little-endian header length, JSON header, then the raw tensors
 
 import json
 import math
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import FileError
 from ..files import read_through
-from .kinds import LONGEST_START, REAL_WEIGHTS, all_in_one, folder_of, kind_of, start_of
+from .kinds import LONGEST_START, folder_of, start_of
 
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own bound
 MAX_DIMENSIONS = 64  # torch's own bound
 MOST_VALUES = 1 << 60  # of a tensor: more than any file holds, and few enough for torch to count
 NOT_SAFETENSORS = "not a safetensors file, or a damaged one; download it again, as .safetensors"
 
-M = TypeVar("M", bound=nn.Module)
-
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-FLOAT_DTYPES = {"F64", "F32", "F16", "BF16"}
 NAMES = {
     **{"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"},
     **{"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "BOOL": "bool"},
     **{"U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8"},
-    **{"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"},
+    **{"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu"},
 }  # the format's names of dtypes, and torch's, of which older versions lack some
 FORMATS: dict[str, torch.dtype] = {name: getattr(torch, ours) for name, ours in NAMES.items() if hasattr(torch, ours)}
 
 # Released files differ: `net.` (base-v1.0, previews) and `model.diffusion_model.` (aesthetic, turbo).
 TRANSFORMER_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "net.")
-
-# Never weights of ours: buffers that some exporters write, and quantisation side data, which is ignored by name.
-IGNORED = re.compile(r"(^|\.)(pos_embedder\..*|_extra_state|comfy_quant|accum_.*)$")
-# A file that holds these is quantised: its weights mean nothing without them.
-QUANTISED = re.compile(r"(\.weight_scale.*|\.scale_(weight|input)|\.input_scale|\.absmax|\.quant_(map|state.*)|^scaled_fp8)$")
 
 
 @dataclass(frozen=True)
@@ -103,6 +94,18 @@ def _filled(entry: dict[str, Any], fill: Callable[[memoryview], None]) -> Tensor
     return data.view(FORMATS[entry["dtype"]]).reshape(entry["shape"])
 
 
+def read_some(path: str | Path, keys: Iterable[str]) -> dict[str, bytes]:
+    """Return the bytes of a few small tensors by their keys, without reading the others. Raises FileError."""
+    path, entries, found = Path(path), _tensor_entries(path), {}
+    start = 8 + _header_length(path)
+    with readable(path), open(path, "rb") as file:
+        for key in keys:
+            begin, end = entries[key]["data_offsets"]
+            file.seek(start + begin)
+            found[key] = file.read(end - begin)
+    return found
+
+
 @contextmanager
 def readable(path: str | Path) -> Iterator[None]:
     """Turn what the safetensors library still objects to after the header was checked into a FileError."""
@@ -135,7 +138,7 @@ def check_layout(path: Path, entries: dict[str, dict[str, Any]]) -> int:
             plain = type(begin) is type(stop) is int and isinstance(dtype, str) and len(shape) <= MAX_DIMENSIONS
             if not plain or begin != end or stop < begin or not all(type(side) is int and side >= 0 for side in shape):
                 raise ValueError
-            if math.prod(shape) >= MOST_VALUES:
+            if math.prod(max(side, 1) for side in shape) >= MOST_VALUES:
                 raise ValueError
             if dtype in FORMATS and stop - begin != math.prod(shape) * FORMATS[dtype].itemsize:
                 raise ValueError
@@ -200,118 +203,3 @@ def strip_prefix(name: str, prefixes: tuple[str, ...] = TRANSFORMER_PREFIXES) ->
                 break
         else:
             return name
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a model lies in files.
-
-    what: its name in errors. rename: a file's key -> the model's, or None to leave the tensor out. transform: reshapes one
-    tensor to the model's layout, by its model name.
-    """
-
-    what: str
-    rename: Callable[[str], str | None] = strip_prefix
-    transform: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor
-
-
-def shapes_of(model: nn.Module) -> dict[str, torch.Size]:
-    """Return the shape of every parameter and persistent buffer of a model, which may be on the meta device."""
-    return {name: tensor.shape for name, tensor in model.state_dict(keep_vars=True).items()}
-
-
-def check_fits(
-    wanted: Mapping[str, tuple[int, ...]], path: str | Path | list[Path], layout: Layout
-) -> dict[Path, dict[str, str]]:
-    """Check by the headers that a file holds exactly the tensors that are wanted, a shape for each of the model's names.
-
-    path: one file, or the shards of one model. Returns, of each file, the key of each tensor by the model's name. Every tensor
-    that is wanted must be in the files and every tensor of theirs must be wanted, else a FileError names the first.
-    """
-    files = path if isinstance(path, list) else [Path(path)]
-    headers = {file: read_header(file) for file in files}
-    sources = {file: _sources(file, headers[file], layout.rename) for file in files}
-    _check_names(files[0], layout.what, wanted.keys(), [name for names in sources.values() for name in names])
-    for file, names in sources.items():
-        for name, key in names.items():
-            shape = layout.transform(name, torch.empty(headers[file][key].shape, device="meta")).shape
-            if shape != wanted[name]:
-                shapes = f"{list(shape)}, expected {list(wanted[name])}"
-                raise FileError(f"{file}: {key} has shape {shapes}; is this the {layout.what}?")
-    return sources
-
-
-def load_strict(
-    model: M, path: str | Path | list[Path], layout: Layout, *, dtype: torch.dtype, device: str | torch.device
-) -> M:
-    """Fill `model` (built on the meta device) from a file, tensor by tensor, straight to `device` in `dtype`.
-
-    Raises FileError where `check_fits` does. Parameters come out frozen (`requires_grad=False`).
-    """
-    state = {}
-    for file, sources in check_fits(shapes_of(model), path, layout).items():
-        names = {key: name for name, key in sources.items()}
-        for key, tensor in read_tensors(file):
-            if name := names.get(key):
-                state[name] = layout.transform(name, tensor).to(device=device, dtype=dtype)
-            del tensor  # before the next one is read: only one is in memory twice
-    model.load_state_dict(state, strict=True, assign=True)
-    return model.requires_grad_(False)
-
-
-def shards(path: str | Path) -> list[Path]:
-    """List the safetensors files behind a path: itself, or those of a Hugging Face folder."""
-    path = Path(path)
-    if not path.is_dir():
-        return [path]
-    found = sorted(path.glob("*.safetensors"))
-    if not found and (path / "text_encoder").is_dir():
-        raise FileError(f"{path}: is a folder in diffusers' layout; name its sub-folder text_encoder")
-    if not found:
-        others = {
-            "*.bin": ", only pickles, which are never opened",
-            "*.gguf": f", only GGUF, which is quantised; {REAL_WEIGHTS}",
-        }
-        instead = next((what for kind, what in others.items() if any(path.glob(kind))), "; check the path")
-        raise FileError(f"{path}: no .safetensors file in this folder{instead}")
-    return found
-
-
-def _sources(path: Path, header: dict[str, TensorInfo], rename: Callable[[str], str | None]) -> dict[str, str]:
-    """Return the file's key of each tensor by the model's name."""
-    check_not_quantised(path, header)
-    named = [(rename(key), key) for key in header if not IGNORED.search(key)]
-    return {name: key for name, key in named if name is not None}
-
-
-def check_one_model(path: str | Path, header: dict[str, TensorInfo]) -> None:
-    """Refuse quantised files, and several models in one. Raises FileError."""
-    if several := all_in_one(header):
-        raise FileError(f"{path}: is {several}")
-    check_not_quantised(path, header)
-
-
-def check_not_quantised(path: str | Path, header: dict[str, TensorInfo]) -> None:
-    """Refuse 8-bit and 4-bit files with the reason: training needs the real weights. Raises FileError."""
-    marks = [n for n in header if QUANTISED.search(n)]
-    marks += [n for n, t in header.items() if n.endswith("weight") and t.dtype not in FLOAT_DTYPES]
-    if marks:
-        dtype = header[marks[0]].dtype
-        raise FileError(f"{path}: is quantised ({marks[0]}, {dtype}); {REAL_WEIGHTS}")
-
-
-def _check_names(path: Path, what: str, wanted: Iterable[str], found: Iterable[str]) -> None:
-    missing, unexpected = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
-    if missing:
-        raise FileError(f"{path}: {len(missing)} tensors of the {what} are missing, first {missing[0]}; use a whole file")
-    if unexpected:
-        count, way_out = len(unexpected), f"use a file of the {what} alone"
-        raise FileError(f"{path}: {count} tensors do not belong to the {what}, first {unexpected[0]}; {way_out}")
-
-
-def wrong_kind(path: str | Path, wanted: str, missing: str, header: dict[str, TensorInfo]) -> FileError:
-    """Return the error of a file that is not what its slot wants ("a VAE"), by what it lacks and what it is."""
-    found = kind_of(header)
-    if f"it is {wanted}:" in found:
-        found = "it is only a part of one, or its names are others; use the file that comes with Anima"
-    return FileError(f"{path}: not {wanted} (no {missing}); {found}")

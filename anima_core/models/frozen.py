@@ -50,6 +50,13 @@ class FrozenWeight(nn.Module):
             self.write(into)
         return into
 
+    def numbers(self, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+        """Return the numbers as a tensor of their own, written where it is to be: the weight itself moves there."""
+        into = torch.empty(self.shape, dtype=dtype, device=device)
+        with torch.no_grad():
+            self.to(device).write(into)
+        return into
+
     @property
     def bytes(self) -> int:
         return sum(buffer.nbytes for buffer in self.buffers())
@@ -83,6 +90,9 @@ class FloatWeight(FrozenWeight):
 
     def tensor(self, scratch: Scratch) -> Tensor:
         return self.value
+
+    def numbers(self, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+        return self.value.to(device=device, dtype=dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FloatWeight":
         self.value = fn(self.value)

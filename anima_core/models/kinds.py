@@ -9,13 +9,14 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-REAL_WEIGHTS = "training needs the bf16, fp16 or fp32 .safetensors file"
+REAL_WEIGHTS = "use the bf16, fp16 or fp32 .safetensors file"
+READABLE = "use the model in bf16, or scaled fp8, int8 or GGUF (Q8_0)"
 PICKLE_SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".pkl"}
 PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK")  # PK: torch's zip around one
 
 # First bytes -> what such a file is
 STARTS = (
-    (b"GGUF", f"a GGUF file, whose weights are quantised; {REAL_WEIGHTS}"),
+    (b"GGUF", f"a GGUF file, which only transformers and text encoders are read from; {REAL_WEIGHTS}"),
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself; download the file (git lfs pull)"),
     (b"<!", "a web page that was saved under this name; download the file itself"),
     (b"<html", "a web page that was saved under this name; download the file itself"),

@@ -11,17 +11,9 @@ import torch
 from torch import Tensor
 
 from ..errors import FileError
-from .checkpoint import (
-    Layout,
-    TensorInfo,
-    check_fits,
-    check_one_model,
-    load_strict,
-    read_header,
-    shards,
-    strip_prefix,
-    wrong_kind,
-)
+from .checkpoint import strip_prefix
+from .loading import Layout, check_fits, check_one_model, load_strict, shards, wrong_kind
+from .quantised import Stored, read_stored
 from .tokenizers import QwenTokenizer, load_qwen_tokenizer, qwen_tokenizer_dir
 
 if TYPE_CHECKING:
@@ -144,10 +136,10 @@ def check_qwen(path: str | Path) -> QwenConfig:
 
 def qwen_config(path: str | Path) -> QwenConfig:
     """Read the sizes from the header. Raises FileError when it is quantised or not a Qwen3."""
-    header: dict[str, TensorInfo] = {}
+    header: dict[str, Stored] = {}
     for shard in shards(path):
-        part = read_header(shard)
-        check_one_model(shard, part)
+        part = read_stored(shard)
+        check_one_model(shard, part, quantised=True)
         header |= part
     shapes = {_rename(name): info.shape for name, info in header.items()}
     try:
@@ -173,4 +165,4 @@ def _rename(name: str) -> str | None:
     return strip_prefix(name, PREFIXES)
 
 
-LAYOUT = Layout("Qwen3 text encoder", _rename)
+LAYOUT = Layout("Qwen3 text encoder", _rename, quantised=True)

@@ -5,7 +5,8 @@ Source of every number: the released checkpoint's shapes, docs/model.md §2; Com
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,24 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import FileError, SettingError
-from .checkpoint import (
-    Layout,
-    TensorInfo,
-    check_fits,
-    check_one_model,
-    load_strict,
-    read_header,
-    shapes_of,
-    strip_prefix,
-    wrong_kind,
-)
+from .checkpoint import strip_prefix
+from .frozen import FloatWeight, FrozenWeight
 from .llm_adapter import MIN_TEXT_ROWS, LLMAdapter, LLMAdapterConfig
+from .loading import Layout, Store, check_fits, check_one_model, empty_like, load_strict, shapes_of, wrong_kind
 from .ops import NORM_EPS, PLAIN, Ops, Rope, modulate, rope_table
+from .quantised import Stored, read_stored
 
 PATCH = 2  # latent pixels per token side
 ROPE_THETA = 10000.0
 ROPE_EXTRAPOLATION = 4.0  # height and width, for the 16-channel model
-LAYOUT = Layout("Anima transformer")
+LAYOUT = Layout("Anima transformer", quantised=True)
 
 # By number of blocks: models of the same layout whose captions another text encoder reads, so that they would learn from noise
 OTHER_ANIMAS = {
@@ -332,28 +326,43 @@ def unpatchify(tokens: Tensor, h: int, w: int) -> Tensor:
     return x.permute(0, 5, 1, 3, 2, 4).reshape(b, -1, h, w)
 
 
-def load_transformer(
-    path: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
-) -> AnimaTransformer:
-    """Load an Anima checkpoint (safetensors; prefixes `net.`, `model.diffusion_model.`, `diffusion_model.` or none).
+# The layers that stay quantised: nine tenths of the weights, each multiplied by whole pictures
+FREEZABLE = re.compile(r"blocks\.\d+\.(self_attn|cross_attn|mlp)\.(\w+_proj|layer[12])\.weight")
 
-    Sizes come from the file. Every weight is frozen. Raises FileError, naming the file and the first offending tensor, when
-    it is missing, truncated, quantised, a pickle, or not an Anima transformer.
+
+def as_stored(name: str, weight: FrozenWeight) -> FrozenWeight | None:
+    """Keep the weights of the blocks' attention and MLP as they are stored, where that is in fewer bytes."""
+    return weight if FREEZABLE.fullmatch(name) and weight.kind != FloatWeight.kind else None
+
+
+def load_transformer(
+    path: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", store: Store = as_stored
+) -> AnimaTransformer:
+    """Load an Anima checkpoint (safetensors or GGUF; prefixes `net.`, `model.diffusion_model.`, `diffusion_model.` or none).
+
+    Sizes come from the file. Every weight is frozen. store: which of them stay in memory in another way than as tensors of
+    `dtype`. Raises FileError, naming the file and the first offending tensor, when it is missing, truncated, quantised in a
+    way that is not read, a pickle, or not an Anima transformer.
     """
-    return load_strict(meta_transformer(path), path, LAYOUT, dtype=dtype, device=device)
+    return load_strict(plain_transformer(path), path, LAYOUT, dtype=dtype, device=device, store=store)
 
 
 def check_transformer(path: str | Path) -> TransformerConfig:
     """Check by its header that a file is a whole Anima transformer, and return its sizes. Raises FileError."""
-    model = meta_transformer(path)
+    model = plain_transformer(path)
     check_fits(shapes_of(model), path, LAYOUT)
     return model.config
 
 
-def meta_transformer(path: str | Path) -> AnimaTransformer:
-    """Build the transformer that a file holds on the meta device. Raises FileError when it is not one, or not the right one."""
-    header = read_header(path)
-    check_one_model(path, header)
+def meta_transformer(path: str | Path, dtype: torch.dtype, store: Store = as_stored) -> AnimaTransformer:
+    """Build what `load_transformer` would load on the meta device. Raises FileError."""
+    return empty_like(plain_transformer(path), path, LAYOUT, store, dtype)
+
+
+def plain_transformer(path: str | Path) -> AnimaTransformer:
+    """Build a transformer of a file's sizes on the meta device. Raises FileError when it is not one, or not the right one."""
+    header = read_stored(path)
+    check_one_model(path, header, quantised=True)
     config = transformer_config(path, header)
     if other := OTHER_ANIMAS.get(config.blocks):
         raise FileError(f"{path}: is {other}")
@@ -361,7 +370,7 @@ def meta_transformer(path: str | Path) -> AnimaTransformer:
         return AnimaTransformer(config)
 
 
-def transformer_config(path: str | Path, header: dict[str, TensorInfo]) -> TransformerConfig:
+def transformer_config(path: str | Path, header: Mapping[str, Stored]) -> TransformerConfig:
     try:
         return infer_config({strip_prefix(name): info.shape for name, info in header.items()})
     except (KeyError, ValueError, IndexError) as error:

@@ -7,7 +7,7 @@ kernel meets it with its last temporal slice alone, and a 2-D convolution with t
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,17 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import FileError, RunError, SettingError, is_out_of_memory
-from .checkpoint import (
-    Layout,
-    TensorInfo,
-    check_fits,
-    check_one_model,
-    load_strict,
-    read_header,
-    shapes_of,
-    strip_prefix,
-    wrong_kind,
-)
+from .checkpoint import strip_prefix
+from .loading import Layout, check_fits, check_one_model, load_strict, shapes_of, wrong_kind
+from .quantised import Stored, read_stored
 from .tiling import tiled
 
 log = logging.getLogger(__name__)
@@ -247,7 +239,7 @@ class AnimaVAE(nn.Module):
         return tiled(function, x, size, overlap, scale)
 
 
-def vae_config(path: str | Path, header: dict[str, TensorInfo]) -> VAEConfig:
+def vae_config(path: str | Path, header: Mapping[str, Stored]) -> VAEConfig:
     """Read the sizes from the header. Raises FileError when it is not this family's VAE."""
     shapes = {strip_prefix(name, PREFIXES): info.shape for name, info in header.items()}
     missing = next((name for name in DEFINING if not shapes.get(name)), None)
@@ -274,7 +266,7 @@ def load_vae(path: str | Path, *, dtype: torch.dtype = torch.float32, device: st
 
 def meta_vae(path: str | Path) -> AnimaVAE:
     """Build the VAE that a file holds on the meta device. Raises FileError when it is not one."""
-    header = read_header(path)
+    header = read_stored(path)
     check_one_model(path, header)
     with torch.device("meta"):
         return AnimaVAE(vae_config(path, header))

@@ -14,7 +14,7 @@ from ..data.check import steps_per_epoch
 from ..data.embeddings import CachedEmbeddings, LiveEmbeddings, TextEmbeddings, taken
 from ..data.latents import LatentStore, has_mask
 from ..data.text import TextStore
-from ..models.checkpoint import shards
+from ..models.loading import shards
 from ..models.qwen import AnimaQwen, load_qwen
 from ..models.tokenizers import load_t5_tokenizer, t5_tokenizer_dir
 from ..models.transformer import AnimaTransformer
