@@ -58,6 +58,10 @@ class FrozenWeight(nn.Module):
         return into
 
     @property
+    def is_meta(self) -> bool:
+        return all(buffer.is_meta for buffer in self.buffers())
+
+    @property
     def bytes(self) -> int:
         return sum(buffer.nbytes for buffer in self.buffers())
 

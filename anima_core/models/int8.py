@@ -42,8 +42,10 @@ class Int8Weight(FrozenWeight):
 def quantised(weight: Tensor) -> Int8Weight | None:
     """Return a weight [out, in] in 8 bits, as coarse as is exact enough; None where neither way is.
 
-    What does not fit any row exactly, as NaN, is not exact enough.
+    NaN is not exact enough either. On the meta device, which cannot tell, it is what nearly all become.
     """
+    if weight.is_meta:
+        return Int8Weight.empty(weight.shape)
     weight = weight.detach().float()
     for groups, bound in ((1, COARSE), (-(-weight.shape[1] // GROUP), TOO_COARSE)):
         if weight.shape[1] % groups:

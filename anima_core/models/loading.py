@@ -11,13 +11,11 @@ from torch import Tensor, nn
 from ..errors import FileError
 from .checkpoint import strip_prefix
 from .frozen import FloatWeight, FrozenLinear, FrozenWeight, Scratch
+from .kept import Store, all_plain
 from .kinds import REAL_WEIGHTS, all_in_one, kind_of
 from .quantised import Stored, read_stored, read_weights
 
 M = TypeVar("M", bound=nn.Module)
-
-# A weight by its model's name -> what stays of it in memory as it is stored, or None to have it as a plain tensor
-Store = Callable[[str, FrozenWeight], FrozenWeight | None]
 
 
 @dataclass(frozen=True)
@@ -37,10 +35,6 @@ class Layout:
 def shapes_of(model: nn.Module) -> dict[str, torch.Size]:
     """Return the shape of every parameter and persistent buffer of a model, which may be on the meta device."""
     return {name: tensor.shape for name, tensor in model.state_dict(keep_vars=True).items()}
-
-
-def all_plain(name: str, weight: FrozenWeight) -> None:
-    """Keep no weight as it is stored."""
 
 
 def check_fits(

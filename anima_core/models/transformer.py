@@ -5,7 +5,6 @@ Source of every number: the released checkpoint's shapes, docs/model.md §2; Com
 """
 
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,9 @@ from torch import Tensor, nn
 
 from ..errors import FileError, SettingError
 from .checkpoint import strip_prefix
-from .frozen import FloatWeight, FrozenWeight
+from .kept import Store, as_stored
 from .llm_adapter import MIN_TEXT_ROWS, LLMAdapter, LLMAdapterConfig
-from .loading import Layout, Store, check_fits, check_one_model, empty_like, load_strict, shapes_of, wrong_kind
+from .loading import Layout, check_fits, check_one_model, empty_like, load_strict, shapes_of, wrong_kind
 from .ops import NORM_EPS, PLAIN, Ops, Rope, modulate, rope_table
 from .quantised import Stored, read_stored
 
@@ -324,15 +323,6 @@ def unpatchify(tokens: Tensor, h: int, w: int) -> Tensor:
     b = tokens.shape[0]
     x = tokens.reshape(b, h // PATCH, w // PATCH, PATCH, PATCH, -1)
     return x.permute(0, 5, 1, 3, 2, 4).reshape(b, -1, h, w)
-
-
-# The layers that stay quantised: nine tenths of the weights, each multiplied by whole pictures
-FREEZABLE = re.compile(r"blocks\.\d+\.(self_attn|cross_attn|mlp)\.(\w+_proj|layer[12])\.weight")
-
-
-def as_stored(name: str, weight: FrozenWeight) -> FrozenWeight | None:
-    """Keep the weights of the blocks' attention and MLP as they are stored, where that is in fewer bytes."""
-    return weight if FREEZABLE.fullmatch(name) and weight.kind != FloatWeight.kind else None
 
 
 def load_transformer(

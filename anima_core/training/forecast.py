@@ -6,10 +6,12 @@ import torch
 
 from ..data.batches import Batches, build_items
 from ..models.checkpoint import DTYPES
+from ..models.kept import store_for
 from ..models.qwen import check_qwen
+from ..models.transformer import meta_transformer
 from ..settings import TrainConfig
 from ..speed.cards import CONTEXT, FRAGMENTS, GB, SPARE, Card, find_card
-from ..speed.costs import Shape, empty
+from ..speed.costs import Shape
 from ..speed.plan import Budget, Levels, choose, summary
 from .budget import ALLOWED, TOKEN, Counter, bytes_on, largest_shapes
 from .events import Listener
@@ -27,7 +29,8 @@ def forecast(config: TrainConfig, card: Card | None, on_event: Listener | None =
     shapes = largest_shapes(batches, text_rows(config, pictures))
 
     def counted(dtype: torch.dtype, card: Card | None) -> Counter:
-        return Counter(lambda: empty(sizes, dtype), config, shapes, card)
+        store = store_for(config.model.dtype, sizes.blocks, "meta")
+        return Counter(lambda: meta_transformer(config.model.transformer, dtype, store), config, shapes, card)
 
     if card is not None:
         counter = counted(DTYPES.get(config.model.dtype, torch.bfloat16), card)

@@ -16,6 +16,7 @@ from ..adapters.formats import load_into
 from ..adapters.network import AdapterNetwork
 from ..data.check import epoch_line
 from ..errors import FileError, Interrupted, RunError, is_out_of_memory, let_go
+from ..models.kept import store_for
 from ..models.transformer import AnimaTransformer, load_transformer
 from ..settings import TrainConfig
 from ..speed.forms import make_lean
@@ -122,7 +123,8 @@ def build_run(plan: Plan, ranks: Ranks, events: Events) -> "Run":
     config = plan.config
     config_text = freeze_config(plan) if ranks.first else ""
     cached = cache_data(plan, events, ranks)
-    model = load_transformer(config.model.transformer, dtype=plan.dtype, device=plan.device)
+    store = store_for(config.model.dtype, plan.transformer.blocks, plan.device)
+    model = load_transformer(config.model.transformer, dtype=plan.dtype, device=plan.device, store=store)
     network = AdapterNetwork.inject(model, config.network, config.seed)
     data = with_embeddings(plan, cached, model, events, ranks)
     state = build_state(plan, network, content_of(plan) if ranks.first else {}, flat=not config.plain)

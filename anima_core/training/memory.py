@@ -44,8 +44,11 @@ def _named_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return a dtype by name. auto: bf16 where the device computes in it, fp16 on older CUDA cards and MPS, fp32 on the CPU."""
-    if name != "auto":
+    """Return the dtype in which a model computes, by `model.dtype`.
+
+    auto and int8: bf16 where the device computes in it, fp16 on older CUDA cards and MPS, fp32 on the CPU.
+    """
+    if name in DTYPES:
         return DTYPES[name]
     if device.type == "cpu":
         return torch.float32
