@@ -6,17 +6,22 @@ are those of ComfyUI's own dequantisation (comfy_kitchen's eager backend) and of
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 from torch import Tensor
 
 from ..frozen import FrozenWeight
-from . import safetensors_file
+from . import gguf_file, safetensors_file
 from .stored import Stored
+
+
+def file_type(path: Path) -> ModuleType:
+    return gguf_file if gguf_file.is_gguf(path) else safetensors_file
 
 
 def read_stored(path: str | Path) -> dict[str, Stored]:
     """Return how each tensor of a model's file is stored, by its key, without reading a weight. Raises FileError."""
-    return safetensors_file.read_stored(Path(path))
+    return file_type(Path(path)).read_stored(Path(path))
 
 
 def read_weights(path: str | Path) -> Iterator[tuple[str, FrozenWeight]]:
@@ -27,7 +32,7 @@ def read_weights(path: str | Path) -> Iterator[tuple[str, FrozenWeight]]:
     stored = read_stored(path)
     parts: dict[str, dict[str, Tensor]] = {}
     owners = {key: owner for owner, found in stored.items() for key in found.keys.values()}
-    for key, tensor in safetensors_file.read_parts(Path(path)):
+    for key, tensor in file_type(Path(path)).read_parts(Path(path)):
         if owner := owners.get(key):
             parts.setdefault(owner, {})[key] = tensor
         del tensor  # before the next one is read: only one is in memory twice

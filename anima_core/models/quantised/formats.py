@@ -3,9 +3,12 @@
 import re
 
 from .fp8 import E4M3, E5M2
+from .int4 import INT4
 from .int8 import INT8
+from .mxfp8 import MXFP8
+from .nvfp4 import NVFP4
 
-FORMATS = {known.name: known for known in (E4M3, E5M2, INT8)}
+FORMATS = {known.name: known for known in (E4M3, E5M2, INT8, INT4, MXFP8, NVFP4)}
 
 # How a weight is stored that has a scale and nothing that says more, by the dtype of its numbers
 BY_DTYPE = {"F8_E4M3": E4M3, "F8_E5M2": E5M2, "I8": INT8}
