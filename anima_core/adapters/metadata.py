@@ -1,5 +1,6 @@
 """What an adapter file says about itself: sd-scripts' `ss_*`, Stability's `modelspec.*`, and the whole configuration.
 
+`ss_base_quantization` tells how the weights that it was trained on were stored: "fp8 scaled (float8_e4m3fn)", "none".
 No local path and no user name leaves the machine: of every path only its last part is written.
 """
 

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..files import Stamp, stamp
+from . import qwen, transformer
 from .checkpoint import raw_header
-from .loading import shards
+from .loading import Layout, how_stored, shards
+from .quantised.gguf_file import is_gguf
 from .qwen import check_qwen
 from .transformer import check_transformer
 from .vae import check_vae
@@ -17,7 +19,7 @@ def transformer_rank(path: str) -> int | None:
     if not mentions(path, b"llm_adapter."):
         return None
     check_transformer(path)
-    return 0
+    return int(is_quantised(path, transformer.LAYOUT))
 
 
 def vae_rank(path: str) -> int | None:
@@ -28,13 +30,23 @@ def vae_rank(path: str) -> int | None:
 
 
 def qwen_rank(path: str) -> int | None:
-    """Return the width of a Qwen3: Anima's, of 0.6 billion weights, is the smallest that there is."""
-    return check_qwen(path).hidden if mentions(path, b"self_attn.q_norm") else None
+    """Return the width of a Qwen3, an even number: Anima's, of 0.6 billion weights, is the smallest that there is."""
+    if not mentions(path, b"self_attn.q_norm"):
+        return None
+    return check_qwen(path).hidden + is_quantised(path, qwen.LAYOUT)
+
+
+def is_quantised(path: str, layout: Layout) -> bool:
+    """Tell a file that is meant only where there is no other."""
+    return bool(how_stored(path, layout))
 
 
 def mentions(path: str, mark: bytes) -> bool:
-    """Tell whether a header holds a word: what is none of ours is done with in a tenth of the time that reading it takes."""
-    return any(mark in raw_header(file) for file in shards(path))
+    """Tell whether a header holds a word: what is none of ours is done with in a tenth of the time that reading it takes.
+
+    GGUF files are read in any case: they are few, and have other words.
+    """
+    return any(is_gguf(file) or mark in raw_header(file) for file in shards(path))
 
 
 class Candidates:

@@ -110,6 +110,18 @@ def empty_like(model: M, path: str | Path, layout: Layout, store: Store, dtype: 
     return with_frozen(model.to(dtype), frozen, Scratch(dtype, "meta")).requires_grad_(False)
 
 
+def how_stored(path: str | Path, layout: Layout, store: Store = all_plain) -> dict[str, tuple[int, int]]:
+    """Count the quantised tensors of a model by kind: how many stay so in memory, and how many do not. Raises FileError."""
+    found: dict[str, tuple[int, int]] = {}
+    for file in shards(path):
+        for name, stored in _by_name(file, layout).items():
+            if stored.kind != FloatWeight.kind:
+                kept, plain = found.get(stored.kind, (0, 0))
+                stays = store(name, stored.empty) is not None
+                found[stored.kind] = (kept + stays, plain + (not stays))
+    return found
+
+
 def shards(path: str | Path) -> list[Path]:
     """List the safetensors files behind a path: itself, or those of a Hugging Face folder."""
     path = Path(path)
@@ -119,10 +131,7 @@ def shards(path: str | Path) -> list[Path]:
     if not found and (path / "text_encoder").is_dir():
         raise FileError(f"{path}: is a folder in diffusers' layout; name its sub-folder text_encoder")
     if not found:
-        others = {
-            "*.bin": ", only pickles, which are never opened",
-            "*.gguf": f", only GGUF, which is quantised; {REAL_WEIGHTS}",
-        }
+        others = {"*.bin": ", only pickles, which are never opened", "*.gguf": "; name the .gguf file itself"}
         instead = next((what for kind, what in others.items() if any(path.glob(kind))), "; check the path")
         raise FileError(f"{path}: no .safetensors file in this folder{instead}")
     return found

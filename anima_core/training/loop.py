@@ -21,7 +21,7 @@ from ..models.transformer import AnimaTransformer, load_transformer
 from ..settings import TrainConfig
 from ..speed.forms import make_lean
 from ..speed.probe import adapters_proven, proven
-from . import flow, optimizers, schedules
+from . import flow, optimizers, schedules, storage
 from .device import at_work
 from .events import Events, Listener
 from .feed import Batch, Feed
@@ -124,6 +124,8 @@ def build_run(plan: Plan, ranks: Ranks, events: Events) -> "Run":
     config_text = freeze_config(plan) if ranks.first else ""
     cached = cache_data(plan, events, ranks)
     store = store_for(config.model.dtype, plan.transformer.blocks, plan.device)
+    for text in storage.notes(config.model, store):
+        events.emit("note", text=text)
     model = load_transformer(config.model.transformer, dtype=plan.dtype, device=plan.device, store=store)
     network = AdapterNetwork.inject(model, config.network, config.seed)
     data = with_embeddings(plan, cached, model, events, ranks)

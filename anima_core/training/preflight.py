@@ -29,7 +29,7 @@ from ..models.tokenizers import load_t5_tokenizer
 from ..models.transformer import AnimaTransformer, TransformerConfig, check_transformer
 from ..models.vae import check_vae
 from ..settings import TrainConfig
-from . import optimizers
+from . import optimizers, storage
 from .events import Events, Listener
 from .memory import pick_device, pick_dtype
 from .model_files import hash_models, recall_digests
@@ -76,7 +76,7 @@ def preflight(config: TrainConfig, ranks: Ranks | None = None, on_event: Listene
     device = pick_device(config.device) if ranks is None else ranks.device(config.device)
     warnings = (*optimizers.preflight(config.optimizer, device), *config.samples.warnings())
     sizes = check_models(config)
-    warnings += tuple(check_network(config, sizes))
+    warnings += (*storage.warnings(config.model), *check_network(config, sizes))
     run_dir = config.output.run_dir
     resume_from, passed_over = find_checkpoint(config.output.resume, run_dir) if config.output.resume else (None, [])
     cache_dir = cache_folder(config)

@@ -13,6 +13,7 @@ from ..files import unused
 from ..models.checkpoint import DTYPES
 from ..settings import OutputConfig
 from ..speed.forms import recomputes_blocks
+from . import storage
 from .events import Events
 from .preflight import Plan
 from .reporting import StepReporter
@@ -96,6 +97,7 @@ class Saver:
         extra = self.metadata | {
             "ss_steps": str(self.state.step),
             "ss_gradient_checkpointing": str(recomputes_blocks(self.state.network.model)),
+            **storage.metadata(self.state.network.model),
             "ss_training_started_at": str(self.started),
             "ss_training_finished_at": str(time.time()),
         }

@@ -1,0 +1,47 @@
+"""What there is to say about a run whose model files are quantised."""
+
+from pathlib import Path
+
+from torch import nn
+
+from ..models import qwen, transformer
+from ..models.frozen import FloatWeight, frozen_linears
+from ..models.kept import Store, all_plain
+from ..models.loading import Layout, how_stored
+from ..models.quantised.fp8 import UNSCALED
+from ..settings import ModelConfig
+
+METADATA_KEY = "ss_base_quantization"
+
+
+def notes(model: ModelConfig, store: Store) -> list[str]:
+    """Say of each quantised file what stays so in memory. store: as the transformer is loaded with. Raises FileError."""
+    said = (_note(model.transformer, transformer.LAYOUT, store), _note(model.qwen, qwen.LAYOUT, all_plain))
+    return [text for text in said if text]
+
+
+def _note(path: str, layout: Layout, store: Store) -> str:
+    found = how_stored(path, layout, store)
+    kinds = "; ".join(f"{kind}: {_counts(kept, plain)}" for kind, (kept, plain) in sorted(found.items()))
+    return kinds and f"{Path(path).name} is quantised: {kinds}"
+
+
+def _counts(kept: int, plain: int) -> str:
+    stay, made = f"{kept} layers stay so in memory", f"{plain} {'others' if kept else 'tensors'} are made plain numbers"
+    return ", ".join([stay] * bool(kept) + [made] * bool(plain))
+
+
+def warnings(model: ModelConfig) -> list[str]:
+    """Warn of 8-bit floats without scales, which are rounded ten times as coarsely as they need be. Raises FileError."""
+    found = how_stored(model.transformer, transformer.LAYOUT)
+    count = sum(sum(counts) for kind, counts in found.items() if kind.startswith(UNSCALED))
+    if not count:
+        return []
+    why = f"{count} of its tensors are {UNSCALED}, and Anima's author says that training on such a file fails"
+    return [f"{model.transformer}: {why}; use the bf16 file, or one in scaled fp8, int8 or GGUF Q8_0"]
+
+
+def metadata(model: nn.Module) -> dict[str, str]:
+    """Return what an adapter file says about the weights that it was trained on: how those in memory are stored, or none."""
+    kinds = {layer.stored.kind for _, layer in frozen_linears(model)} - {FloatWeight.kind}
+    return {METADATA_KEY: "; ".join(sorted(kinds)) or "none"}
