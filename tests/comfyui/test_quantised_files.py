@@ -10,6 +10,8 @@ from safetensors.torch import save_file
 
 from anima_core.demo.random_transformer import TINY, random_state
 from anima_core.models.frozen import frozen_linears
+from anima_core.models.quantised import read_weights
+from anima_core.models.quantised.pieces import pieces
 from anima_core.models.transformer import load_transformer
 
 # Wide enough for groups of 256, in both of a block's inputs
@@ -91,6 +93,16 @@ def test_a_file_of_comfyui_has_comfyuis_numbers(comfyui_oracle, state, tmp_path,
             assert torch.equal(ours.get_submodule(name).weight, theirs[f"{name}.weight"]), name
         with torch.no_grad():
             assert torch.equal(velocity(ours), velocity(plain)), dtype
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.kind)
+def test_a_weight_that_is_written_in_pieces_has_comfyuis_numbers(comfyui_oracle, tmp_path, layout):
+    weights = {"layer": torch.randn(2048, 2048)}
+    found = comfyui_oracle("oracle_quantised.py", weights, format=layout.format, options=layout.options, dtypes=["bfloat16"])
+    save_file({k.removeprefix("file."): t for k, t in found.items() if k.startswith("file.")}, tmp_path / "one.safetensors")
+    ((_, weight),) = read_weights(tmp_path / "one.safetensors")
+    assert len(list(pieces(weight.shape))) > 1
+    assert torch.equal(weight.numbers(torch.bfloat16, "cpu"), found["bfloat16.layer"])
 
 
 def fp8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -61,5 +61,9 @@ def all_said(settings: Settings) -> Settings:
 
 
 def group_size(settings: Settings) -> int:
-    """Return how many inputs a layer's settings rotate together. Raises TypeError or ValueError for what is no number."""
-    return int(all_said(settings).get("convrot_groupsize", GROUP))
+    """Return how many inputs a layer's settings rotate together. Raises ValueError for what is no number."""
+    said = all_said(settings).get("convrot_groupsize", GROUP)
+    try:
+        return int(said)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"`convrot_groupsize`={str(said)[:40]} is no number") from None
