@@ -10,6 +10,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from anima_core.adapters.network import AdapterNetwork
+from anima_core.models.frozen import frozen_linears
+from anima_core.models.transformer import AnimaTransformer
+from anima_core.settings import NetworkConfig
+from anima_core.speed.forms import make_lean
+
 FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
@@ -151,3 +157,27 @@ def quantised(state: dict[str, Tensor], kind: str, names: list[str] | None = Non
 def write(path: Path, state: dict[str, Tensor], metadata: dict[str, str] | None = None) -> Path:
     save_file({key: tensor.contiguous() for key, tensor in state.items()}, path, metadata)
     return path
+
+
+def same_numbers(ours: AnimaTransformer, state: dict[str, Tensor], dtype: torch.dtype) -> bool:
+    """Whether every number is about what it is in a state of plain tensors."""
+    names = {name.removeprefix("net."): tensor.to(dtype) for name, tensor in state.items()}
+    found = {name: tensor for name, tensor in ours.state_dict().items() if ".stored." not in name}
+    for name, layer in frozen_linears(ours):
+        found[f"{name}.weight"] = layer.weight.clone()
+    assert found.keys() == names.keys()
+    return all(torch.allclose(found[name], names[name], rtol=0.02, atol=1e-5) for name in names)
+
+
+def gradients(model: AnimaTransformer, fused: bool) -> list[Tensor]:
+    """Return a velocity and the gradients of its adapters and of the text."""
+    network = AdapterNetwork.inject(model, NetworkConfig(rank=4, alpha=4), 0)
+    g = torch.Generator().manual_seed(1)
+    for parameter in network.parameters():
+        parameter.data.copy_(torch.randn(parameter.shape, generator=g) / 8)
+    network.fused = fused
+    if fused:
+        make_lean(model)
+    latents, text = torch.randn(2, 16, 8, 8, generator=g), torch.randn(2, 512, 64, generator=g).requires_grad_()
+    velocity = model(latents, torch.tensor([0.3, 0.9]), text)
+    return [velocity.detach(), *torch.autograd.grad(velocity.square().sum(), [text, *network.parameters()])]

@@ -21,7 +21,8 @@ from anima_core.compat.flags import mapped_flags
 from anima_core.data.caption_files import read_caption
 from anima_core.data.captions import process_caption
 from anima_core.errors import AnimaError, FileError
-from anima_core.models.checkpoint import read_header, read_metadata
+from anima_core.models.checkpoint import FORMATS, read_header, read_metadata
+from anima_core.models.quantised import read_weights
 from anima_core.models.qwen import load_qwen
 from anima_core.models.transformer import load_transformer
 from anima_core.models.vae import load_vae
@@ -124,6 +125,30 @@ def read_every_way(path: Path) -> None:
 def test_safetensors(data):
     with file_with(data) as path:
         read_every_way(path)
+
+
+# Of quantised files: any parts of a layer, of any dtypes and shapes, that say anything of themselves
+said = st.dictionaries(
+    st.sampled_from(["format", "convrot", "convrot_groupsize", "params", "layers", "x"]),
+    st.sampled_from(["nvfp4", "mxfp8", "int8_tensorwise", "convrot_w4a4", "float8_e4m3fn", 4, 16, 256, True, -1]) | junk,
+)
+part = st.tuples(
+    st.sampled_from(["F32", "BF16", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "I64"]),
+    st.sampled_from([(), (1,), (4, 16), (4, 32), (4, 1), (4,), (128, 4), (0,), (2, 0), (1, 2, 3), (4, 16, 2)]),
+)
+parts = st.dictionaries(st.sampled_from(["weight", "weight_scale", "weight_scale_2", "scale_weight", "bias"]), part)
+
+
+@often
+@given(parts, said | st.none(), said | st.none())
+def test_quantised_safetensors(parts, mark, metadata):
+    tensors = {f"x.{name}": torch.zeros(shape, dtype=FORMATS[dtype]) for name, (dtype, shape) in parts.items()}
+    if mark is not None:
+        tensors["x.comfy_quant"] = torch.tensor(list(json.dumps(mark).encode()), dtype=torch.uint8)
+    header = {"_quantization_metadata": json.dumps({"layers": {"x": metadata}})} if metadata is not None else None
+    with file_with(save(tensors, header)) as path, one_line_at_most():
+        for _, weight in read_weights(path):
+            assert weight.numbers(torch.bfloat16, "cpu").shape == weight.shape == weight.on_meta().shape
 
 
 @pytest.mark.parametrize("data", EXTREMES, ids=range(len(EXTREMES)))
