@@ -17,13 +17,14 @@ from anima_core.models.candidates import Candidates, transformer_rank
 from anima_core.models.checkpoint import read_metadata
 from anima_core.models.frozen import FrozenWeight, Scratch, frozen_linears
 from anima_core.models.kept import store_for
-from anima_core.models.quantised import pieces, read_stored, read_weights
+from anima_core.models.quantised import fp8, pieces, read_stored, read_weights
 from anima_core.models.qwen import check_qwen, load_qwen
 from anima_core.models.transformer import check_transformer, load_transformer, meta_transformer
 from anima_core.models.vae import check_vae
 from anima_core.training.loop import train
 
 from .quantised import SAMPLES, gradients, linears, mark, quantised, same_numbers, write
+from .test_model_files import Held
 from .tiny import train_config
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -67,6 +68,24 @@ def test_numbers_do_not_depend_on_the_pieces_in_which_they_are_written(tmp_path,
         monkeypatch.setattr(pieces, "PIECE", rows * 64)
         found = weight.numbers(torch.bfloat16, "cpu")
         assert torch.equal(found, whole) if kind in EXACT else torch.allclose(found, whole, rtol=0.01, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", SAMPLES)
+def test_a_device_without_8_bit_floats_has_their_numbers(tmp_path, monkeypatch, kind):
+    weight, _ = one(kind, (130, 64), tmp_path)
+    found = weight.numbers(torch.bfloat16, "cpu")
+    monkeypatch.setattr(fp8, "WITHOUT_FLOAT8", {"cpu"})
+    assert torch.equal(weight.numbers(torch.bfloat16, "cpu"), found)
+    assert not any(buffer.dtype.itemsize == 1 and buffer.is_floating_point() for buffer in weight.buffers())
+
+
+def test_every_8_bit_float_is_found_in_the_table(monkeypatch):
+    data = torch.arange(256, dtype=torch.uint8)
+    for dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+        real = data.view(dtype).float()
+        monkeypatch.setattr(fp8, "WITHOUT_FLOAT8", {"cpu"})
+        found = fp8.float8(data, dtype)
+        assert torch.equal(found[~real.isnan()], real[~real.isnan()]) and torch.equal(found.isnan(), real.isnan())
 
 
 @pytest.mark.parametrize("kind", SAMPLES)
@@ -141,6 +160,16 @@ def test_a_quantised_file_is_read_once_and_its_digest_known(state, tmp_path, mon
     path = write(tmp_path / "file.safetensors", quantised(state, "nvfp4")[0])
     load_transformer(path)
     assert files.known(path) == files.digest(path)
+
+
+def test_no_weight_that_stays_quantised_is_held_twice_while_it_is_loaded(state, tmp_path):
+    path = write(tmp_path / "file.safetensors", quantised(state, FP8)[0])
+    with Held() as held:
+        model = load_transformer(path)
+    layers = [layer.stored for _, layer in frozen_linears(model)]
+    largest = max(parameter.nbytes for parameter in model.parameters())
+    assert held.now <= sum(parameter.nbytes for parameter in model.parameters()) + sum(weight.bytes for weight in layers) + 1000
+    assert held.peak <= held.now + largest
 
 
 def test_a_plain_file_is_meant_before_a_quantised_one(model, state, tmp_path):

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from .cublas import unblocked
+from .fp8 import float8
 from .pieces import InPieces
 from .stored import Format, Parts, Settings
 
@@ -22,12 +23,12 @@ class MxFp8(InPieces):
         if data.ndim != 2 or data.shape[1] % BLOCK:
             raise ValueError(f"a weight of {list(data.shape)} is no mxfp8")
         self.shape = data.shape
-        self.register_buffer("data", data)
+        self.register_buffer("data", data.view(torch.uint8))
         self.register_buffer("exponents", unblocked(exponents, data.shape[0], data.shape[1] // BLOCK))
 
     def rows(self, some: slice, dtype: torch.dtype) -> Tensor:
         scales = (self.exponents[some].int() << MANTISSA).view(torch.float32)
-        data = self.data[some].float()
+        data = float8(self.data[some], torch.float8_e4m3fn).float()
         return (data.view(len(data), -1, BLOCK) * scales[..., None]).view(len(data), -1)
 
 

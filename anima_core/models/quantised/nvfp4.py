@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from .cublas import unblocked
+from .fp8 import float8
 from .pieces import InPieces
 from .stored import Format, Parts, Settings
 
@@ -30,11 +31,11 @@ class NvFp4(InPieces):
         self.shape = torch.Size((out, columns))
         self.register_buffer("data", data.view(torch.uint8))
         self.register_buffer("levels", torch.tensor([*MAGNITUDES, *(-value for value in MAGNITUDES)], device=data.device))
-        self.register_buffer("scales", unblocked(scales, out, columns // BLOCK).view(torch.float8_e4m3fn))
+        self.register_buffer("scales", unblocked(scales, out, columns // BLOCK))
         self.register_buffer("scale", scale.float().reshape(()))
 
     def rows(self, some: slice, dtype: torch.dtype) -> Tensor:
-        data, scales = self.data[some], self.scale.to(dtype) * self.scales[some].to(dtype)
+        data, scales = self.data[some], float8(self.scales[some], torch.float8_e4m3fn).to(dtype) * self.scale.to(dtype)
         numbers = self.levels.to(dtype)[torch.stack((data >> 4, data & 15), -1).int()]
         return (numbers.view(len(data), -1, BLOCK) * scales[..., None]).view(len(data), -1)
 
