@@ -220,6 +220,8 @@ REFUSED = [
     (changed(FP8, lambda f: None, {"_quantization_metadata": '{"layers": 3}'}), "_quantization_metadata. in its header is"),
     (changed(FP8, lambda f: f.update({f"{LAYER}.weight.absmax": torch.ones(3)})), "is quantised by bitsandbytes"),
     (changed(FP8, lambda f: f.update({f"{LAYER}.qweight": torch.ones(3)})), "is quantised by GPTQ or AWQ"),
+    (changed(FP8, lambda f: f.update({f"{LAYER}.weight_packed": torch.ones(3)})), "is quantised by compressed-tensors"),
+    (changed(FP8, lambda f: f.update({f"{LAYER}.weight_scale_inv": torch.ones(3)})), "Hugging Face's fp8 in blocks"),
     (changed(INT8, lambda f: (f.pop(f"{LAYER}.comfy_quant"), f.pop(f"{LAYER}.weight_scale"))), "in a way that is not read"),
     (changed("nvfp4", lambda f: f.pop(f"{LAYER}.comfy_quant")), "is quantised as U8 with a scale"),
     (changed(FP8, lambda f: f.pop("net.x_embedder.proj.1.weight")), "not an Anima transformer"),

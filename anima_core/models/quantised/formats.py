@@ -19,4 +19,7 @@ FOREIGN = (
     (re.compile(r"\.(absmax|quant_map|quant_state.*|nested_absmax|SCB|weight_format)$"), "bitsandbytes"),
     (re.compile(r"\.(qweight|qzeros|g_idx)$"), "GPTQ or AWQ"),
     (re.compile(r"\.(wscales|smooth_factor|proj_down|proj_up)$"), "SVDQuant"),
+    (re.compile(r"\.weight_(packed|shape|zero_point|global_scale)$"), "compressed-tensors"),
+    (re.compile(r"\.weight_scale_inv$"), "Hugging Face's fp8 in blocks"),
+    (re.compile(r"\.(scales|biases)$"), "MLX"),
 )
