@@ -97,7 +97,7 @@ def test_a_file_of_comfyui_has_comfyuis_numbers(comfyui_oracle, state, tmp_path,
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.kind)
 def test_a_weight_that_is_written_in_pieces_has_comfyuis_numbers(comfyui_oracle, tmp_path, layout):
-    weights = {"layer": torch.randn(2048, 2048)}
+    weights = {"layer": torch.randn(2304, 2048)}
     found = comfyui_oracle("oracle_quantised.py", weights, format=layout.format, options=layout.options, dtypes=["bfloat16"])
     save_file({k.removeprefix("file."): t for k, t in found.items() if k.startswith("file.")}, tmp_path / "one.safetensors")
     ((_, weight),) = read_weights(tmp_path / "one.safetensors")
