@@ -73,7 +73,7 @@ def run_on(
     state = fresh_state(adapters, optimizer, fp16=model.dtype == torch.float16)
     config = types.SimpleNamespace(flow=FlowConfig(), gradient_accumulation_steps=2)
     embeddings = object.__new__(LiveEmbeddings if live else CachedEmbeddings)
-    embeddings.model = model
+    embeddings.model, embeddings.trim = model, False
     run = object.__new__(Run)
     run.plan, run.data = types.SimpleNamespace(config=config), types.SimpleNamespace(embeddings=embeddings)
     run.ranks, run.events, run.model, run.state = Ranks(), Events(None), model, state

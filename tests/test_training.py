@@ -88,7 +88,7 @@ def fixed_loss(config, adapter=None, pictures=None):
             latents = torch.stack([data.latents.latents(d) for d in draws])
             g = torch.Generator().manual_seed(number)
             noise, t = torch.randn(latents.shape, generator=g), torch.linspace(0.1, 0.9, len(draws))
-            text, lengths = data.embeddings.place(data.embeddings.fetch([data.caption(d) for d in draws]))
+            text, lengths, _ = data.embeddings.place(data.embeddings.fetch([data.caption(d) for d in draws]))
             velocity = model(interpolate(latents, noise, t), t, text, lengths)
             losses += flow_loss(velocity, velocity_target(latents, noise), t, FlowConfig()).tolist()
     return sum(losses) / len(losses)
@@ -248,10 +248,10 @@ def test_long_captions_train_whole(model, pictures, tmp_path):
     for name, caption in (("a", long), ("b", short)):
         write(tmp_path / "p", f"{name}.png", caption=caption)
     data, _, _ = prepared(train_config(model, tmp_path / "p", tmp_path))
-    embeds, lengths = data.embeddings.place(data.embeddings.fetch([long.strip(), short]))
+    embeds, lengths, _ = data.embeddings.place(data.embeddings.fetch([long.strip(), short]))
     tokens = len(data.embeddings.texts.t5.encode([long.strip()])[0])
     assert tokens > 600 and embeds.shape[1] == tokens and lengths.tolist() == [tokens, 512]
-    alone, none = data.embeddings.place(data.embeddings.fetch([short]))
+    alone, none, _ = data.embeddings.place(data.embeddings.fetch([short]))
     assert none is None and torch.equal(embeds[1, :512], alone[0])
 
 

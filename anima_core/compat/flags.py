@@ -23,6 +23,7 @@ from ..settings import (
 )
 from ..settings.optimizer import OPTIMIZERS, SCHEDULES
 from ..settings.setting import name_of, settings_of
+from .attention import MODES
 from .kinds import EXPECTED, FROM_FILE, KINDS
 from .unmapped import ARGUMENTS_IGNORED, ARGUMENTS_REFUSED, IGNORED, REFUSED
 
@@ -229,7 +230,20 @@ MAPPED = {
             help="Recompute every block in the backward pass: least memory, most time; with --no-… no matrix product and no "
             "attention. Neither: as few as fit the memory.",
         ),
-        *same_name(TrainConfig, "memory_gb plain ema_decay seed"),
+        *same_name(TrainConfig, "memory_gb attention trim_text"),
+        Flag("attn_mode", "str", "", f"sd-scripts' word for --attention: {', '.join(MODES)}.", ("anima_attention_backend",)),
+        Flag("sdpa", "switch", False, "The same as --attention sdpa."),
+        Flag("xformers", "switch", False, "The same as --attention xformers where the package is installed.", ("xfomers",)),
+        Flag(
+            "flash_attn",
+            "switch",
+            False,
+            "The same as --attention flash_attn where the package is installed.",
+            ("use_flash_attn",),
+        ),
+        Flag("use_sage_attn", "switch", False, "Noted: SageAttention has no backward pass; torch's attention is used."),
+        Flag("mem_eff_attn", "switch", False, "Noted: torch's attention, which is used, takes as little memory."),
+        *same_name(TrainConfig, "plain ema_decay seed"),
         sets(FlowConfig, "timestep_sampling", "", "anima_timestep_sampling", words=TIMESTEPS),
         sets(FlowConfig, "sigmoid_scale", "", "anima_sigmoid_scale"),
         sets(FlowConfig, "shift", "discrete_flow_shift", "training_shift"),

@@ -24,6 +24,7 @@ from ..settings.network import FULL_MATRIX_RANK
 from ..settings.optimizer import OPTIMIZERS, READ_BY
 from ..settings.setting import name_of
 from ..settings.toml_file import read_toml
+from .attention import attention
 from .dataset_config import DATASET_KEYS, SUBSET_KEYS, datasets_from, overridden, resolution
 from .flags import ADAFACTOR, ALGORITHMS, LYCORIS, MODULE_DEFAULTS, NETWORK_ARGS, known_arguments, mapped_flags, setting_words
 from .kinds import EXPECTED, KINDS
@@ -61,7 +62,7 @@ def train_config(values: Values, explicit: set[str]) -> tuple[TrainConfig, list[
         flow=flow_config(values, notes),
         samples=sample_config(values, notes),
         output=OutputConfig(**settings_for(OutputConfig, values)),
-        **settings_for(TrainConfig, values),
+        **(settings_for(TrainConfig, values) | {"attention": attention(values, explicit, notes)}),
     )
     return config, notes
 

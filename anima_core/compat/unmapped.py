@@ -18,8 +18,7 @@ _BOARD = "no server is started; --log_with tensorboard writes the files, tensorb
 _MEMORY = "gradient checkpointing bounds memory; blocks are not swapped"
 
 IGNORED = {  # name -> (number of values, reason)
-    **dict.fromkeys(("sdpa", "xformers", "xfomers", "mem_eff_attn", "flash_attn", "use_flash_attn", "use_sage_attn", "split_attn"), (0, HARDWARE)),
-    **dict.fromkeys(("attn_mode", "anima_attention_backend"), (1, HARDWARE)),
+    **dict.fromkeys(("split_attn",), (0, "the pictures of a batch have one size, and attention takes no more memory for several")),
     **dict.fromkeys(("lowram", "highvram", "no_half_vae", "disable_mmap_load_safetensors", "vae_disable_cache", "cuda_allow_tf32", "cuda_cudnn_benchmark"), (0, HARDWARE)),
     **dict.fromkeys(("qwen_image_vae_2d",), (0, "the VAE reads the same weights and gives the same numbers")),
     **dict.fromkeys(("vae_chunk_size", "text_encoder_batch_size"), (1, HARDWARE)),

@@ -5,6 +5,7 @@ captions are new in every step, each step runs it, with gradient (`LiveEmbedding
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
@@ -20,18 +21,24 @@ from .text import Entry, TextStore, in_halves
 
 Progress = Callable[[int, int], None]
 
+TRIMMED_TO = 64  # rows of text are kept in multiples of this: few shapes
 EMBED_BATCH = 16  # captions: at one, the device waits for its next kernel most of the time
 
 
 class TextEmbeddings(Protocol):
-    """Captions -> text embeddings. Each caption owns max(512, its T5 tokens) rows, whatever the rest of its batch owns."""
+    """Captions -> text embeddings. Each caption owns max(512, its T5 tokens) rows, whatever the rest of its batch owns.
+
+    trim: whether rows at the end that are zero in the whole batch are left to the transformer, see its `text_zeros`.
+    """
+
+    trim: bool
 
     def fetch(self, captions: list[str]) -> Entry:
         """Return what `place` needs of a batch, stacked, on the CPU; safe to call ahead of time from another thread."""
         ...
 
-    def place(self, batch: Entry) -> tuple[Tensor, Tensor | None]:
-        """Return [B, L, 1024] on the model's device, and int [B] row counts where they differ, else None."""
+    def place(self, batch: Entry) -> tuple[Tensor, Tensor | None, int]:
+        """Return [B, L, 1024] on the model's device; int [B] row counts where they differ, else None; how many were cut."""
         ...
 
     def take_notes(self) -> list[str]:
@@ -42,18 +49,19 @@ class TextEmbeddings(Protocol):
 class LiveEmbeddings:
     """Runs the model's LLM adapter in each step."""
 
-    def __init__(self, texts: TextStore, model: AnimaTransformer) -> None:
-        self.texts, self.model = texts, model
+    def __init__(self, texts: TextStore, model: AnimaTransformer, trim: bool = False) -> None:
+        self.texts, self.model, self.trim = texts, model, trim
 
     def fetch(self, captions: list[str]) -> Entry:
         entries = [self.texts.entry(caption) for caption in captions]
         return padded("hidden", entries) | padded("ids", entries) | row_counts([len(e["ids"]) for e in entries])
 
-    def place(self, batch: Entry) -> tuple[Tensor, Tensor | None]:
+    def place(self, batch: Entry) -> tuple[Tensor, Tensor | None, int]:
         batch = placed(batch, self.model.device)
         hidden, ids = batch["hidden"], batch["ids"].long()
         embeds = self.model.preprocess_text_embeds(hidden, ids, batch.get("hidden mask"), batch.get("ids mask"))
-        return embeds, batch.get("rows")
+        rows = kept_rows(ids.shape[1], self.trim)
+        return embeds[:, :rows].contiguous(), batch.get("rows"), embeds.shape[1] - rows
 
     def take_notes(self) -> list[str]:
         return taken(self.texts.notes)
@@ -62,8 +70,8 @@ class LiveEmbeddings:
 class CachedEmbeddings:
     """Keeps the frozen LLM adapter's output of each caption, [T, 1024] in the text's dtype, beside the text that it is of."""
 
-    def __init__(self, texts: TextStore, model: AnimaTransformer) -> None:
-        self.texts, self.model = texts, model
+    def __init__(self, texts: TextStore, model: AnimaTransformer, trim: bool = False) -> None:
+        self.texts, self.model, self.trim = texts, model, trim
         self.identity = module_identity(model.llm_adapter)
         self.notes: list[str] = []
 
@@ -80,11 +88,12 @@ class CachedEmbeddings:
 
     def fetch(self, captions: list[str]) -> Entry:
         rows = [self._entry(caption)["embeds"] for caption in captions]
-        return {"embeds": stack_rows(rows)} | row_counts([len(r) for r in rows])
+        return {"embeds": stack_rows(rows, self.trim)} | row_counts([len(r) for r in rows])
 
-    def place(self, batch: Entry) -> tuple[Tensor, Tensor | None]:
+    def place(self, batch: Entry) -> tuple[Tensor, Tensor | None, int]:
         batch = placed(batch, self.model.device)
-        return batch["embeds"], batch.get("rows")
+        embeds = batch["embeds"]
+        return embeds, batch.get("rows"), max(0, MIN_TEXT_ROWS - embeds.shape[1])
 
     def release(self) -> None:
         """Take the LLM adapter off the device: every caption is cached. One that is lost is embedded where it then is."""
@@ -142,10 +151,16 @@ def padded(name: str, entries: list[Entry]) -> Entry:
     return found
 
 
-def stack_rows(rows: list[Tensor]) -> Tensor:
-    """Stack LLM adapter outputs [T_i, 1024] as [B, max(512, max T), 1024], zero rows appended."""
-    longest = max(MIN_TEXT_ROWS, *(len(r) for r in rows))
-    batch = rows[0].new_zeros(len(rows), longest, rows[0].shape[1])
+def kept_rows(longest: int, trim: bool) -> int:
+    """Return how many rows of text a batch has whose longest caption has so many T5 tokens; all beyond are zero in each."""
+    own = max(MIN_TEXT_ROWS, longest)
+    return min(own, max(1, math.ceil(longest / TRIMMED_TO)) * TRIMMED_TO) if trim else own
+
+
+def stack_rows(rows: list[Tensor], trim: bool = False) -> Tensor:
+    """Stack LLM adapter outputs [T_i, 1024] as [B, max(512, max T), 1024], zero rows appended: fewer if they are trimmed."""
+    kept = kept_rows(max(len(r) for r in rows), trim)
+    batch = rows[0].new_zeros(len(rows), kept, rows[0].shape[1])
     for i, row in enumerate(rows):
         batch[i, : len(row)] = row
     return batch

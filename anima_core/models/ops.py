@@ -43,12 +43,14 @@ def gated_add(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
     return torch.addcmul(x, gate.to(x.dtype), y.to(x.dtype))
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, zeros: int = 0) -> Tensor:
     """Compute softmax(q kᵀ / sqrt(d)) v.
 
-    q: [B, S, H, d]; k, v: [B, L, H, d]; mask: bool, broadcastable to [B, H, S, L], True where a query may look.
-    Returns [B, S, H * d].
+    q: [B, S, H, d]; k, v: [B, L, H, d], and so many further rows of zeros of both, which are looked at as any other;
+    mask: bool, broadcastable to [B, H, S, L + zeros], True where a query may look. Returns [B, S, H * d].
     """
+    if zeros:
+        k, v = (F.pad(x, (0, 0, 0, 0, 0, zeros)) for x in (k, v))
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
@@ -59,7 +61,7 @@ class Ops:
 
     modulate: Callable[[Tensor, Tensor, Tensor], Tensor] = modulate
     norm_rope: Callable[[Tensor, Tensor, Rope | None], Tensor] = norm_rope
-    attention: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] = attention
+    attention: Callable[[Tensor, Tensor, Tensor, Tensor | None, int], Tensor] = attention
     gelu: Callable[[Tensor], Tensor] = F.gelu
     gated_add: Callable[[Tensor, Tensor, Tensor], Tensor] = gated_add
 

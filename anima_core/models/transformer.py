@@ -110,12 +110,15 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(head_dim, eps=NORM_EPS)
         self.k_norm = nn.RMSNorm(head_dim, eps=NORM_EPS)
 
-    def forward(self, x: Tensor, context: Tensor, ops: Ops, rope: Rope | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, context: Tensor, ops: Ops, rope: Rope | None = None, mask: Tensor | None = None, zeros: int = 0
+    ) -> Tensor:
+        """Let x [B, N, D] look at context [B, L, C], and at so many further rows of zeros -> [B, N, D]."""
         heads = (-1, self.head_dim)
         q = ops.norm_rope(self.q_proj(x).unflatten(-1, heads), self.q_norm.weight, rope)
         k = ops.norm_rope(self.k_proj(context).unflatten(-1, heads), self.k_norm.weight, rope)
         v = self.v_proj(context).unflatten(-1, heads)
-        return self.output_proj(ops.attention(q, k, v, mask))
+        return self.output_proj(ops.attention(q, k, v, mask, zeros))
 
 
 class MLP(nn.Module):
@@ -152,19 +155,27 @@ class Block(nn.Module):
         return self.adaln_modulation_self_attn, self.adaln_modulation_cross_attn, self.adaln_modulation_mlp
 
     def forward(
-        self, x: Tensor, modulation: Modulation, context: Tensor, rope: Rope, mask: Tensor | None, ops: Ops = PLAIN
+        self,
+        x: Tensor,
+        modulation: Modulation,
+        context: Tensor,
+        rope: Rope,
+        mask: Tensor | None,
+        zeros: int = 0,
+        *,
+        ops: Ops = PLAIN,
     ) -> Tensor:
-        """Map x [B, N, D] (fp32 residual under fp16), context [B, L, C] -> x."""
+        """Map x [B, N, D] (fp32 residual under fp16), context [B, L, C] and its further rows of zeros -> x."""
         (shift1, scale1, gate1), (shift2, scale2, gate2), (shift3, scale3, gate3) = (m.chunk(3, dim=-1) for m in modulation)
         y = ops.modulate(x, shift1, scale1)
         x = ops.gated_add(x, gate1, self.self_attn(y, y, ops, rope))
         y = ops.modulate(x, shift2, scale2)
-        x = ops.gated_add(x, gate2, self.cross_attn(y, context, ops, mask=mask))
+        x = ops.gated_add(x, gate2, self.cross_attn(y, context, ops, mask=mask, zeros=zeros))
         y = ops.modulate(x, shift3, scale3)
         return ops.gated_add(x, gate3, self.mlp(y, ops))
 
 
-# How a block is run: form(block, x, modulation, context, rope, mask) -> x. What it keeps for the backward pass is up to it.
+# How a block is run: form(block, x, modulation, context, rope, mask, zeros) -> x. What it keeps is its own affair.
 Form = Callable[..., Tensor]
 
 
@@ -279,11 +290,19 @@ class AnimaTransformer(nn.Module):
         out = self.llm_adapter(qwen_hidden.to(self.dtype), t5_ids, qwen_mask, t5_mask)
         return F.pad(out, (0, 0, 0, max(0, MIN_TEXT_ROWS - out.shape[1])))
 
-    def forward(self, latents: Tensor, timesteps: Tensor, text_embeds: Tensor, text_lengths: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        text_embeds: Tensor,
+        text_lengths: Tensor | None = None,
+        text_zeros: int = 0,
+    ) -> Tensor:
         """Map latents [B, 16, H/8, W/8], timesteps [B] in [0, 1], text_embeds [B, L, 1024] -> velocity, shaped as latents.
 
         text_lengths: int [B], the rows each sample looks at, when captions of over 512 tokens share a batch with shorter
-        ones; None when all look at all L. Raises SettingError for sides that are not even.
+        ones; None when all look at all L. text_zeros: how many rows of zeros that belong to the text were cut from its end;
+        what they would have done is computed without them. Raises SettingError for sides that are not even.
         """
         _, _, h, w = latents.shape
         if h % PATCH or w % PATCH:
@@ -298,7 +317,7 @@ class AnimaTransformer(nn.Module):
             x = x.float()  # this model's residuals overflow fp16
         blocks: list[Block] = list(self.blocks)  # type: ignore[arg-type]
         for block, form, modulation in zip(blocks, self.forms, self.modulations(blocks, emb, adaln)):
-            x = form(block, x, modulation, context, rope, mask)
+            x = form(block, x, modulation, context, rope, mask, text_zeros)
         return unpatchify(self.final_layer(x, emb, adaln), h, w).to(latents.dtype)
 
     def _rope(self, h: int, w: int, device: torch.device) -> Rope:

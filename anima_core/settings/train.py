@@ -22,6 +22,8 @@ TIMESTEP_SAMPLINGS = ("logit_normal", "uniform", "shift", "resolution_shift", "m
 LOSSES = ("mse", "huber", "l1", "smooth_l1")
 WEIGHTINGS = ("none", "sigma_sqrt", "cosmap")
 MEMORY = ("auto", "recompute", "keep")
+ATTENTION = ("sdpa", "auto", "cudnn", "flash", "efficient", "chunked", "math", "flash_attn", "xformers", "sage")
+ATTENTION_PACKAGES = {"flash_attn": "flash_attn", "xformers": "xformers", "sage": "sageattention"}  # -> what is imported
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,21 @@ class TrainConfig:
         0.0,
         "The most memory of the device, in GB, that a run may take, so that other programs have the rest; 0: all that is free.",
         low=0,
+        resume="free",
+        shapes=False,
+    )
+    attention: str = setting(
+        "sdpa",
+        "How attention is computed: sdpa as torch chooses, auto by whichever of torch's kernels is measured to be right and "
+        "fastest on this device, or the one that is named. Not yet measured on a card: sdpa is usual.",
+        choices=ATTENTION,
+        resume="free",
+        shapes=False,
+    )
+    trim_text: bool = setting(
+        False,
+        "Leave out the rows of zeros that captions of fewer than 512 tokens are padded with, and add exactly what they do to "
+        "attention: about 3 % less to compute. Not yet measured on a card: off is usual.",
         resume="free",
         shapes=False,
     )

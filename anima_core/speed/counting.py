@@ -170,7 +170,13 @@ def cuda_kernels() -> Iterator[None]:
 
 
 def flash(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-    """Call flash attention, or the memory-efficient one where there is a mask, as CUDA does. q, k, v [B, H, S, d]."""
+    """Call flash attention, or the memory-efficient one where there is a mask, as CUDA does. q, k, v [B, H, S, d].
+
+    Where all but the math form is switched off, as `torch.nn.attention.sdpa_kernel` does, that one.
+    """
+    kernels = torch.backends.cuda
+    if not (kernels.flash_sdp_enabled() or kernels.mem_efficient_sdp_enabled() or kernels.cudnn_sdp_enabled()):
+        return aten._scaled_dot_product_attention_math(q, k, v, attn_mask)[0]
     if attn_mask is None:
         return aten._scaled_dot_product_flash_attention(q, k, v)[0]
     bias = torch.zeros_like(attn_mask, dtype=q.dtype).expand(*q.shape[:3], k.shape[2])

@@ -1,7 +1,7 @@
 """How a model's blocks are run while training: in lean functions, and each keeping as much as there is room for."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,9 +30,9 @@ class LevelForm:
 
     def __call__(self, block: Block, *inputs: Any) -> Tensor:
         if self.level == "keep" or not torch.is_grad_enabled():
-            return block(*inputs, self.ops)
+            return block(*inputs, ops=self.ops)
         if self.level == "cheap":
-            return cheaply(lambda recorded: block(*inputs, recorded), self.ops)
+            return cheaply(lambda recorded: block(*inputs, ops=recorded), self.ops)
         return Again(self.ops, keep_attention=self.level == "attention").first(block, inputs)
 
 
@@ -43,6 +43,11 @@ def apply_levels(model: AnimaTransformer, levels: Sequence[str]) -> None:
 
 def ops_of(form: Form) -> Ops:
     return form.ops if isinstance(form, LevelForm) else PLAIN
+
+
+def use_attention(model: AnimaTransformer, attention: Callable[..., Tensor]) -> None:
+    """Let the blocks of a model that runs in lean functions compute attention so."""
+    model.forms = [replace(f, ops=replace(f.ops, attention=attention)) if isinstance(f, LevelForm) else f for f in model.forms]
 
 
 def levels_of(model: nn.Module) -> list[str]:

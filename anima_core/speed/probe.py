@@ -1,5 +1,6 @@
 """Fast functions prove themselves on the device where they are to run: once, on a few numbers, before the first step."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 
@@ -52,6 +53,17 @@ def verdict(errors: Callable[[], Mapping[str, float]], dtype: torch.dtype) -> st
     except RuntimeError as error:  # NotImplementedError too: an operation that the device lacks
         return str(error).partition("\n")[0][:120]
     return "" if worst <= TOLERANCE[dtype] else f"{name} differs by {worst:.1e} from its plain form"
+
+
+def verdict_on(results: Callable[[], Sequence[Tensor]], truth: Sequence[Tensor], dtype: torch.dtype) -> str:
+    """Return why what computes these results is not to be used; empty where it is right. It may raise anything."""
+    try:
+        worst = apart(truth, results())
+    except Exception as error:
+        return str(error).partition("\n")[0].partition(". ")[0][:120] or type(error).__name__
+    if worst == math.inf:
+        return "its output or a gradient is not finite"
+    return "" if worst <= TOLERANCE[dtype] else f"differs by {worst:.1e} from its plain form"
 
 
 def difference(slow: Callable[..., Tensor], fast: Callable[..., Tensor], device: torch.device, dtype: torch.dtype) -> float:

@@ -161,7 +161,7 @@ class Again:
         self.needs_grad = [isinstance(value, Tensor) and value.requires_grad for value in inputs]
         run = FirstPass(self)
         with saved_tensors_hooks(run.pack, self.unpack):
-            return block(*inputs, each_call(self.ops, CALLED, run.called))
+            return block(*inputs, ops=each_call(self.ops, CALLED, run.called))
 
     def unpack(self, packed: Any) -> Tensor:
         if isinstance(packed, Tensor):
@@ -177,7 +177,7 @@ class Again:
         inputs = [v.detach().requires_grad_(True) if g else v for v, g in zip(self.inputs, self.needs_grad)]
         try:
             with torch.enable_grad(), saved_tensors_hooks(run.pack, run.unpack):
-                self.block(*inputs, each_call(self.ops, CALLED, run.called))
+                self.block(*inputs, ops=each_call(self.ops, CALLED, run.called))
         except Ready:
             pass
         self.values = run.values

@@ -4,6 +4,7 @@ What is decided is frozen in the run folder. It changes no number: blocks keep m
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from ..data.batches import Batches
@@ -27,18 +28,36 @@ LESS = 0.75  # of what was too much for a step is tried next
 TRIES = 3  # of a step; the last one with as little as there can be
 
 
+def former_plan(plan: Plan) -> dict[str, Any]:
+    """Return what the run that goes on had decided; empty where there is none, or it cannot be read."""
+    if plan.resume_from is None:
+        return {}
+    try:
+        return dict(json.loads((plan.resume_from.parents[1] / FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
 class Fit:
     """Decides what each block of a run's model keeps for its backward pass.
 
-    writes: whether this process writes the run folder. parts: that each micro-batch is split into. tries: of the step that is
-    being taken. lowered: how often the plan was, all steps together. settled: no step corrects it any more. blind: why nothing
-    could be counted.
+    also: what else was decided, by name, which is frozen with it. writes: whether this process writes the run folder. parts:
+    that each micro-batch is split into. tries: of the step that is being taken. lowered: how often the plan was, all steps
+    together. settled: no step corrects it any more. blind: why nothing could be counted.
     """
 
     def __init__(
-        self, plan: Plan, model: AnimaTransformer, state: TrainState, batches: Batches, events: Events, writes: bool = True
+        self,
+        plan: Plan,
+        model: AnimaTransformer,
+        state: TrainState,
+        batches: Batches,
+        events: Events,
+        writes: bool = True,
+        also: Mapping[str, Any] | None = None,
     ) -> None:
         self.plan, self.model, self.state, self.events, self.writes = plan, model, state, events, writes
+        self.also = also or {}
         self.device, self.card = model.device, card_of(model.device)
         shapes = largest_shapes(batches, plan.text_rows)
         ops, fused = ops_of(model.forms[0]), state.network.fused
@@ -158,7 +177,7 @@ class Fit:
         """Write the plan into the run folder, for a run that goes on from there."""
         if not self.writes:
             return
-        text = json.dumps({"levels": self.levels, "parts": self.parts, "for": self.circumstances()}, indent=1)
+        text = json.dumps({"levels": self.levels, "parts": self.parts, "for": self.circumstances(), **self.also}, indent=1)
         try:
             write_whole(self.plan.run_dir / FILE, text)
         except OSError as error:
@@ -175,9 +194,9 @@ class Fit:
         if self.plan.resume_from is None:
             return (), ""
         try:
-            found = json.loads((self.plan.resume_from.parents[1] / FILE).read_text(encoding="utf-8"))
+            found = former_plan(self.plan)
             levels, parts, made_for = tuple(found["levels"]), int(found["parts"]), dict(found["for"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             return (), ""
         here = self.circumstances()
         changed = [f"{name} was {made_for.get(name)}, is {here[name]}" for name in here if made_for.get(name) != here[name]]

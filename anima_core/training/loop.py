@@ -22,6 +22,7 @@ from ..settings import TrainConfig
 from ..speed.forms import make_lean
 from ..speed.probe import adapters_proven, proven
 from . import flow, optimizers, schedules, storage
+from .attending import AttentionChoice
 from .device import at_work
 from .events import Events, Listener
 from .feed import Batch, Feed
@@ -133,7 +134,9 @@ def build_run(plan: Plan, ranks: Ranks, events: Events) -> "Run":
     network.fused = not config.plain
     if not config.plain:
         speed_up(model, network, events)
-    fit = Fit(plan, model, state, data.batches, events, writes=ranks.first)
+    attention = AttentionChoice(plan, model, data.batches, events)
+    attention.begin()
+    fit = Fit(plan, model, state, data.batches, events, writes=ranks.first, also={"attention": attention.frozen})
     fit.begin()
     if plan.resume_from:
         data.batches.load_state_dict(state.data_position)
@@ -144,7 +147,7 @@ def build_run(plan: Plan, ranks: Ranks, events: Events) -> "Run":
     events.emit("note", text=network.describe())
     for text in schedules.warnings(config.optimizer, data.steps):
         events.emit("warning", text=text)
-    watchdog = Watchdog(network, data.masked, state.step)
+    watchdog = Watchdog(network, data.masked, state.step, remedy=lambda: attention.again(fit.freeze))
     reporter = StepReporter(events, watchdog, state.losses, data.steps, plan.device, world=ranks.world)
     saver = Saver(plan, events, state, reporter, watchdog, data.metadata(), config_text) if ranks.first else None
     samples = plan.run_dir / "samples"
@@ -306,10 +309,10 @@ class Run:
     def forward(self, batch: Batch) -> Tensor:
         """Return the mean loss of one micro-batch, fp32, on the device."""
         batch = batch.to(self.model.device)
-        text, lengths = self.data.embeddings.place(batch.text)
+        text, lengths, zeros = self.data.embeddings.place(batch.text)
         eps = batch.noise if batch.input_noise is None else batch.input_noise
         noisy = flow.interpolate(batch.latents, eps, batch.t)
-        velocity = self.model(noisy, batch.t, text, lengths)
+        velocity = self.model(noisy, batch.t, text, lengths, zeros)
         target = flow.velocity_target(batch.latents, batch.noise)
         config = self.plan.config.flow
         return flow.flow_loss(velocity, target, batch.t, config, mask=batch.mask, weight=batch.weight).mean()

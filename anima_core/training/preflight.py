@@ -29,6 +29,7 @@ from ..models.tokenizers import load_t5_tokenizer
 from ..models.transformer import AnimaTransformer, TransformerConfig, check_transformer
 from ..models.vae import check_vae
 from ..settings import TrainConfig
+from ..speed.attention import check_usable
 from . import optimizers, storage
 from .events import Events, Listener
 from .memory import pick_device, pick_dtype
@@ -76,6 +77,9 @@ def preflight(config: TrainConfig, ranks: Ranks | None = None, on_event: Listene
     device = pick_device(config.device) if ranks is None else ranks.device(config.device)
     warnings = (*optimizers.preflight(config.optimizer, device), *config.samples.warnings())
     sizes = check_models(config)
+    dtype = pick_dtype(config.model.dtype, device)
+    if not config.plain:
+        check_usable(config.attention, device, dtype, sizes.head_dim)
     warnings += (*storage.warnings(config.model), *check_network(config, sizes))
     run_dir = config.output.run_dir
     resume_from, passed_over = find_checkpoint(config.output.resume, run_dir) if config.output.resume else (None, [])
@@ -91,7 +95,7 @@ def preflight(config: TrainConfig, ranks: Ranks | None = None, on_event: Listene
     return Plan(
         config=config,
         device=device,
-        dtype=pick_dtype(config.model.dtype, device),
+        dtype=dtype,
         transformer=sizes,
         pictures=pictures,
         reports=reports,

@@ -91,8 +91,8 @@ def with_embeddings(plan: Plan, cached: CachedData, model: AnimaTransformer, eve
     """Add the LLM adapter, whose outputs are cached too, unless it is trained or captions are new in every epoch."""
     trained = any(p.requires_grad for p in model.llm_adapter.parameters())
     if trained or cached.texts.resident is not None:
-        return TrainingData(plan, cached, LiveEmbeddings(cached.texts, model))
-    embeddings = CachedEmbeddings(cached.texts, model)
+        return TrainingData(plan, cached, LiveEmbeddings(cached.texts, model, plan.config.trim_text))
+    embeddings = CachedEmbeddings(cached.texts, model, plan.config.trim_text)
     captions = [*preview_texts(plan.config.samples), *all_captions(cached.items, plan.config, epochs(plan, cached.batches))]
     progress = events.progress("text embeddings")
     in_shares(ranks, cached.texts.cache, lambda mine: embeddings.fill(captions, progress, mine))

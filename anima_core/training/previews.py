@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..adapters.network import AdapterNetwork
@@ -82,7 +83,8 @@ class Previews:
         write_whole(path, lambda temporary: picture.save(temporary, format="PNG"), durable=False)
 
     def _embeds(self, prompt: str) -> Tensor:
-        return self.embeddings.place(self.embeddings.fetch([prompt]))[0]
+        embeds, _, zeros = self.embeddings.place(self.embeddings.fetch([prompt]))
+        return F.pad(embeds, (0, 0, 0, zeros))  # as ComfyUI has it, also where training does without
 
 
 def preview_texts(config: SampleConfig) -> list[str]:

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from .events import COMMANDS, Events
 from .memory import peak_gb
-from .watchdog import Watchdog
+from .watchdog import STEPS_AHEAD, Watchdog
 
-STEPS_AHEAD = 2  # so many steps may the host be ahead of the device
 DECAY = 0.98  # of the shown loss and of the time a step takes: about the last 50 steps
 
 

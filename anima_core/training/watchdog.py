@@ -1,11 +1,13 @@
 """Two watchdogs over a run: losses and gradients that are not finite, and an adapter that does not move."""
 
 import math
+from collections.abc import Callable
 
 from ..adapters.network import AdapterNetwork
 from ..errors import RunError
 from .gradient import LEAST_SCALE
 
+STEPS_AHEAD = 2  # so many steps may the host be ahead of the device, and of what it has been told
 MAX_NON_FINITE = 3  # steps in a row before the run stops
 DEAD_AFTER_STEPS = 5  # the zero-initialised factors must have moved by then
 
@@ -15,11 +17,15 @@ class Watchdog:
 
     masked: whether masks weigh the loss, which may be black where they should not. good_step: the step of the adapter as it is.
     steps, good_steps: how many were seen since the run was started or continued, and had a finite loss and gradient.
+    remedy: changes what may have broken the gradient of a finite loss, and says so; empty when there is nothing to change.
     """
 
-    def __init__(self, network: AdapterNetwork, masked: bool = False, good_step: int = 0) -> None:
+    def __init__(
+        self, network: AdapterNetwork, masked: bool = False, good_step: int = 0, remedy: Callable[[], str] = lambda: ""
+    ) -> None:
         self.network = network
         self.masked = masked
+        self.remedy = remedy
         self.non_finite = 0
         self.steps = self.good_steps = 0
         self.moves = True  # as far as is known
@@ -51,7 +57,11 @@ class Watchdog:
                 f"step {step}: the {what} was not finite {self.non_finite} times in a row (pictures: {pictures}); {way_out}"
             )
         number = grad_norm if what == "gradient" else loss
-        return f"step {step}: the {what} is {number}; the step was left out (pictures: {pictures})"
+        text = f"step {step}: the {what} is {number}; the step was left out (pictures: {pictures})"
+        if what == "gradient" and self.non_finite == 1 and (changed := self.remedy()):
+            self.non_finite = -STEPS_AHEAD  # those that were under way already do not count
+            text = f"{text}; {changed}"
+        return text
 
     @property
     def has_gained(self) -> bool:
