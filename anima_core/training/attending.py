@@ -32,7 +32,7 @@ class AttentionChoice:
     """
 
     def __init__(self, plan: Plan, model: AnimaTransformer, batches: Batches, events: Events) -> None:
-        self.plan, self.model, self.events = plan, model, events
+        self.plan, self.model, self.device, self.events = plan, model, model.device, events
         self.asked, self.card = plan.config.attention, card_of(model.device)[0]
         self.pictures = sizes_of(batches, plan.text_rows, plan.config.trim_text)
         self.timed = {shape.height * shape.width for shape in largest_shapes(batches, plan.text_rows)}
@@ -60,7 +60,7 @@ class AttentionChoice:
         """
         used = {self.names.get(size, "sdpa") for size in self.pictures}
         culprit = next((name for name in SUSPECTS if name in used), "")
-        if not culprit or self.plan.config.plain or (culprit == "sdpa" and self.model.device.type == "cpu"):
+        if not culprit or self.plan.config.plain or (culprit == "sdpa" and self.device.type == "cpu"):
             return ""
         self.left_out |= {culprit, SAME.get(culprit, culprit)}
         names, said = self.choose([*self.pictures], BY_ITSELF)
