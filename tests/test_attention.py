@@ -228,6 +228,18 @@ def test_a_size_that_was_not_tried_is_computed_as_the_nearest(monkeypatch):
     assert call(4096, 600, torch.ones(1)) == call(4096, 128, zeros=384) == "sdpa"  # nothing like it was tried
 
 
+@pytest.mark.slow
+def test_a_graph_takes_what_was_chosen_for_all_sizes_alike():
+    """One graph serves all sizes."""
+    chosen = Chosen({Size(40, 40): "flash", Size(40, 24): "chunked", Size(40, 24, trimmed=True): "chunked"})
+    assert chosen.in_graphs == [["sdpa", "chunked"], ["sdpa", "sdpa"]]
+    graph = torch.compile(chosen, backend="aot_eager", dynamic=True, fullgraph=True)
+    for queries, keys, zeros in ((40, 40, 0), (64, 24, 488)):
+        *qkv, _ = Trial(Size(queries, keys), CPU, torch.float32, HEAD).inputs(1, 2)
+        assert relative_error(graph(*qkv, None, zeros), PLAIN.attention(*qkv, None, zeros)) < 1e-6
+    torch._dynamo.reset()
+
+
 class Sizes:
     def __init__(self, *sizes):
         self.sizes = lambda: set(sizes)

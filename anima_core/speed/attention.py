@@ -104,20 +104,32 @@ class Size:
 
 
 class Chosen:
-    """Attention, each size in the way that was chosen for it; one that was not tried in that of the nearest."""
+    """Attention, each size in the way that was chosen for it; one that was not tried in that of the nearest.
+
+    A graph of torch.compile serves all sizes: there it is what was chosen for all of them alike, or else torch's own choice.
+    """
 
     def __init__(self, names: Mapping[Size, str], otherwise: str = "sdpa") -> None:
         self.names, self.otherwise = dict(names), otherwise
         self.near: dict[Size, str] = {}
+        self.in_graphs = [[self.everywhere(masked, trimmed) for trimmed in (False, True)] for masked in (False, True)]
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, zeros: int = 0) -> Tensor:
-        size = Size(q.shape[1], k.shape[1], mask is not None, zeros > 0)
+        masked, trimmed = mask is not None, 1 if zeros else 0
+        if torch.compiler.is_compiling():
+            return CANDIDATES[self.in_graphs[masked][trimmed]](q, k, v, mask, zeros)
+        size = Size(q.shape[1], k.shape[1], masked, bool(trimmed))
         name = self.near.get(size) or self.near.setdefault(size, self.name(size))
         return CANDIDATES[name](q, k, v, mask, zeros)
 
     def name(self, size: Size) -> str:
         nearest = min(self.names, key=size.distance, default=None)
         return self.otherwise if nearest is None or size.distance(nearest) == math.inf else self.names[nearest]
+
+    def everywhere(self, masked: bool, trimmed: bool) -> str:
+        """Return what was chosen for all sizes with a mask or without, and with rows of zeros left out or not."""
+        found = {name for size, name in self.names.items() if (size.masked, size.trimmed) == (masked, trimmed)}
+        return found.pop() if len(found) == 1 else self.otherwise
 
 
 def with_gradients(function: Callable[..., T]) -> Callable[..., T]:
