@@ -106,10 +106,26 @@ def test_it_has_gradients_where_a_node_has_none():
 
 
 def test_what_is_timed_is_all_heads_and_no_more_than_there_is_room_for():
-    trial = Trial(Size(64, 64), CPU, torch.float32, HEAD, heads=8, pictures=3)
-    assert trial.large == (3, 8) and trial.small == (1, 2)
-    assert Trial(Size(4096, 4096), CPU, torch.bfloat16, 128, heads=16, pictures=8).large == (2, 16)
-    assert Trial(Size(16384, 16384), CPU, torch.bfloat16, 128, heads=16, pictures=8).large == (1, 16)
+    def timed(n, head_dim, **counts):
+        """Of meta tensors: pictures and heads."""
+        trial = Trial(Size(n, n), torch.device("meta"), torch.bfloat16, head_dim, **counts)
+        assert trial.inputs[0].shape == (1, n, 2, head_dim)
+        assert trial.timed[3].shape == (*trial.timed[0].shape[:2], trial.timed[0].shape[2] * head_dim)
+        return trial.timed[0].shape[0], trial.timed[0].shape[2]
+
+    assert timed(64, HEAD, heads=8, pictures=3) == (3, 8)
+    assert timed(4096, 128, heads=16, pictures=8) == (2, 16)
+    assert timed(16384, 128, heads=16, pictures=8) == (1, 16)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_what_is_true_is_made_in_pieces(monkeypatch, size):
+    whole = Trial(size, CPU, torch.bfloat16, HEAD).truth
+    monkeypatch.setattr(attention_module, "ROWS", 16)
+    trial = Trial(size, CPU, torch.bfloat16, HEAD)
+    pieces = trial.truth
+    assert all(relative_error(ours, theirs) < 1e-6 for ours, theirs in zip(pieces, whole)) and len(whole) == 4
+    assert whole[0].dtype == torch.float32 and not any(x.requires_grad for x in trial.inputs)
 
 
 # In pieces
@@ -235,7 +251,7 @@ def test_a_graph_takes_what_was_chosen_for_all_sizes_alike():
     assert chosen.in_graphs == [["sdpa", "chunked"], ["sdpa", "sdpa"]]
     graph = torch.compile(chosen, backend="aot_eager", dynamic=True, fullgraph=True)
     for queries, keys, zeros in ((40, 40, 0), (64, 24, 488)):
-        *qkv, _ = Trial(Size(queries, keys), CPU, torch.float32, HEAD).inputs(1, 2)
+        *qkv, _ = Trial(Size(queries, keys), CPU, torch.float32, HEAD).inputs
         assert relative_error(graph(*qkv, None, zeros), PLAIN.attention(*qkv, None, zeros)) < 1e-6
     torch._dynamo.reset()
 

@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial, wraps
+from functools import cache, cached_property, partial, wraps
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, TypeVar
@@ -146,66 +146,73 @@ def with_gradients(function: Callable[..., T]) -> Callable[..., T]:
 class Trial:
     """Tries candidates at one size, on random numbers as a model's normalised heads have them.
 
-    pictures: at once; heads, head_dim: the model's. A wrong gradient is as wrong on two heads of one picture, and there it is
-    compared with fp32; all are timed.
+    pictures: at once; heads, head_dim: the model's. What is wrong is as wrong on two heads of one picture: those are compared
+    with fp32, and all are timed.
     """
 
     def __init__(
         self, size: Size, device: torch.device, dtype: torch.dtype, head_dim: int, heads: int = HEADS, pictures: int = 1
     ) -> None:
-        self.size, self.device, self.dtype, self.head_dim = size, device, dtype, head_dim
+        self.size, self.device, self.dtype = size, device, dtype
+        self.shape = (min(HEADS, heads), head_dim)  # of what is compared
         fit = NUMBERS // (size.queries * heads * head_dim)
-        self.small, self.large = (1, min(HEADS, heads)), (max(1, min(pictures, fit)), heads)
-
-    @property
-    def zeros(self) -> int:
-        return max(1, MIN_TEXT_ROWS - self.size.keys) if self.size.trimmed else 0
+        self.times = (max(1, min(pictures, fit)), heads // self.shape[0])  # as much is timed: pictures, heads
 
     @with_gradients
     def race(self, names: Iterable[str]) -> list[Tried]:
-        return race(map(self.candidate, names), self.truth(), self.dtype, self.device)
+        return race(map(self.candidate, names), self.truth, self.dtype, self.device)
 
     @with_gradients
     def verdict(self, name: str) -> str:
         """Return why one is not right; empty where it is."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return verdict_on(self.candidate(name).results, self.truth(), self.dtype)
+            return verdict_on(self.candidate(name).results, self.truth, self.dtype)
 
     def candidate(self, name: str) -> Candidate:
         def results() -> Sequence[Tensor]:
-            return passes(CANDIDATES[name], self.inputs(*self.small), self.mask(1), self.zeros)
+            return passes(CANDIDATES[name], self.inputs, self.mask, self.zeros)
 
-        @cache  # let go with the candidate
-        def timed() -> tuple[list[Tensor], Tensor | None]:
-            return self.inputs(*self.large), self.mask(self.large[0])
+        return Candidate(name, results, lambda: passes(CANDIDATES[name], self.timed, self.mask, self.zeros))
 
-        return Candidate(name, results, lambda: passes(CANDIDATES[name], *timed(), self.zeros))
+    @property
+    def zeros(self) -> int:
+        return max(1, MIN_TEXT_ROWS - self.size.keys) if self.size.trimmed else 0
 
-    def inputs(self, pictures: int, heads: int) -> list[Tensor]:
-        """Make q, k, v [B, S, H, d] and the output's gradient [B, S, H * d]."""
+    @cached_property
+    def inputs(self) -> list[Tensor]:
+        """q, k, v [1, S, H, d], and the output's gradient [1, S, H * d]."""
         generator, size = torch.Generator().manual_seed(0), self.size
         rows = (size.queries, size.keys, size.keys, size.queries)
-        made = [torch.randn(pictures, n, heads, self.head_dim, generator=generator).to(self.device, self.dtype) for n in rows]
-        return [*made[:3], made[3].flatten(2)]
+        *qkv, g = (torch.randn(1, n, *self.shape, generator=generator).to(self.device, self.dtype) for n in rows)
+        return [*qkv, g.flatten(2)]
 
-    def mask(self, pictures: int) -> Tensor | None:
-        """Hide what a caption of 512 rows has not of the longest one's."""
-        if not self.size.masked:
-            return None
+    @cached_property
+    def timed(self) -> list[Tensor]:
+        """The same for as many pictures, and for all heads."""
+        pictures, heads = self.times
+        *qkv, g = self.inputs
+        more = [x.repeat(pictures, 1, heads, 1) for x in (*qkv, g.unflatten(2, self.shape))]
+        return [*more[:3], more[3].flatten(2)]
+
+    @cached_property
+    def mask(self) -> Tensor | None:
+        """What hides that which a caption of 512 rows has not of the longest one's."""
         own = min(MIN_TEXT_ROWS, self.size.keys - 1)
-        return (torch.arange(self.size.keys, device=self.device) < own).expand(pictures, 1, 1, -1)
+        return (torch.arange(self.size.keys, device=self.device) < own)[None, None, None] if self.size.masked else None
 
+    @cached_property
     def truth(self) -> Sequence[Tensor]:
-        """Compute the same in fp32 by the math form, in pieces of the queries: outputs, and gradients of q, k, v."""
-        *qkv, g = (x.double() if x.dtype == torch.float64 else x.float() for x in self.inputs(*self.small))
+        """The output, and the gradients of q, k and v, in fp32 by the math form, in pieces of the queries."""
+        wide = torch.promote_types(self.dtype, torch.float32)
+        *qkv, g = (x.to(wide, copy=True) for x in self.inputs)
         q, k, v = (x.requires_grad_(True) for x in qkv)
         outputs = []
         for rows in (slice(first, first + ROWS) for first in range(0, q.shape[1], ROWS)):
             with sdpa_kernel(SDPBackend.MATH):
-                outputs.append(PLAIN.attention(q[:, rows], k, v, self.mask(1), self.zeros))
-            outputs[-1].backward(g[:, rows])
-            outputs[-1] = outputs[-1].detach()
+                out = PLAIN.attention(q[:, rows], k, v, self.mask, self.zeros)
+            out.backward(g[:, rows])
+            outputs.append(out.detach())
         return torch.cat(outputs, dim=1), *(x.grad for x in (q, k, v) if x.grad is not None)
 
 

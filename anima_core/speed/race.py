@@ -39,7 +39,9 @@ class Tried:
     reason: str = ""
 
     def __str__(self) -> str:
-        return f"{self.name} left out ({self.reason})" if self.reason else f"{self.name} {1000 * self.seconds:.3g} ms"
+        if self.reason:
+            return f"{self.name} left out ({self.reason})"
+        return f"{self.name} {float(f'{1000 * self.seconds:.3g}'):g} ms"
 
 
 def race(candidates: Iterable[Candidate], truth: Sequence[Tensor], dtype: torch.dtype, device: torch.device) -> list[Tried]:
