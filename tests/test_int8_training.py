@@ -4,18 +4,20 @@ import dataclasses
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from anima_core.adapters.network import AdapterNetwork
 from anima_core.demo.pictures import write_pictures
 from anima_core.demo.random_transformer import TINY, write_random_transformer
 from anima_core.errors import Interrupted
+from anima_core.models.checkpoint import read_metadata
 from anima_core.models.frozen import frozen_linears
-from anima_core.models.kept import store_for
+from anima_core.models.kept import left_plain, store_for
 from anima_core.models.transformer import load_transformer, meta_transformer
 from anima_core.settings import ModelConfig, NetworkConfig, OptimizerConfig, OutputConfig, SampleConfig
 from anima_core.speed.costs import empty_like
 from anima_core.training.loop import train
+from anima_core.training.storage import in_8_bits
 
 from .tiny import model_config, same_tensors, train_config
 
@@ -50,6 +52,16 @@ def test_which_weights_are_in_8_bits_and_what_is_planned_for(base):
     assert sum(sizes.values()) + sum(p.nbytes for p in model.parameters()) < plain - 2.9 * sum(map(numbers, kept.values()))
 
 
+def test_a_weight_that_8_bits_would_spoil_is_counted_and_left(base, tmp_path):
+    state = load_file(base.transformer)
+    for number in (0, 1):
+        state[f"net.blocks.{number}.mlp.layer1.weight"][::3, ::7] *= 40
+    save_file(state, tmp_path / "spoilt.safetensors")
+    model = in_int8(dataclasses.replace(base, transformer=str(tmp_path / "spoilt.safetensors")))
+    assert len(dict(frozen_linears(model))) == 19 and left_plain(model) == 1, "that of an outer block would have stayed anyway"
+    assert "int8: 19 layers; 1 are left as they are" in in_8_bits(model)
+
+
 def numbers(layer) -> int:
     return layer.stored.shape.numel()
 
@@ -64,7 +76,10 @@ def test_a_run_that_goes_on_is_exact_and_draws_previews(base, tmp_path, network)
         changes = {"network": network, "samples": samples, "memory": "auto"}
         return train_config(base, tmp_path / "pics", tmp_path / name, output=output, max_train_steps=4, **changes)
 
-    whole = train(config("whole"))
+    notes: list[str] = []
+    whole = train(config("whole"), lambda event: notes.append(event["text"]) if event["event"] == "note" else None)
+    assert "`model.dtype`=int8: int8: 20 layers" in notes
+    assert whole.adapter_path and read_metadata(whole.adapter_path)["ss_base_quantization"] == "int8"
     with pytest.raises(Interrupted):
         train(config("parts"), lambda event: "cancel" if event["event"] == "step" and event["step"] == 2 else None)
     resumed = train(config("parts", "latest"))

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 
 import torch
+from torch import nn
 
 from .frozen import FloatWeight, FrozenWeight
 from .int8 import quantised
@@ -38,6 +39,13 @@ def in_int8(blocks: int, device: torch.device | str) -> Store:
         return quantised(weight.numbers(torch.float32, "meta" if weight.is_meta else device))
 
     return store
+
+
+def left_plain(model: nn.Module) -> int:
+    """Count the weights that `in_int8` would have kept in 8 bits, had that been exact enough."""
+    places = [FREEZABLE.fullmatch(f"{name}.weight") for name, layer in model.named_modules() if type(layer) is nn.Linear]
+    blocks = [int(place[1]) for place in places if place]
+    return sum(number not in (min(blocks), max(blocks)) for number in blocks)
 
 
 def store_for(dtype: str, blocks: int, device: torch.device | str) -> Store:

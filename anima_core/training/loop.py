@@ -128,6 +128,8 @@ def build_run(plan: Plan, ranks: Ranks, events: Events) -> "Run":
     for text in storage.notes(config.model, store):
         events.emit("note", text=text)
     model = load_transformer(config.model.transformer, dtype=plan.dtype, device=plan.device, store=store)
+    if config.model.dtype == "int8":
+        events.emit("note", text=storage.in_8_bits(model))
     network = AdapterNetwork.inject(model, config.network, config.seed)
     data = with_embeddings(plan, cached, model, events, ranks)
     state = build_state(plan, network, content_of(plan) if ranks.first else {}, flat=not config.plain)

@@ -1,12 +1,14 @@
 """What there is to say about a run whose model files are quantised."""
 
+from collections import Counter
 from pathlib import Path
 
 from torch import nn
 
 from ..models import qwen, transformer
 from ..models.frozen import FloatWeight, frozen_linears
-from ..models.kept import Store, all_plain
+from ..models.int8 import TOO_COARSE
+from ..models.kept import Store, all_plain, left_plain
 from ..models.loading import Layout, how_stored
 from ..models.quantised.fp8 import UNSCALED
 from ..settings import ModelConfig
@@ -29,6 +31,15 @@ def _note(path: str, layout: Layout, store: Store) -> str:
 def _counts(kept: int, plain: int) -> str:
     stay, made = f"{kept} layers stay so in memory", f"{plain} {'others' if kept else 'tensors'} are made plain numbers"
     return ", ".join([stay] * bool(kept) + [made] * bool(plain))
+
+
+def in_8_bits(model: nn.Module) -> str:
+    """Say how many weights of a model, just loaded, are kept in 8 bits, how finely, and how many are left."""
+    kinds = Counter(layer.stored.kind for _, layer in frozen_linears(model))
+    kept = ", ".join(f"{kind}: {count} layers" for kind, count in sorted(kinds.items()))
+    left = left_plain(model)
+    others = f"; {left} are left as they are, whose rounding would take more than {TOO_COARSE:.0%} of them" if left else ""
+    return f"`model.dtype`=int8: {kept or 'no layer, since the outer two blocks stay as they are'}{others}"
 
 
 def warnings(model: ModelConfig) -> list[str]:
