@@ -6,7 +6,8 @@ import pytest
 
 from anima_core.compat import front_ends
 from anima_core.compat.arguments import config_from_file
-from anima_core.compat.flags import PRODIGY, known_names
+from anima_core.compat.flags import known_names
+from anima_core.compat.optimizers import PRODIGY
 from anima_core.errors import SettingError
 from anima_core.settings import TrainConfig
 

@@ -12,7 +12,8 @@ from ..errors import in_words
 from ..settings import OptimizerConfig
 from ..settings.optimizer import OPTIMIZERS
 from . import dataset_config, front_ends, root_toml
-from .flags import ALGORITHMS, LYCORIS, MAPPED, MODULE_DEFAULTS, NETWORK_ARGS, OTHER_DEFAULTS, PRODIGY, setting_words
+from .flags import ALGORITHMS, LYCORIS, MAPPED, MODULE_DEFAULTS, NETWORK_ARGS, OTHER_DEFAULTS, setting_words
+from .optimizers import CAME, PRODIGY, WORDS
 from .unmapped import ARGUMENTS_IGNORED, ARGUMENTS_REFUSED, IGNORED, REFUSED
 
 HEAD = """# sd-scripts flags and TOML keys
@@ -47,7 +48,7 @@ that it overrides is named. A flag or key that is in none of these tables is an 
 | `mixed_precision` no | auto: bf16 where the card has it | the base model is stored in bf16 anyway |
 | ScheduleFree checks for RAdam only | for all three | the same schedules are wrong for all |
 | `--noise_offset` does nothing for Anima | it acts, as `--anima_noise_offset` | a number that is asked for is used |
-| Adafactor finds its own step unless `relative_step=False` | its step is `--learning_rate` | the rate that is set is the rate that trains |
+| Adafactor finds its own step unless `relative_step=False` | its step is `--learning_rate`, unless `relative_step=True` or `--lr_scheduler adafactor` asks for its own | the rate that is set is the rate that trains |
 | `constant` with a warm-up is an error | it warms up | as `constant_with_warmup` |
 | `polynomial` ends at 1e-7 | at 0 | |
 | `--timestep_sampling sigma` draws one of 1000 values of t | any t | the model was trained on all of them |
@@ -88,7 +89,12 @@ def optimizer_table() -> list[str]:
     parts = ["\n## Without `--optimizer_args`\n"]
     parts.append("Each optimizer starts from its library's own values. A graph starts from " + values_of(here) + ".\n")
     parts.append("| optimizer | |\n|---|---|")
-    return parts + [f"| {kind.name} | {values_of(here | dict(kind.library))} |" for kind in OPTIMIZERS]
+    parts += [f"| {kind.name} | {values_of(here | dict(kind.library))} |" for kind in OPTIMIZERS]
+    parts.append(
+        "\nAny other optimizer is named as `module.Class` of a package that is installed; sd-scripts' words for some:\n"
+    )
+    parts.append("| word | |\n|---|---|")
+    return parts + [f"| {word} | `{name}` {values_of(own)} |" for word, (name, own) in WORDS.items()]
 
 
 def values_of(settings: Mapping[str, Any]) -> str:
@@ -115,11 +121,13 @@ def front_end_tables() -> list[str]:
     parts += [f"| `{key}` | `--network_args {name}=` |" for key, name in front_ends.ARGUMENTS.items()]
     parts += [f"| `{key}` | `--optimizer_args {name}=` |" for key, name in front_ends.OPTIMIZER.items()]
     parts += [f"| `{key}` | `--optimizer_args {name}=` (Prodigy) |" for key, name in PRODIGY.items()]
+    parts += [f"| `{key}` | `--optimizer_args {name}=` (CAME; else without effect) |" for key, name in CAME.items()]
     parts += ["| `positive_prompts` | the previews' prompt |"]
     parts += [f"| `{key}` | `--{flag}` of that prompt |" for key, flag in front_ends.PREVIEWS.items()]
     parts += ["| `enable_preview` | false: no previews |", "| `lora_type` | `--network_module`, when that is empty |"]
     parts.append("\nWithout effect, or refused:\n\n| key | reason |\n|---|---|")
-    parts += [f"| `{key}` | {why} |" for key, why in (front_ends.IGNORED | front_ends.REFUSED).items()]
+    without = {key: why for key, why in (front_ends.IGNORED | front_ends.REFUSED).items() if key not in CAME}
+    parts += [f"| `{key}` | {why} |" for key, why in without.items()]
     return parts + [f"| `{key} = {word}` | {why} |" for (key, word), why in front_ends.REFUSED_WORDS.items()]
 
 

@@ -49,7 +49,7 @@ TIMESTEPS = {
     "mode": "mode",
 }
 LOSSES = {"l2": "mse", "smooth_l1": "smooth_l1", "mse": "mse", "huber": "huber", "l1": "l1"}
-ADAFACTOR = "adafactor"  # a schedule of sd-scripts that `translate` refuses with its reason
+ADAFACTOR = "adafactor"  # a schedule of sd-scripts: none, for an Adafactor that finds its step itself
 RECOMPUTE = {True: "recompute", False: "keep", "": "auto"}
 
 # Flags that start from another value than the setting does -> the value, and why
@@ -82,7 +82,7 @@ class Flag:
     @property
     def full_help(self) -> str:
         """Return the help with the values that may be chosen, in the command line's words."""
-        choices = ", ".join(choice for choice in self.choices if choice != ADAFACTOR)
+        choices = ", ".join(self.choices)
         return in_words(f"{self.help} One of: {choices}." if choices else self.help, setting_words())
 
 
@@ -178,7 +178,12 @@ MAPPED = {
         sets(NetworkConfig, "train_norm"),
     ],
     "optimizer": [
-        sets(OptimizerConfig, "type", "optimizer_type", help=f"The optimizer: {', '.join(OPTIMIZERS.names)}."),
+        sets(
+            OptimizerConfig,
+            "type",
+            "optimizer_type",
+            help=f"The optimizer: {', '.join(OPTIMIZERS.names)}, or module.Class of an installed package.",
+        ),
         sets(OptimizerConfig, "learning_rate"),
         Flag("unet_lr", "float", 0.0, "Learning rate of the network; above 0 it wins over --learning_rate."),
         sets(OptimizerConfig, "args", "optimizer_args"),
@@ -333,13 +338,6 @@ NETWORK_ARGS = {
 }
 LYCORIS = "lycoris.kohya"  # a --network_module whose type stands in --network_args algo
 ALGORITHMS = {"lora": "lora", "locon": "lora", "lokr": "lokr"}  # LyCORIS' words -> our types
-PRODIGY = {  # a key of files -> name within --optimizer_args, where Prodigy is the optimizer
-    "prodigy_d0": "d0",
-    "prodigy_d_coef": "d_coef",
-    "prodigy_decouple": "decouple",
-    "prodigy_use_bias_correction": "use_bias_correction",
-    "prodigy_safeguard_warmup": "safeguard_warmup",
-}
 MODULE_DEFAULTS = {  # (module, type) -> what the settings start from there, where that is not what they start from here
     ("networks.lokr", "lokr"): {"factor": -1},
     (LYCORIS, "lokr"): {"factor": -1},

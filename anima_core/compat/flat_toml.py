@@ -9,6 +9,7 @@ from ..errors import SettingError
 from ..settings.toml_file import line_of
 from . import front_ends
 from .flags import as_flag_kind, known_names, mapped_flags
+from .optimizers import keys_of
 from .unknown import Unknown, line_of_table, refuse_unknown
 from .unmapped import IGNORED, REFUSED, is_on
 
@@ -31,6 +32,7 @@ def read_flat(data: dict[str, Any], path: str) -> tuple[Values, list[str]]:
     values: Values = {}
     own: Values = {}
     notes = []
+    read = keys_of(next((value for _, key, value in pairs if key == "optimizer_type"), ""))
     for table, key, value in pairs:
         where = f"{path}, line {line_of(path, table, key)}: {key}"
         name = front_ends.RENAMED.get(key, key)
@@ -39,7 +41,7 @@ def read_flat(data: dict[str, Any], path: str) -> tuple[Values, list[str]]:
             continue
         if name in flags:
             values[flags[name].name] = as_flag_kind(flags[name], value, where)
-        elif reason := ({key: why for key, (_, why) in IGNORED.items()} | front_ends.IGNORED).get(key):
+        elif key not in read and (reason := ({key: why for key, (_, why) in IGNORED.items()} | front_ends.IGNORED).get(key)):
             notes += [f"{where} has no effect: {reason}"] if is_on(value) else []
         elif key in front_ends.KEYS:
             own[key] = as_flag_kind(flags[front_ends.LISTS[key]], value, where) if key in front_ends.LISTS else value

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import SettingError
-from .flags import PRODIGY
+from .optimizers import PRODIGY, keys_of
 from .prompts import one_line
 from .unmapped import HARDWARE, is_on
 
@@ -79,8 +79,7 @@ def flag_values(own: Mapping[str, Any], flags: Values) -> Values:
     for key, flag in LISTS.items():
         values[flag] = [*values.get(flag, ()), *own.get(key, ())]
     add_missing(values, "network_args", {name: own[key] for key, name in ARGUMENTS.items() if key in own})
-    prodigy = str(values.get("optimizer_type", "")).lower() == "prodigy"
-    optimizer = OPTIMIZER | (PRODIGY if prodigy else {})
+    optimizer = OPTIMIZER | keys_of(values.get("optimizer_type", ""))
     add_missing(values, "optimizer_args", {name: own[key] for key, name in optimizer.items() if key in own})
     values.setdefault("network_module", network_module(own))
     if not is_on(own.get("enable_preview", True)):

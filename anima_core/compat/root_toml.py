@@ -8,7 +8,8 @@ from typing import Any
 
 from ..errors import SettingError
 from ..settings.toml_file import line_of
-from .flags import PRODIGY, as_flag_kind, mapped_flags
+from .flags import as_flag_kind, mapped_flags
+from .optimizers import PRODIGY, keys_of
 from .unknown import Unknown, refuse_unknown
 from .unmapped import is_on
 
@@ -217,8 +218,8 @@ def optimizer_values(data: dict[str, Any], values: Values, path: str) -> None:
     if "beta1" in optimizer or "beta2" in optimizer:
         betas = (optimizer.get(name, default) for name, default in zip(("beta1", "beta2"), OTHER_BETAS))
         arguments.append(f"betas={','.join(map(str, betas))}")
-    if str(values.get("optimizer_type", "")).lower() == "prodigy":
-        arguments += [f"{name}={optimizer[key]}" for key, name in PRODIGY.items() if key in optimizer]
+    keys = keys_of(values.get("optimizer_type", ""))
+    arguments += [f"{name}={optimizer[key]}" for key, name in keys.items() if key in optimizer]
     values["optimizer_args"] = arguments
 
 

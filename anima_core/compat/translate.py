@@ -1,7 +1,5 @@
 """Flag values -> TrainConfig: where sd-scripts' words become ours, each rule of its own in one function."""
 
-import dataclasses
-import math
 import os
 import random
 from typing import Any
@@ -13,7 +11,6 @@ from ..settings import (
     FlowConfig,
     ModelConfig,
     NetworkConfig,
-    OptimizerConfig,
     OutputConfig,
     SampleConfig,
     SubsetConfig,
@@ -21,14 +18,14 @@ from ..settings import (
     from_dict,
 )
 from ..settings.network import FULL_MATRIX_RANK
-from ..settings.optimizer import OPTIMIZERS, READ_BY
-from ..settings.setting import name_of
 from ..settings.toml_file import read_toml
 from .attention import attention
 from .dataset_config import DATASET_KEYS, SUBSET_KEYS, datasets_from, overridden, resolution
-from .flags import ADAFACTOR, ALGORITHMS, LYCORIS, MODULE_DEFAULTS, NETWORK_ARGS, known_arguments, mapped_flags, setting_words
+from .flags import ALGORITHMS, LYCORIS, MODULE_DEFAULTS, NETWORK_ARGS, known_arguments
 from .kinds import EXPECTED, KINDS
+from .mapped import settings_for
 from .named_values import boolean, key_values, pairs, python_list
+from .optimizers import optimizer_config
 from .prompts import read_prompts
 from .unmapped import ARGUMENTS_IGNORED, ARGUMENTS_REFUSED, is_on
 
@@ -100,20 +97,6 @@ def checkpoint_seed(output: OutputConfig) -> int:
     return from_dict(TrainConfig, read_toml(checkpoint / "config.toml"), "checkpoint").seed
 
 
-def settings_for(cls: type, values: Values) -> Values:
-    """Return what the flags say of the settings of a class, in our words."""
-    names = {name_of(cls, f.name): f.name for f in dataclasses.fields(cls)}
-    found = {}
-    for flag in mapped_flags():
-        if flag.setting in names and flag.name in values:
-            value = values[flag.name]
-            if flag.words and value not in flag.words:  # argparse checks typed choices; a file's are checked here
-                known = ", ".join(map(str, flag.words))
-                raise SettingError(f"{flag.name}={value}: must be one of {known}")
-            found[names[flag.setting]] = flag.words.get(value, value) if flag.words else value
-    return found
-
-
 def check_required(values: Values) -> None:
     """Refuse what nothing can be trained without, in the words of sd-scripts-anima."""
     if not values["anima_transformer"]:
@@ -179,84 +162,6 @@ def sigma_density(values: Values) -> Values:
     if values["weighting_scheme"] == "mode":
         return {"timestep_sampling": "mode"}
     return {"timestep_sampling": "mode", "mode_scale": 0.0} if shifted else {"timestep_sampling": "uniform"}
-
-
-def optimizer_config(values: Values, notes: list[str]) -> OptimizerConfig:
-    """Read the optimizer's flags: weight_decay, eps and betas stand among --optimizer_args, else they are its library's."""
-    own = key_values(values["optimizer_args"], "optimizer_args")
-    refuse_adafactors_own_rate(values)
-    found = settings_for(OptimizerConfig, values)
-    for flag, kind in (("use_lion_optimizer", "Lion"), ("use_8bit_adam", "AdamW8bit")):
-        if values[flag]:
-            found["type"] = kind
-    found |= OPTIMIZERS[found["type"]].library
-    found |= numbers_of_the_optimizer(own)
-    if OPTIMIZERS[found["type"]].name == "Adafactor":
-        absolute_steps_only(own)
-    found |= schedule_lengths(values) | schedule_arguments(values, notes)
-    found["learning_rate"] = values["unet_lr"] or found["learning_rate"]
-    found["args"] = tuple(f"{k}={v}" for k, v in own.items())
-    notes += not_read_by_the_schedule(config := OptimizerConfig(**found))
-    return config
-
-
-def not_read_by_the_schedule(config: OptimizerConfig) -> list[str]:
-    """Name the numbers of other schedules that were given; front ends write each with its default."""
-    asked = [name for name, schedules in READ_BY.items() if config.scheduler not in schedules]
-    return [
-        f"{setting_words()[name_of(OptimizerConfig, name)]} has no effect with lr_scheduler={config.scheduler}: "
-        f"{', '.join(READ_BY[name])} {'reads' if len(READ_BY[name]) == 1 else 'read'} it"
-        for name in asked
-        if getattr(config, name) != getattr(OptimizerConfig, name)
-    ]
-
-
-def numbers_of_the_optimizer(own: dict[str, str]) -> Values:
-    """Take out the --optimizer_args that are settings of ours. Raises SettingError that names the argument."""
-    found: Values = {}
-    for name in [name for name in ("weight_decay", "eps", "betas") if name in own]:
-        text = own.pop(name)
-        try:
-            numbers = tuple(float(part) for part in text.strip("()[] ").split(","))
-            found[name] = numbers if name == "betas" else float(text)
-        except ValueError:
-            way_out = "write two numbers, such as 0.9,0.99" if name == "betas" else "write a number, such as 0.01 or 1e-8"
-            raise SettingError(f"optimizer_args: {name}={text}: {way_out}") from None
-    return found
-
-
-def schedule_lengths(values: Values) -> Values:
-    """Read lr_warmup_steps and lr_decay_steps: below 1 they are a share of all steps."""
-    found: Values = {}
-    for flag, name in (("lr_warmup_steps", "warmup"), ("lr_decay_steps", "decay")):
-        if not math.isfinite(values[flag]):
-            raise SettingError(f"{flag}={values[flag]}: must be a number of steps, or a share of all below 1")
-        share = 0 < values[flag] < 1
-        found[f"{name}_steps"] = 0 if share else int(values[flag])
-        found[f"{name}_ratio"] = values[flag] if share else 0.0
-    found["warmup_ratio"] = values["lr_warmup_ratio"] or found["warmup_ratio"]
-    return found
-
-
-def schedule_arguments(values: Values, notes: list[str]) -> Values:
-    """Read --lr_scheduler_args: sd-scripts hands them to the schedule's function; only one has no flag of its own."""
-    own = key_values(values["lr_scheduler_args"], "lr_scheduler_args")
-    rules = own.pop("step_rules", "").strip("'\"")
-    notes += [f"lr_scheduler_args {name} has no effect: the schedule's own flags set it" for name in own]
-    return {"step_rules": rules}
-
-
-def refuse_adafactors_own_rate(values: Values) -> None:
-    if values["lr_scheduler"] == ADAFACTOR:
-        instead = "here its step is learning_rate; use constant or constant_with_warmup"
-        raise SettingError(f"lr_scheduler={ADAFACTOR} belongs to a step size that Adafactor finds itself: {instead}")
-
-
-def absolute_steps_only(own: dict[str, str]) -> None:
-    """Read sd-scripts' Adafactor switches. Its rate is always absolute here: False is taken out, True is refused."""
-    for name in ("relative_step", "scale_parameter", "warmup_init"):
-        if name in own and boolean(own.pop(name), name):
-            raise SettingError(f"optimizer_args {name}=True: Adafactor's step is learning_rate here; use {name}=False")
 
 
 def network_config(values: Values, notes: list[str]) -> NetworkConfig:

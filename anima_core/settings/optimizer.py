@@ -1,6 +1,7 @@
 """Settings of the optimizer, and the table of the optimizers there are."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -39,27 +40,85 @@ UNDECAYED = MappingProxyType({"betas": (0.9, 0.999), "weight_decay": 0.0})
 class OptimizerType:
     """An optimizer, found in its package when it is first asked for.
 
-    takes: our settings that it has, and what its class calls them ("beta1" is the first of `optimizer.betas`).
+    takes: our settings that it has, and what its class calls them ("beta1" is the first of `optimizer.betas`, "three_betas"
+    these and CAME's third). in_args: settings that stand among `optimizer.args` instead, in a form of its class' own.
     defaults: arguments that are not left at the class' own default. library: what our settings are in its package, where
-    that is not what they are here. schedule_free: it needs no learning-rate schedule. one_rate: all its parameters share one
-    learning rate. waits: how often a step waits for the device, for each tensor.
+    that is not what they are here. schedule_free: it averages, which takes a schedule's place. finds_rate: its step size is its
+    own; "scaled": by the learning rate, 1.0 being usual, "alone": it reads neither that nor a schedule. one_rate: all its
+    parameters share one learning rate. waits: how often it waits for the device for each tensor, where no step on the CPU shows it.
     element_wise: it treats every number alike, whatever tensor it is in, unless one of the arguments `by_tensor` is given.
+    clips: it limits its steps itself. own: a user named it as `module.Class`, and what it is shows when it is tried.
     """
 
-    name: str  # also the class'
+    name: str  # also the class', where `class_name` is empty
     module: str
     package: str  # what pip installs
+    class_name: str = ""
     takes: Mapping[str, str] = field(default_factory=lambda: ADAM)
+    in_args: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     library: Mapping[str, Any] = field(default_factory=lambda: UNDECAYED)
     schedule_free: bool = False
+    finds_rate: str = ""
     one_rate: bool = False
     waits: int = 0
     element_wise: bool = False
     by_tensor: tuple[str, ...] = ()
+    clips: bool = False
+    own: bool = False
+
+    @property
+    def class_in_module(self) -> str:
+        return self.class_name or self.name
+
+    @property
+    def top(self) -> str:
+        """Return the module that its package installs."""
+        return self.module.partition(".")[0]
 
 
-OPTIMIZERS = Registry(
+# No part begins with "_": importing a package's __main__ would run it.
+DOTTED = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+", re.ASCII)
+
+
+class Optimizers(Registry[OptimizerType]):
+    """Those of the table, and any other class of a package that is installed, by its `module.Class`."""
+
+    def __getitem__(self, name: str) -> OptimizerType:
+        """Raise SettingError for a name that no entry has and that is no `module.Class`."""
+        if "." not in name:
+            try:
+                return super().__getitem__(name)
+            except SettingError as error:
+                raise SettingError(
+                    f"{error.text}, or module.Class of an installed package, such as torch.optim.NAdam"
+                ) from None
+        if not DOTTED.fullmatch(name):
+            way_out = "write module.Class of an installed package, such as torch.optim.NAdam"
+            raise SettingError(f"`{self.setting}`={name!r}: is no class' name; {way_out}")
+        module, _, class_name = name.rpartition(".")
+        known = (kind for kind in self if (kind.top, kind.class_in_module) == (module.partition(".")[0], class_name))
+        return next(known, None) or named_by_user(module, class_name)
+
+
+def named_by_user(module: str, class_name: str) -> OptimizerType:
+    """Describe an optimizer of which only its name is known. Its arguments are its own, but for rate and weight decay."""
+    top = module.partition(".")[0]
+    return OptimizerType(
+        name=f"{module}.{class_name}",
+        module=module,
+        package=top.replace("_", "-"),
+        class_name=class_name,
+        takes={},
+        in_args=("betas", "eps"),
+        library={"weight_decay": 0.0},
+        schedule_free="schedulefree" in class_name.lower(),
+        waits=int(top == "bitsandbytes"),  # `Optimizer8bit.step` synchronises
+        own=True,
+    )
+
+
+OPTIMIZERS = Optimizers(
     "optimizer.type",
     [
         OptimizerType("AdamW", "torch.optim", "torch", library=LONG, element_wise=True),
@@ -82,16 +141,44 @@ OPTIMIZERS = Registry(
             takes={},
             defaults={"eps": (None, 1.0)},
             library={"weight_decay": 0.0},
-            waits=2,
+        ),
+        # sd-scripts' Adafactor with relative_step=True: its rate is min(0.01, 1 / sqrt(step)) times the parameter's size.
+        OptimizerType(
+            "AdafactorRelative",
+            "transformers.optimization",
+            "transformers",
+            class_name="Adafactor",
+            takes={},
+            in_args=("eps",),
+            defaults={"lr": None, "relative_step": True},
+            library={"weight_decay": 0.0},
+            finds_rate="alone",
+            one_rate=True,
+        ),
+        OptimizerType(
+            "CAME",
+            "pytorch_optimizer",
+            "pytorch-optimizer",
+            takes={"three_betas": "betas"},
+            in_args=("betas", "eps"),
         ),
         OptimizerType(
             "Prodigy",
             "prodigyopt",
             "prodigyopt",
+            finds_rate="scaled",
             one_rate=True,
-            waits=2,
             element_wise=True,  # its step size comes from sums over all
             by_tensor=("slice_p",),
+        ),
+        OptimizerType(
+            "ProdigyPlusScheduleFree",
+            "prodigyplus",
+            "prodigy-plus-schedule-free",
+            library={"betas": (0.9, 0.99), "weight_decay": 0.0},
+            schedule_free=True,
+            finds_rate="scaled",
+            clips=True,
         ),
         OptimizerType("RAdamScheduleFree", "schedulefree", "schedulefree", schedule_free=True, element_wise=True),
         OptimizerType("AdamWScheduleFree", "schedulefree", "schedulefree", schedule_free=True, element_wise=True),
@@ -114,8 +201,8 @@ class OptimizerConfig:
 
     type: str = setting(
         "AdamW",
-        "Optimizer. AdamW is the safe choice; ScheduleFree ones need no schedule (constant, no warm-up). AdamW8bit, Lion and "
-        "Prodigy need their package installed.",
+        "Optimizer. AdamW is the safe choice; ScheduleFree ones need no schedule (constant, no warm-up). AdamW8bit, Lion, CAME, "
+        "Prodigy and ProdigyPlusScheduleFree need their package installed.",
         resume="fixed",
     )
     learning_rate: float = setting(
@@ -156,10 +243,10 @@ class OptimizerConfig:
         require(betas_ok, "optimizer.betas", self.betas, "must be two numbers that are at least 0 and below 1")
         if self.scheduler == "piecewise_constant":
             pieces(self.step_rules)
-        if OPTIMIZERS[self.type].schedule_free:
-            self._check_schedule_free()
+        if OPTIMIZERS[self.type].schedule_free or OPTIMIZERS[self.type].finds_rate == "alone":
+            self._check_no_schedule()
 
-    def _check_schedule_free(self) -> None:
+    def _check_no_schedule(self) -> None:
         """Refuse schedules in the words of sd-scripts-anima, which people search for."""
         if self.scheduler != "constant":
             raise SettingError(f"optimizer={self.type} requires lr_scheduler=constant")

@@ -17,7 +17,7 @@ from ..models.vae import SCALE
 from ..settings import OptimizerConfig, TrainConfig
 from ..speed.cards import CONTEXT, FRAGMENTS, GB, SPARE, Card
 from ..speed.costs import Costs, Shape, costs_of, with_adapters
-from ..speed.counting import Meter
+from ..speed.counting import Meter, tensors_in
 from ..speed.forms import LEVELS, make_lean
 from ..speed.lean import LEAN
 from ..speed.plan import Budget
@@ -114,7 +114,7 @@ def tensors_of(model: AnimaTransformer, state: TrainState) -> Iterator[Tensor]:
     yield from model.buffers()
     yield from state.network.casts.tensors
     yield state.gradient.buffer
-    yield from (value for entries in state.optimizer.state.values() for value in entries.values() if isinstance(value, Tensor))
+    yield from (tensor for entries in state.optimizer.state.values() for tensor in tensors_in(entries))
     yield from state.ema.shadow if state.ema else ()
 
 

@@ -34,7 +34,7 @@ from .prepare import TrainingData, cache_data, with_embeddings
 from .previews import Previews
 from .ranks import Ranks
 from .reporting import StepRecord, StepReporter
-from .resume import contents
+from .resume import PACKAGE, contents
 from .rundir import freeze_config, locked, open_run_dir
 from .saving import Saver
 from .signals import signals_cancel
@@ -147,6 +147,8 @@ def build_run(plan: Plan, ranks: Ranks, events: Events) -> "Run":
             # a note: a run that was killed after its last step, and an adapter that is written again, are as they should be
             events.emit("note", text=f"`train.max_train_steps`={data.steps}: all are done, and no step is trained")
     events.emit("note", text=network.describe())
+    if PACKAGE in state.content:
+        events.emit("note", text=f"`optimizer.type`={config.optimizer.type}: of {state.content[PACKAGE]}")
     for text in schedules.warnings(config.optimizer, data.steps):
         events.emit("warning", text=text)
     watchdog = Watchdog(network, data.masked, state.step, remedy=lambda: attention.again(fit.freeze))

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -15,35 +16,94 @@ from ..settings import OptimizerConfig
 from ..settings.optimizer import OPTIMIZERS, OptimizerType
 from .ema import EMA
 from .memory import once_more
+from .packages import version_of
+from .trial import Trial, try_out
 
 DEFAULT_TENSORS = 560  # two factors in each of 280 layers
+CAME_BETA3 = 0.9999  # of the update's residuals, CAME's own default
+AVERAGING: WeakSet[torch.optim.Optimizer] = WeakSet()  # those that show their averages now
 
 
 def optimizer_class(kind: OptimizerType) -> type[torch.optim.Optimizer]:
-    """Import an optimizer. Raises SettingError, with the package to install, when it is missing."""
+    """Import an optimizer. Raises SettingError: with the package to install when it is missing, and for what is none."""
+    way_out = f"pip install {kind.package}, or choose AdamW"
+    if kind.own and not version_of(kind):
+        raise SettingError(f"`optimizer.type`={kind.name}: no package that is installed has {kind.top}; {way_out}")
     try:
-        return getattr(importlib.import_module(kind.module), kind.name)
+        found = getattr(importlib.import_module(kind.module), kind.class_in_module)
     except ImportError:
-        way_out = f"pip install {kind.package}, or choose AdamW"
         raise SettingError(f"`optimizer.type`={kind.name} needs the package {kind.package}: {way_out}") from None
+    except AttributeError:
+        where = version_of(kind) or kind.module
+        raise SettingError(f"`optimizer.type`={kind.name}: {where} has no {kind.class_in_module}; check its spelling") from None
+    if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
+        raise SettingError(f"`optimizer.type`={kind.name}: is no torch.optim.Optimizer; name the class of one")
+    return found
 
 
 def preflight(config: OptimizerConfig, device: torch.device | None = None) -> list[str]:
-    """Check package and arguments, on one number, before anything is loaded. Return warnings. Raises SettingError.
+    """Check package and arguments, on small tensors, before anything is loaded. Return warnings. Raises SettingError.
 
     device: that the run will use.
     """
-    build_optimizer([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": config.learning_rate}], config)
-    warnings = []
-    waits = OPTIMIZERS[config.type].waits
-    if waits and not takes_flat(config) and device is not None and device.type != "cpu":
-        times = "once" if waits == 1 else "twice"
-        slow = f"waits for the device {times} for each trained tensor in every step, {waits * DEFAULT_TENSORS} times by default"
-        warnings.append(f"`optimizer.type`={config.type} {slow}; AdamW and the ScheduleFree ones do not")
-    if config.type == "Prodigy" and config.learning_rate <= 0.1:
-        rate = f"`optimizer.learning_rate`={config.learning_rate} scales it, 1.0 is usual"
-        warnings.append(f"`optimizer.type`=Prodigy finds its own step size: {rate}")
+    kind = OPTIMIZERS[config.type]
+    trial = tried(kind, config)
+    warnings = [*(said_of(trial, kind, config) if kind.own else ()), *unsuited(kind, config)]
+    each, once = kind.waits + trial.each, trial.once
+    if (each or once) and not takes_flat(config) and device is not None and device.type != "cpu":
+        warnings.append(slow(kind, each, once))
     return warnings
+
+
+def slow(kind: OptimizerType, each: int, once: int) -> str:
+    """Say how often a step waits for the device: for each tensor, and once."""
+    if not each:
+        return f"`optimizer.type`={kind.name} reads {once} numbers back from the device in each step, which waits for it"
+    times = {1: "once", 2: "twice"}.get(each, f"{each} times")
+    total = each * DEFAULT_TENSORS + once
+    waits = f"waits for the device {times} for each trained tensor in every step, {total} times by default"
+    return f"`optimizer.type`={kind.name} {waits}; AdamW and the ScheduleFree ones do not"
+
+
+def tried(kind: OptimizerType, config: OptimizerConfig) -> Trial:
+    """Take a few steps on small tensors. Raises SettingError for an optimizer that cannot, or that cannot be resumed."""
+    try:
+        return try_out(lambda parameters: build_optimizer([{"params": parameters, "lr": config.learning_rate}], config))
+    except SettingError:
+        raise
+    except Exception as error:  # whatever the code of others says
+        said = str(error).partition("\n")[0] or type(error).__name__
+        way_out = "check `optimizer.args`, or choose another"
+        raise SettingError(f"`optimizer.type`={kind.name} does not train two small tensors: {said}; {way_out}") from None
+
+
+def said_of(trial: Trial, kind: OptimizerType, config: OptimizerConfig) -> list[str]:
+    """Warn of what a user's own optimizer does otherwise than those of the table."""
+    name = f"`optimizer.type`={kind.name}"
+    parameters = inspect.signature(optimizer_class(kind)).parameters
+    unknown = [item for item in config.args if item.partition("=")[0].strip() not in parameters]
+    found = [f"`optimizer.args` {item!r}: {kind.name} does not name it; it may have no effect" for item in unknown]
+    if config.weight_decay and "weight_decay" not in parameters:
+        found.append(f"`optimizer.weight_decay`={config.weight_decay} has no effect: {kind.name} has none")
+    if trial.untried:
+        found.append(f"{name} takes no step on the CPU ({trial.untried}): whether it trains and resumes shows in the run")
+    if trial.draws:
+        found.append(f"{name} draws random numbers in its steps: a resumed run draws others")
+    if not trial.exact:
+        found.append(f"{name} does not go on exactly from a checkpoint: its state_dict lacks a part of what it remembers")
+    return found
+
+
+def unsuited(kind: OptimizerType, config: OptimizerConfig) -> list[str]:
+    """Warn of settings that an optimizer which finds its own step size does not read, or is hampered by."""
+    found, rate = [], f"`optimizer.learning_rate`={config.learning_rate}"
+    if kind.finds_rate == "scaled" and config.learning_rate <= 0.1:
+        found.append(f"`optimizer.type`={kind.name} finds its own step size: {rate} scales it, 1.0 is usual")
+    if kind.finds_rate == "alone":
+        found.append(f"{rate} has no effect: `optimizer.type`={kind.name} finds its own step size")
+    if kind.clips and config.max_grad_norm:
+        found.append(f"`optimizer.max_grad_norm`={config.max_grad_norm} hampers {kind.name}, which clips by itself; 0 is usual")
+    return found
 
 
 def takes_flat(config: OptimizerConfig) -> bool:
@@ -58,15 +118,19 @@ def optimizer_arguments(config: OptimizerConfig, kind: OptimizerType, cls: type)
     Raises SettingError for a name that the class does not take.
     """
     ours = {"betas": tuple(config.betas), "beta1": config.betas[0], "eps": config.eps}
-    arguments: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay, **kind.defaults}
+    ours["three_betas"] = (*config.betas, CAME_BETA3)
+    parameters = inspect.signature(cls).parameters
+    rate = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    arguments: dict[str, Any] = {name: value for name, value in rate.items() if name in parameters} | dict(kind.defaults)
     arguments |= {name: ours[setting] for setting, name in kind.takes.items()}
-    free = [name for name in inspect.signature(cls).parameters if name not in ("params", "lr", "weight_decay")]
+    free = [name for name in parameters if name not in ("params", "lr", "weight_decay")]
+    open_to_all = kind.own and any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for item in config.args:
         name, equals, text = (part.strip() for part in item.partition("="))
         if name in ("lr", "weight_decay"):
             instead = {"lr": "learning_rate"}.get(name, name)
             raise SettingError(f"`optimizer.args` {item!r}: use the setting `optimizer.{instead}` instead")
-        if name not in free or not equals:
+        if not equals or not (name in free or open_to_all):
             raise SettingError(f"`optimizer.args` {item!r}: {kind.name} takes name=value with {', '.join(free)}")
         arguments[name] = literal(text)
     return arguments
@@ -97,12 +161,12 @@ def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> to
     groups = [{k: v for k, v in group.items() if k != "name"} for group in groups]
     try:
         optimizer = cls(groups, **arguments)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # whatever the code of others raises
         way_out = "check `optimizer.args` and `optimizer.betas`"
         raise SettingError(f"`optimizer.type`={kind.name}: {error}; {way_out}") from None
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
-    if kind.schedule_free:
+    if has_averages(optimizer):
         optimizer.train()  # type: ignore[attr-defined]
     return optimizer
 
@@ -144,21 +208,28 @@ def step_if_finite(optimizer: torch.optim.Optimizer, ema: EMA | None, grad_norm:
             ema.update()
 
 
+def has_averages(optimizer: torch.optim.Optimizer) -> bool:
+    """Tell whether an optimizer has two modes, as the ScheduleFree ones: weights to train, and their averages."""
+    return callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None))
+
+
 @contextmanager
 def evaluating(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Let ScheduleFree's parameters be their averages inside, for saving and sampling. The exact training values return.
 
     Others have no such mode and are left alone; so is one that is in evaluation already.
     """
-    if not optimizer.param_groups[0].get("train_mode"):
+    if optimizer in AVERAGING or not has_averages(optimizer):
         yield
         return
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     before = [p.detach().clone() for p in parameters]  # the switch there and back rounds; training must not notice
+    AVERAGING.add(optimizer)
     optimizer.eval()  # type: ignore[attr-defined]
     try:
         yield
     finally:
+        AVERAGING.discard(optimizer)
         optimizer.train()  # type: ignore[attr-defined]
         with torch.no_grad():
             torch._foreach_copy_(parameters, before)

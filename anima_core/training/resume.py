@@ -10,7 +10,9 @@ from .. import files
 from ..data.folder import Picture
 from ..errors import AnimaError, CheckpointError, SettingError
 from ..settings import TrainConfig, from_dict, walk
+from ..settings.optimizer import OPTIMIZERS
 from ..settings.toml_file import read_toml
+from .packages import recorded
 from .state import CROSSED_EPOCHS, read_content, read_plain
 
 # Settings that are paths, and what a checkpoint calls their content. The folders of pictures are "the data".
@@ -21,10 +23,14 @@ CONTENTS = {
     "model.t5_tokenizer_dir": "content of the T5 tokenizer",
     "network.weights": "content of the adapter to start from",
 }
+PACKAGE = "package of the optimizer"  # what a checkpoint calls it, of an optimizer that a user named as `module.Class`
 
 
 def contents(config: TrainConfig, pictures: Sequence[Sequence[Picture]]) -> dict[str, str]:
-    """Hash what a run is made from: its files, and the pictures with their captions and masks, in order."""
+    """Hash what a run is made from: its files, and the pictures with their captions and masks, in order.
+
+    With the name and version of the package that an optimizer of the user's own is from.
+    """
     paths = {found.name: found.value for found in walk(config) if found.name in CONTENTS and found.value}
     data = hashlib.sha256()
     for group in pictures:
@@ -33,7 +39,8 @@ def contents(config: TrainConfig, pictures: Sequence[Sequence[Picture]]) -> dict
             data.update(json.dumps([p.digest, p.caption, p.repeats, mask]).encode())
         data.update(b"\n")
     named = {CONTENTS[name]: files.identity(path) for name, path in paths.items()}
-    return named | {"content of the data": data.hexdigest()}
+    package = recorded(OPTIMIZERS[config.optimizer.type])
+    return named | {"content of the data": data.hexdigest()} | ({PACKAGE: package} if package else {})
 
 
 def compare_with(checkpoint: Path, config: TrainConfig, content: dict[str, str]) -> list[str]:
@@ -81,6 +88,8 @@ def fixed_places(config: TrainConfig) -> set[str]:
 
 def difference(place: str, name: str | None, before: Any, now: Any) -> str:
     """Tell what differs. name: of the setting at that place, None for a file's content."""
+    if place == PACKAGE:
+        return f"{place} was {before}, now {now}"
     if name is None:
         return f"{place} is not what it was"
     where = f" ({place})" if "[" in place else ""

@@ -11,7 +11,9 @@ from filelock import FileLock, Timeout  # torch itself brings it along
 from ..errors import FileError, SettingError
 from ..files import TEMPORARY, delete, replace, unused, write_whole
 from ..settings import to_dict
+from ..settings.optimizer import OPTIMIZERS
 from ..settings.toml_file import dump_toml
+from .packages import recorded
 from .preflight import Plan
 from .saves import Saves, moved_into
 from .state import step_of
@@ -110,8 +112,13 @@ def held(run_dir: Path, name: str) -> Iterator[None]:
 
 
 def freeze_config(plan: Plan) -> str:
-    """Write `config.toml`, every setting of the run spelt out; return its text. Raises FileError."""
-    text = dump_toml(to_dict(plan.config))
+    """Write `config.toml`, every setting of the run spelt out; return its text. Raises FileError.
+
+    Above them stands the package that an optimizer of the user's own is from.
+    """
+    kind = OPTIMIZERS[plan.config.optimizer.type]
+    package = f"# {kind.name}: {recorded(kind)}\n" if recorded(kind) else ""
+    text = package + dump_toml(to_dict(plan.config))
     path = plan.run_dir / "config.toml"
     try:
         write_whole(path, text)

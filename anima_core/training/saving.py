@@ -17,6 +17,7 @@ from . import storage
 from .events import Events
 from .preflight import Plan
 from .reporting import StepReporter
+from .resume import PACKAGE
 from .saves import AUTO, EPOCH, RESCUE, STEP, WISH, Keep, Saves, moved_into
 from .state import TrainState
 from .watchdog import Watchdog
@@ -101,6 +102,7 @@ class Saver:
             "ss_training_started_at": str(self.started),
             "ss_training_finished_at": str(time.time()),
         }
+        extra |= {"anima_trainer.optimizer": self.state.content[PACKAGE]} if PACKAGE in self.state.content else {}
         with self.state.saved_weights() if averaged else contextlib.nullcontext():
             tensors = adapter_state(self.state.network, self.output.key_format, DTYPES[self.output.save_dtype])
             save_adapter(path, tensors, build_metadata(self.plan.config, extra, tensors))

@@ -3,7 +3,6 @@
 Random numbers need no state of their own (see `seeds`), so the step and the position in the data are enough to go on exactly.
 """
 
-import inspect
 import json
 import re
 import shutil
@@ -27,6 +26,7 @@ from ..settings import OptimizerConfig
 from . import optimizers
 from .ema import EMA
 from .gradient import FlatGradient
+from .optimizer_state import flatten_optimizer, load_exactly, unflatten_optimizer
 from .optimizers import evaluating
 from .per_layer import join_averages, join_optimizer, split_averages, split_optimizer
 
@@ -134,17 +134,14 @@ class TrainState:
     def _load_optimizer(self, state: dict[str, Any]) -> None:
         """Restore moments from the checkpoint, keep hyper-parameters from the config.
 
-        `load_state_dict` alone would bring back the old learning rate. Raises CheckpointError for other groups of layers.
+        Raises CheckpointError for other groups of layers.
         """
-        settings = [{k: group[k] for k in optimizer_settings(self.optimizer, group)} for group in self.optimizer.param_groups]
         try:
-            self.optimizer.load_state_dict(join_optimizer(state, self.flats))
+            load_exactly(self.optimizer, join_optimizer(state, self.flats))
         except ValueError:
             what = "now gives one rate to layers that had several in the checkpoint, or several to those that had one"
             way_out = "set the one before, or start a new run from its adapter file with `network.weights`"
             raise CheckpointError(f"`optimizer.learning_rate` {what}; {way_out}") from None
-        for group, ours in zip(self.optimizer.param_groups, settings):
-            group.update(ours)
 
 
 def fresh_state(
@@ -169,12 +166,6 @@ def fresh_state(
     return TrainState(network, optimizer, gradient, ema, flats=network.flat)
 
 
-def optimizer_settings(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> list[str]:
-    """Return the keys of a parameter group that its class takes as arguments; the others are state, as ScheduleFree's."""
-    known = {*inspect.signature(type(optimizer)).parameters, "initial_lr"}
-    return [key for key in group if key in known and key != "params"]
-
-
 def read_content(checkpoint: Path) -> dict[str, str]:
     """Return the hashes that a checkpoint was written with. Raises FileError."""
     return dict(read_plain(checkpoint)["content"])
@@ -193,33 +184,6 @@ def read_plain(checkpoint: Path) -> dict[str, Any]:
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def flatten_optimizer(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Split any optimizer's state dict into tensors `optimizer.<parameter>.<name>` and the rest as plain JSON."""
-    tensors: dict[str, Tensor] = {}
-    scalars: dict[str, dict[str, Any]] = {}
-    for index, entries in state["state"].items():
-        scalars[str(index)] = {}
-        nested = [value for value in entries.values() if isinstance(value, dict)]  # bitsandbytes keeps its state in one
-        flat = {k: v for part in (entries, *nested) for k, v in part.items() if not isinstance(v, dict)}
-        for name, value in flat.items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer.{index}.{name}"] = value
-            else:
-                scalars[str(index)][name] = value
-    groups = [{k: v.item() if isinstance(v, Tensor) else v for k, v in group.items()} for group in state["param_groups"]]
-    return tensors, {"state": scalars, "param_groups": groups}
-
-
-def unflatten_optimizer(tensors: dict[str, Tensor], scalars: dict[str, Any]) -> dict[str, Any]:
-    """Put back together what `flatten_optimizer` split."""
-    state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in scalars["state"].items()}
-    for key, tensor in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = tensor
-    groups = [{k: tuple(v) if k == "betas" else v for k, v in group.items()} for group in scalars["param_groups"]]
-    return {"state": state, "param_groups": groups}
 
 
 def find_checkpoint(resume: str, run_dir: Path) -> tuple[Path, list[str]]:
