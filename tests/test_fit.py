@@ -156,7 +156,9 @@ def test_what_an_optimizer_holds_for_each_number_is_read_off_it(kind):
         held, temporary = bytes_per_number(OptimizerConfig(type=kind.name, learning_rate=1.0))
     except SettingError:
         pytest.skip(f"{kind.package} is not installed")
-    expected = {"AdamW": 8, "Lion": 4, "Adafactor": 0.125, "Prodigy": 16, "SGDScheduleFree": 4}.get(kind.name, 8)
+    expected = {"AdamW": 8, "Lion": 4, "Adafactor": 0.125, "Prodigy": 16, "SGDScheduleFree": 4}
+    expected |= {"AdafactorRelative": 0.125, "CAME": 4.25, "ProdigyPlusScheduleFree": 4.3}
+    expected = expected.get(kind.name, 8)
     assert held == pytest.approx(expected, rel=0.05) and 0 <= temporary <= 16
 
 

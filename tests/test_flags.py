@@ -7,12 +7,14 @@ import inspect
 from pathlib import Path
 
 import pytest
+import torch
 
 from anima_core.cli import build_parser, main
 from anima_core.compat import dataset_config, docs
 from anima_core.compat.arguments import parse, request_from
 from anima_core.compat.dataset_config import read_dataset_config
 from anima_core.compat.flags import MAPPED, OTHER_DEFAULTS, known_names, mapped_flags
+from anima_core.compat.optimizers import WORDS
 from anima_core.compat.unmapped import IGNORED, REFUSED
 from anima_core.errors import SettingError
 from anima_core.settings import DatasetConfig, OptimizerConfig, SubsetConfig, TrainConfig, walk
@@ -238,10 +240,61 @@ def test_adafactor_and_prodigy_rules():
         ).optimizer.args
         == ()
     )
-    with pytest.raises(SettingError, match="relative_step=True: Adafactor's step is learning_rate here"):
-        config("--optimizer_type", "Adafactor", "--optimizer_args", "relative_step=True")
+    with pytest.raises(
+        SettingError, match="scale_parameter=True: Adafactor's step is learning_rate here; .* relative_step=True"
+    ):
+        config("--optimizer_type", "Adafactor", "--optimizer_args", "scale_parameter=True")
+    with pytest.raises(SettingError, match="lr_scheduler=adafactor belongs to a step size that Adafactor finds itself"):
+        config("--optimizer_type", "Adafactor", "--lr_scheduler", "adafactor", "--optimizer_args", "relative_step=False")
     with pytest.raises(SettingError, match="optimizer.type=Prodigy takes one learning rate"):
         config("--optimizer_type", "Prodigy", "--network_args", "loraplus_lr_ratio=4")
+
+
+@pytest.mark.parametrize(
+    "argv, args",
+    [
+        (["Adafactor", "--lr_scheduler", "adafactor"], ()),
+        (["Adafactor", "--optimizer_args", "relative_step=True", "warmup_init=True"], ("warmup_init=True",)),
+        (["transformers.optimization.Adafactor", "--optimizer_args", "scale_parameter=False"], ("scale_parameter=False",)),
+        (["AdafactorRelative", "--optimizer_args", "eps=(1e-30,1e-3)"], ("eps=(1e-30,1e-3)",)),
+    ],
+)
+def test_sd_scripts_words_for_relative_steps(argv, args):
+    """Its schedule stands for none, and any other one that a file names is left out, as there."""
+    found = request(*REQUIRED, *FOLDER, "--optimizer_type", *argv)
+    optimizer = found.config.optimizer
+    assert (optimizer.type, optimizer.scheduler, optimizer.args) == ("AdafactorRelative", "constant", args)
+    assert not [note for note in found.notes if "no effect" in note]
+    scheduled = [word for word in argv if word not in ("--lr_scheduler", "adafactor")]
+    notes = request(*REQUIRED, *FOLDER, "--optimizer_type", *scheduled, "--optimizer_args", "relative_step=True", "--lr_scheduler", "cosine",
+                    "--lr_warmup_steps", "5").notes  # fmt: skip
+    assert [note.partition(":")[0] for note in notes] == [
+        "--lr_scheduler cosine has no effect",
+        "--lr_warmup_steps 5 has no effect",
+    ]
+
+
+@pytest.mark.parametrize("word, meant", [(word, name) for word, (name, _) in WORDS.items()])
+def test_sd_scripts_words_for_other_optimizers(word, meant, monkeypatch):
+    """Their packages need not be there for that: the default of their weight decay is asked for first, and is stood in for."""
+    monkeypatch.setattr("anima_core.training.optimizers.optimizer_class", lambda kind: torch.optim.SGD)
+    optimizer = config("--optimizer_type", word.lower()).optimizer
+    assert (optimizer.type, optimizer.weight_decay) == (meant, 0.0)
+    assert optimizer.args == (("nesterov=True", "momentum=0.9") if "Nesterov" in word else ())
+
+
+def test_an_optimizer_of_ones_own_keeps_its_arguments_and_its_weight_decay():
+    argv = ("--optimizer_type", "torch.optim.NAdam", "--optimizer_args", "betas=0.8,0.9", "momentum_decay=0.1")
+    assert config(*argv).optimizer == OptimizerConfig(
+        type="torch.optim.NAdam", weight_decay=0.0, args=("betas=0.8,0.9", "momentum_decay=0.1")
+    )
+    assert config("--optimizer_type", "torch.optim.adamw.AdamW").optimizer == config().optimizer, "it is one of the table"
+    assert config(*argv[:2], "--optimizer_args", "weight_decay=0.2").optimizer.weight_decay == 0.2
+
+
+def test_a_package_that_is_missing_is_named_before_any_file_is_looked_at():
+    with pytest.raises(SettingError, match=r"no_such_package.X: no package that is installed has no_such_package; pip install"):
+        config("--optimizer_type", "no_such_package.X")
 
 
 @pytest.mark.parametrize(

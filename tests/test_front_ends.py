@@ -122,6 +122,22 @@ def test_prodigys_keys_are_the_same_in_every_kind_of_file(tmp_path):
     assert set(flat(tmp_path, text).config.optimizer.args) == {f"{name}=2" for name in PRODIGY.values()}
 
 
+@pytest.mark.parametrize("name", ["CAME", "pytorch_optimizer.CAME"])
+def test_cames_keys_are_its_arguments_and_else_noted(tmp_path, name):
+    keys = "came_clip_threshold = 2\ncame_weight_decouple = true\ncame_eps1 = ''\n"
+    found = flat(tmp_path, f"optimizer_type = '{name}'\n" + keys)
+    assert found.config.optimizer.type == "CAME" and not [note for note in found.notes if "came_" in note]
+    assert set(found.config.optimizer.args) == {"clip_threshold=2", "weight_decouple=True"}
+    others = flat(tmp_path, "optimizer_type = 'AdamW'\n" + keys)
+    assert others.config.optimizer.args == () and len([note for note in others.notes if "came_" in note]) == 2
+
+
+def test_prodigys_keys_that_prodigy_with_averages_has_too(tmp_path):
+    text = "optimizer_type = 'prodigyplus.ProdigyPlusScheduleFree'\nprodigy_d_coef = '2'\nprodigy_safeguard_warmup = true\n"
+    optimizer = flat(tmp_path, text).config.optimizer
+    assert (optimizer.type, optimizer.args) == ("ProdigyPlusScheduleFree", ("d_coef=2",))
+
+
 def test_numbers_of_a_dataset_file_may_come_as_text_too(tmp_path):
     path = tmp_path / "data.toml"
     text = "[[datasets]]\nbatch_size = '4'\nmin_bucket_reso = ''\n[[datasets.subsets]]\nimage_dir = 'p'\nnum_repeats = '3'\n"

@@ -44,8 +44,8 @@ class OptimizerType:
     these and CAME's third). in_args: settings that stand among `optimizer.args` instead, in a form of its class' own.
     defaults: arguments that are not left at the class' own default. library: what our settings are in its package, where
     that is not what they are here. schedule_free: it averages, which takes a schedule's place. finds_rate: its step size is its
-    own; "scaled": by the learning rate, 1.0 being usual, "alone": it reads neither that nor a schedule. one_rate: all its
-    parameters share one learning rate. waits: how often it waits for the device for each tensor, where no step on the CPU shows it.
+    own; "scaled" by the learning rate, 1.0 being usual, or "alone": it reads neither that nor a schedule. one_rate: all its
+    parameters share one learning rate. waits: how often a step waits for the device for each tensor, unseen on the CPU.
     element_wise: it treats every number alike, whatever tensor it is in, unless one of the arguments `by_tensor` is given.
     clips: it limits its steps itself. own: a user named it as `module.Class`, and what it is shows when it is tried.
     """
@@ -90,11 +90,9 @@ class Optimizers(Registry[OptimizerType]):
             try:
                 return super().__getitem__(name)
             except SettingError as error:
-                raise SettingError(
-                    f"{error.text}, or module.Class of an installed package, such as torch.optim.NAdam"
-                ) from None
+                raise SettingError(f"{error.text}, or module.Class of an installed package, as torch.optim.NAdam") from None
         if not DOTTED.fullmatch(name):
-            way_out = "write module.Class of an installed package, such as torch.optim.NAdam"
+            way_out = "write module.Class of an installed package, as torch.optim.NAdam"
             raise SettingError(f"`{self.setting}`={name!r}: is no class' name; {way_out}")
         module, _, class_name = name.rpartition(".")
         known = (kind for kind in self if (kind.top, kind.class_in_module) == (module.partition(".")[0], class_name))
@@ -201,8 +199,8 @@ class OptimizerConfig:
 
     type: str = setting(
         "AdamW",
-        "Optimizer. AdamW is the safe choice; ScheduleFree ones need no schedule (constant, no warm-up). AdamW8bit, Lion, CAME, "
-        "Prodigy and ProdigyPlusScheduleFree need their package installed.",
+        "Optimizer. AdamW is the safe choice; ScheduleFree ones need no schedule (constant, no warm-up). AdamW8bit, CAME, "
+        "Lion, Prodigy and ProdigyPlusScheduleFree need their package; any other is module.Class of an installed one.",
         resume="fixed",
     )
     learning_rate: float = setting(

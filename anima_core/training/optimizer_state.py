@@ -1,4 +1,4 @@
-"""Any optimizer's state as tensors and plain JSON, and back to the last bit: whatever lists, tuples and tensors it is made of."""
+"""Any optimizer's state as tensors and plain JSON, and back to the last bit, whatever lists and tuples it is made of."""
 
 import inspect
 from collections.abc import Callable
@@ -19,6 +19,7 @@ def flatten_optimizer(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[st
     """
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, dict[str, Any]] = {}
+    places: set[int] = set()  # in memory
     shared = {}  # what a few, as MADGRAD, keep beside their parameters
     for index, entries in state["state"].items():
         if not isinstance(index, int):
@@ -27,7 +28,9 @@ def flatten_optimizer(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[st
         scalars[str(index)] = {}
         for name, value in (entries | entries.get(QUANTISED, {})).items():
             if isinstance(value, Tensor):
-                tensors[f"optimizer.{index}.{name}"] = value
+                taken = value.data_ptr() in places  # bitsandbytes has one table of numbers for all, which no file can have
+                tensors[f"optimizer.{index}.{name}"] = value.clone() if taken else value
+                places.add(value.data_ptr())
             elif name != QUANTISED:
                 scalars[str(index)][name] = pack(value, f"{INSIDE}.{index}.{name}", tensors)
     groups = [

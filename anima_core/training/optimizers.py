@@ -17,7 +17,7 @@ from ..settings.optimizer import OPTIMIZERS, OptimizerType
 from .ema import EMA
 from .memory import once_more
 from .packages import version_of
-from .trial import Trial, try_out
+from .trial import Trial, brief, try_out
 
 DEFAULT_TENSORS = 560  # two factors in each of 280 layers
 CAME_BETA3 = 0.9999  # of the update's residuals, CAME's own default
@@ -36,6 +36,10 @@ def optimizer_class(kind: OptimizerType) -> type[torch.optim.Optimizer]:
     except AttributeError:
         where = version_of(kind) or kind.module
         raise SettingError(f"`optimizer.type`={kind.name}: {where} has no {kind.class_in_module}; check its spelling") from None
+    except Exception as error:  # whatever the code of others raises
+        raise SettingError(
+            f"`optimizer.type`={kind.name} cannot be imported ({brief(error)}); repair {kind.package}, or choose AdamW"
+        ) from None
     if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
         raise SettingError(f"`optimizer.type`={kind.name}: is no torch.optim.Optimizer; name the class of one")
     return found
@@ -72,9 +76,10 @@ def tried(kind: OptimizerType, config: OptimizerConfig) -> Trial:
     except SettingError:
         raise
     except Exception as error:  # whatever the code of others says
-        said = str(error).partition("\n")[0] or type(error).__name__
         way_out = "check `optimizer.args`, or choose another"
-        raise SettingError(f"`optimizer.type`={kind.name} does not train two small tensors: {said}; {way_out}") from None
+        raise SettingError(
+            f"`optimizer.type`={kind.name} does not train two small tensors: {brief(error)}; {way_out}"
+        ) from None
 
 
 def said_of(trial: Trial, kind: OptimizerType, config: OptimizerConfig) -> list[str]:
@@ -88,7 +93,7 @@ def said_of(trial: Trial, kind: OptimizerType, config: OptimizerConfig) -> list[
     if trial.untried:
         found.append(f"{name} takes no step on the CPU ({trial.untried}): whether it trains and resumes shows in the run")
     if trial.draws:
-        found.append(f"{name} draws random numbers in its steps: a resumed run draws others")
+        found.append(f"{name} draws random numbers in its steps: neither a second run nor a resumed one gives the same")
     if not trial.exact:
         found.append(f"{name} does not go on exactly from a checkpoint: its state_dict lacks a part of what it remembers")
     return found
@@ -163,7 +168,7 @@ def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> to
         optimizer = cls(groups, **arguments)
     except Exception as error:  # whatever the code of others raises
         way_out = "check `optimizer.args` and `optimizer.betas`"
-        raise SettingError(f"`optimizer.type`={kind.name}: {error}; {way_out}") from None
+        raise SettingError(f"`optimizer.type`={kind.name}: {brief(error)}; {way_out}") from None
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     if has_averages(optimizer):

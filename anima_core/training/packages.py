@@ -1,6 +1,5 @@
 """Installed packages, by what is imported of them."""
 
-import importlib
 from functools import cache
 from importlib import metadata
 
@@ -9,6 +8,8 @@ from ..settings.optimizer import OptimizerType
 
 def version_of(kind: OptimizerType) -> str:
     """Return the package of an optimizer and its version, as "pytorch-optimizer 4.1.0"; empty where it is not installed."""
+    if kind.top not in distributions():
+        distributions.cache_clear()  # it may have been installed since
     try:
         name = distributions().get(kind.top, (kind.package,))[0]
         return f"{name} {metadata.version(name)}"
@@ -17,12 +18,11 @@ def version_of(kind: OptimizerType) -> str:
 
 
 def recorded(kind: OptimizerType) -> str:
-    """Return the package and version that a run records and a resumed one compares: of a user's own optimizer beside torch's."""
+    """Return the package and version that a run records and a resumed one compares: of an own optimizer, torch's aside."""
     return version_of(kind) if kind.own and kind.top != "torch" else ""
 
 
 @cache
 def distributions() -> dict[str, list[str]]:
     """Return the packages that bring each importable name."""
-    importlib.invalidate_caches()
     return dict(metadata.packages_distributions())

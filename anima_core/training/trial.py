@@ -79,8 +79,13 @@ def try_out(build: Build) -> Trial:
             return look_at(build)
         except (NotImplementedError, RuntimeError, AttributeError, ImportError) as error:
             if isinstance(error, NotImplementedError) or any(word in str(error).lower() for word in OF_THE_CPU):
-                return Trial(untried=str(error).partition("\n")[0] or type(error).__name__)
+                return Trial(untried=brief(error))
             raise
+
+
+def brief(error: Exception) -> str:
+    """Return what an error of other people's code says, in one line."""
+    return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 def look_at(build: Build) -> Trial:
