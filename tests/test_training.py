@@ -18,6 +18,7 @@ from anima_core.demo.pictures import write_pictures
 from anima_core.errors import Interrupted, RunError
 from anima_core.models.transformer import load_transformer
 from anima_core.settings import FlowConfig, NetworkConfig, OptimizerConfig, OutputConfig, SampleConfig, SubsetConfig
+from anima_core.settings.optimizer import OPTIMIZERS
 from anima_core.speed.forms import make_plain
 from anima_core.training import loop as loop_module
 from anima_core.training.flow import flow_loss, interpolate, velocity_target
@@ -179,6 +180,9 @@ def test_accumulation_equals_a_larger_batch(model, pictures, tmp_path):
         OptimizerConfig(type="AdamWScheduleFree", learning_rate=2e-3),
         OptimizerConfig(type="SGDScheduleFree", learning_rate=0.1),
         OptimizerConfig(type="Adafactor", learning_rate=2e-3),
+        OptimizerConfig(type="AdafactorRelative"),
+        OptimizerConfig(type="CAME", learning_rate=2e-3),
+        OptimizerConfig(type="ProdigyPlusScheduleFree", learning_rate=1.0, max_grad_norm=0.0, args=("d0=1e-3",)),
         OptimizerConfig(scheduler="cosine", warmup_steps=2, learning_rate=2e-3),
     ],
     ids=lambda o: f"{o.type}-{o.scheduler}",
@@ -187,6 +191,8 @@ def test_accumulation_equals_a_larger_batch(model, pictures, tmp_path):
 @pytest.mark.parametrize("ema", [0.0, 0.9], ids=["plain", "ema"])
 def test_resume_is_exact(model, pictures, tmp_path, optimizer, ema):
     """3 steps, a checkpoint, a new process' objects, 3 more: the same bits as 6 in one go."""
+    kind = OPTIMIZERS[optimizer.type]
+    pytest.importorskip(kind.top, reason=f"{kind.package} is not installed")
     common = dict(optimizer=optimizer, ema_decay=ema, gradient_accumulation_steps=2, subset=dict(shuffle_caption=True))
     whole = train(train_config(model, pictures, tmp_path / "whole", **common))
     save = OutputConfig(str(tmp_path / "parts"), "test", save_dtype="fp32", save_every_n_steps=3, save_state=True)

@@ -76,10 +76,8 @@ def tried(kind: OptimizerType, config: OptimizerConfig) -> Trial:
     except SettingError:
         raise
     except Exception as error:  # whatever the code of others says
-        way_out = "check `optimizer.args`, or choose another"
-        raise SettingError(
-            f"`optimizer.type`={kind.name} does not train two small tensors: {brief(error)}; {way_out}"
-        ) from None
+        problem = f"does not train two small tensors ({brief(error)}); check `optimizer.args`, or choose another"
+        raise SettingError(f"`optimizer.type`={kind.name} {problem}") from None
 
 
 def said_of(trial: Trial, kind: OptimizerType, config: OptimizerConfig) -> list[str]:
