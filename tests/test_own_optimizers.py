@@ -146,11 +146,28 @@ def test_a_class_that_takes_any_name_is_asked_which_it_knows():
     assert preflight(OptimizerConfig(type="pytorch_optimizer.SOAP", args=("precondition_frequency=5",))) == []
 
 
+def test_what_norms_learn_is_tried_where_they_are_trained():
+    muon = OptimizerConfig(type="torch.optim.Muon")
+    if not hasattr(torch.optim, "Muon"):
+        pytest.skip("this torch has no Muon")
+    assert preflight(muon) == []
+    with pytest.raises(SettingError, match="optimizer.type=torch.optim.Muon: .*2D"):
+        preflight(muon, norms=True)
+    assert preflight(OptimizerConfig(), norms=True) == []
+
+
+def test_settings_that_only_arguments_can_give_are_named():
+    (warned,) = preflight(OptimizerConfig(type="torch.optim.NAdam", betas=(0.8, 0.9)))
+    assert warned == "`optimizer.betas`=(0.8, 0.9) has no effect: torch.optim.NAdam takes its own, among `optimizer.args`"
+    (warned,) = preflight(OptimizerConfig(type="torch.optim.Rprop", weight_decay=0.1))
+    assert warned == "`optimizer.weight_decay`=0.1 has no effect: torch.optim.Rprop has none"
+
+
 def test_how_often_one_waits_is_said_for_a_card():
     pytest.importorskip("pytorch_optimizer", reason="pytorch-optimizer is not installed")
     card = torch.device("cuda")
     (once,) = preflight(OptimizerConfig(type="pytorch_optimizer.MADGRAD"), card)
-    assert once.endswith("MADGRAD reads 1 numbers back from the device in each step, which waits for it")
+    assert once.endswith("MADGRAD reads 1 number back from the device in each step, which waits for it")
     (each,) = preflight(OptimizerConfig(type="pytorch_optimizer.AdamP"), card)
     assert "waits for the device twice for each trained tensor in every step, 1120 times by default" in each
 

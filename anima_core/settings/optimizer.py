@@ -47,7 +47,8 @@ class OptimizerType:
     own; "scaled" by the learning rate, 1.0 being usual, or "alone": it reads neither that nor a schedule. one_rate: all its
     parameters share one learning rate. waits: how often a step waits for the device for each tensor, unseen on the CPU.
     element_wise: it treats every number alike, whatever tensor it is in, unless one of the arguments `by_tensor` is given.
-    clips: it limits its steps itself. own: a user named it as `module.Class`, and what it is shows when it is tried.
+    clips: it limits its steps itself. versioned: a run goes on with the version of its package that it began with.
+    own: a user named it as `module.Class`, and what it is shows when it is tried.
     """
 
     name: str  # also the class', where `class_name` is empty
@@ -65,6 +66,7 @@ class OptimizerType:
     element_wise: bool = False
     by_tensor: tuple[str, ...] = ()
     clips: bool = False
+    versioned: bool = False
     own: bool = False
 
     @property
@@ -112,6 +114,7 @@ def named_by_user(module: str, class_name: str) -> OptimizerType:
         library={"weight_decay": 0.0},
         schedule_free="schedulefree" in class_name.lower(),
         waits=int(top == "bitsandbytes"),  # `Optimizer8bit.step` synchronises
+        versioned=top != "torch",
         own=True,
     )
 
@@ -159,6 +162,7 @@ OPTIMIZERS = Optimizers(
             "pytorch-optimizer",
             takes={"three_betas": "betas"},
             in_args=("betas", "eps"),
+            versioned=True,
         ),
         OptimizerType(
             "Prodigy",
@@ -177,6 +181,7 @@ OPTIMIZERS = Optimizers(
             schedule_free=True,
             finds_rate="scaled",
             clips=True,
+            versioned=True,
         ),
         OptimizerType("RAdamScheduleFree", "schedulefree", "schedulefree", schedule_free=True, element_wise=True),
         OptimizerType("AdamWScheduleFree", "schedulefree", "schedulefree", schedule_free=True, element_wise=True),

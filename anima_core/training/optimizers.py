@@ -45,13 +45,13 @@ def optimizer_class(kind: OptimizerType) -> type[torch.optim.Optimizer]:
     return found
 
 
-def preflight(config: OptimizerConfig, device: torch.device | None = None) -> list[str]:
+def preflight(config: OptimizerConfig, device: torch.device | None = None, norms: bool = False) -> list[str]:
     """Check package and arguments, on small tensors, before anything is loaded. Return warnings. Raises SettingError.
 
-    device: that the run will use.
+    device: that the run will use. norms: it trains norms too.
     """
     kind = OPTIMIZERS[config.type]
-    trial = tried(kind, config)
+    trial = tried(kind, config, norms)
     warnings = [*(said_of(trial, kind, config) if kind.own else ()), *unsuited(kind, config)]
     each, once = kind.waits + trial.each, trial.once
     if (each or once) and not takes_flat(config) and device is not None and device.type != "cpu":
@@ -62,17 +62,18 @@ def preflight(config: OptimizerConfig, device: torch.device | None = None) -> li
 def slow(kind: OptimizerType, each: int, once: int) -> str:
     """Say how often a step waits for the device: for each tensor, and once."""
     if not each:
-        return f"`optimizer.type`={kind.name} reads {once} numbers back from the device in each step, which waits for it"
+        numbers = "1 number" if once == 1 else f"{once} numbers"
+        return f"`optimizer.type`={kind.name} reads {numbers} back from the device in each step, which waits for it"
     times = {1: "once", 2: "twice"}.get(each, f"{each} times")
     total = each * DEFAULT_TENSORS + once
     waits = f"waits for the device {times} for each trained tensor in every step, {total} times by default"
     return f"`optimizer.type`={kind.name} {waits}; AdamW and the ScheduleFree ones do not"
 
 
-def tried(kind: OptimizerType, config: OptimizerConfig) -> Trial:
+def tried(kind: OptimizerType, config: OptimizerConfig, norms: bool = False) -> Trial:
     """Take a few steps on small tensors. Raises SettingError for an optimizer that cannot, or that cannot be resumed."""
     try:
-        return try_out(lambda parameters: build_optimizer([{"params": parameters, "lr": config.learning_rate}], config))
+        return try_out(lambda params: build_optimizer([{"params": params, "lr": config.learning_rate}], config), norms)
     except SettingError:
         raise
     except Exception as error:  # whatever the code of others says
@@ -88,6 +89,9 @@ def said_of(trial: Trial, kind: OptimizerType, config: OptimizerConfig) -> list[
     found = [f"`optimizer.args` {item!r}: {kind.name} does not name it; it may have no effect" for item in unknown]
     if config.weight_decay and "weight_decay" not in parameters:
         found.append(f"`optimizer.weight_decay`={config.weight_decay} has no effect: {kind.name} has none")
+    for setting in ("betas", "eps"):
+        if (value := getattr(config, setting)) != getattr(OptimizerConfig, setting):
+            found.append(f"`optimizer.{setting}`={value} has no effect: {kind.name} takes its own, among `optimizer.args`")
     if trial.untried:
         found.append(f"{name} takes no step on the CPU ({trial.untried}): whether it trains and resumes shows in the run")
     if trial.draws:

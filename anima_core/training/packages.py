@@ -18,8 +18,8 @@ def version_of(kind: OptimizerType) -> str:
 
 
 def recorded(kind: OptimizerType) -> str:
-    """Return the package and version that a run records and a resumed one compares: of an own optimizer, torch's aside."""
-    return version_of(kind) if kind.own and kind.top != "torch" else ""
+    """Return the package and version that a run records and a resumed one compares; empty for an optimizer that needs none."""
+    return version_of(kind) if kind.versioned else ""
 
 
 @cache

@@ -75,7 +75,8 @@ def preflight(config: TrainConfig, ranks: Ranks | None = None, on_event: Listene
     on_event: hears how far the scan of the pictures is, and may answer "cancel": Interrupted.
     """
     device = pick_device(config.device) if ranks is None else ranks.device(config.device)
-    warnings = (*optimizers.preflight(config.optimizer, device), *config.samples.warnings())
+    norms = config.network.train_norm
+    warnings = (*optimizers.preflight(config.optimizer, device, norms), *config.samples.warnings())
     sizes = check_models(config)
     dtype = pick_dtype(config.model.dtype, device)
     if not config.plain:

@@ -23,13 +23,13 @@ CONTENTS = {
     "model.t5_tokenizer_dir": "content of the T5 tokenizer",
     "network.weights": "content of the adapter to start from",
 }
-PACKAGE = "package of the optimizer"  # what a checkpoint calls it, of an optimizer that a user named as `module.Class`
+PACKAGE = "package of the optimizer"  # what a checkpoint calls it, where that is compared
 
 
 def contents(config: TrainConfig, pictures: Sequence[Sequence[Picture]]) -> dict[str, str]:
     """Hash what a run is made from: its files, and the pictures with their captions and masks, in order.
 
-    With the name and version of the package that an optimizer of the user's own is from.
+    With the name and version of the optimizer's package, for those of which another version may go on otherwise.
     """
     paths = {found.name: found.value for found in walk(config) if found.name in CONTENTS and found.value}
     data = hashlib.sha256()

@@ -114,7 +114,7 @@ def held(run_dir: Path, name: str) -> Iterator[None]:
 def freeze_config(plan: Plan) -> str:
     """Write `config.toml`, every setting of the run spelt out; return its text. Raises FileError.
 
-    Above them stands the package that an optimizer of the user's own is from.
+    Above them stands the package of an optimizer that goes on with the same version only.
     """
     kind = OPTIMIZERS[plan.config.optimizer.type]
     package = f"# {kind.name}: {recorded(kind)}\n" if recorded(kind) else ""

@@ -21,6 +21,7 @@ from .optimizer_state import flatten_optimizer, load_exactly, unflatten_optimize
 # What asks the device for a number, or for how large a result is, or whether a factorisation came out.
 READS = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "_linalg_check_errors", "_unique2")
 PAIR = ((8, 16), (16, 8))  # shapes of a layer's two factors, of which the second starts at zero
+NORM = (16,)  # shape of what a norm learns, which starts at zero too
 BEFORE, AFTER = 3, 12  # steps before and after a checkpoint: some do more in every tenth
 OF_THE_CPU = ("cpu", "cuda", "triton", "device")  # in an error: it is about where the step was tried, not about the optimizer
 
@@ -69,14 +70,15 @@ def key(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def try_out(build: Build) -> Trial:
+def try_out(build: Build, norms: bool = False) -> Trial:
     """Take steps, write what a checkpoint holds, and go on from it and without it.
 
-    Raises TypeError for a state that no checkpoint can hold, and whatever a step raises that is not for want of a device.
+    norms: also on what norms learn, of one dimension, which some optimizers cannot. Raises TypeError for a state that no
+    checkpoint can hold, and whatever a step raises that is not for want of a device.
     """
     with quiet():
         try:
-            return look_at(build)
+            return look_at(build, (*PAIR, NORM) if norms else PAIR)
         except (NotImplementedError, RuntimeError, AttributeError, ImportError) as error:
             if isinstance(error, NotImplementedError) or any(word in str(error).lower() for word in OF_THE_CPU):
                 return Trial(untried=brief(error))
@@ -88,8 +90,8 @@ def brief(error: Exception) -> str:
     return " ".join(str(error).split())[:160] or type(error).__name__
 
 
-def look_at(build: Build) -> Trial:
-    parameters = factors(1)
+def look_at(build: Build, shapes: tuple[tuple[int, ...], ...]) -> Trial:
+    parameters = small_tensors(shapes, 1)
     optimizer = build(parameters)
     take_steps(optimizer, 0, BEFORE)
     copies = [nn.Parameter(p.detach().clone()) for p in parameters]
@@ -101,9 +103,9 @@ def look_at(build: Build) -> Trial:
     torch.set_rng_state(before)
     take_steps(resumed, BEFORE, AFTER)
     exact = all(torch.equal(a, b) for a, b in zip(parameters, copies))
-    few, many = (reads_of(build(factors(layers))) for layers in (1, 2))
-    each = (many - few) / len(PAIR)
-    return Trial(math.ceil(few - len(PAIR) * each), math.ceil(each), exact, draws)
+    few, many = (reads_of(build(small_tensors(shapes, layers))) for layers in (1, 2))
+    each = (many - few) / len(shapes)
+    return Trial(math.ceil(few - len(shapes) * each), math.ceil(each), exact, draws)
 
 
 def reads_of(optimizer: Optimizer) -> float:
@@ -115,10 +117,12 @@ def reads_of(optimizer: Optimizer) -> float:
     return (reads.count - at_first) / AFTER
 
 
-def factors(layers: int) -> list[nn.Parameter]:
+def small_tensors(shapes: tuple[tuple[int, ...], ...], layers: int) -> list[nn.Parameter]:
+    """Return what a few layers learn, as it is before the first step."""
     generator = torch.Generator().manual_seed(0)
-    pairs = [(0.1 * torch.randn(PAIR[0], generator=generator), torch.zeros(PAIR[1])) for _ in range(layers)]
-    return [nn.Parameter(tensor) for pair in pairs for tensor in pair]
+    first, *others = shapes
+    of_layers = [(0.1 * torch.randn(first, generator=generator), *map(torch.zeros, others)) for _ in range(layers)]
+    return [nn.Parameter(tensor) for tensors in of_layers for tensor in tensors]
 
 
 def take_steps(optimizer: Optimizer, first: int, count: int) -> None:
