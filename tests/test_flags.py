@@ -292,6 +292,14 @@ def test_an_optimizer_of_ones_own_keeps_its_arguments_and_its_weight_decay():
     assert config(*argv[:2], "--optimizer_args", "weight_decay=0.2").optimizer.weight_decay == 0.2
 
 
+@pytest.mark.parametrize(
+    "betas, ours, args", [("0.8,0.9", (0.8, 0.9), ()), ("0.8,0.9,0.99", (0.9, 0.999), ("betas=0.8,0.9,0.99",))]
+)
+def test_came_takes_two_betas_or_three(betas, ours, args):
+    optimizer = config("--optimizer_type", "pytorch_optimizer.CAME", "--optimizer_args", f"betas={betas}", "eps=1e-8").optimizer
+    assert (optimizer.type, optimizer.betas, optimizer.args) == ("CAME", ours, args)
+
+
 def test_a_package_that_is_missing_is_named_before_any_file_is_looked_at():
     with pytest.raises(SettingError, match=r"no_such_package.X: no package that is installed has no_such_package; pip install"):
         config("--optimizer_type", "no_such_package.X")

@@ -136,7 +136,9 @@ def not_read_by_the_schedule(config: OptimizerConfig) -> list[str]:
 def numbers_of_the_optimizer(own: dict[str, str], kind: OptimizerType) -> Values:
     """Take out the --optimizer_args that are settings of ours. Raises SettingError that names the argument."""
     found: Values = {}
-    for name in [name for name in ("weight_decay", "eps", "betas") if name in own and name not in kind.in_args]:
+    pair = "three_betas" in kind.takes and own.get("betas", "").count(",") == 1
+    stay = {*kind.in_args} - ({"betas"} if pair else set())
+    for name in [name for name in ("weight_decay", "eps", "betas") if name in own and name not in stay]:
         text = own.pop(name)
         try:
             numbers = tuple(float(part) for part in text.strip("()[] ").split(","))

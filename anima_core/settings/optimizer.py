@@ -161,7 +161,7 @@ OPTIMIZERS = Optimizers(
             "pytorch_optimizer",
             "pytorch-optimizer",
             takes={"three_betas": "betas"},
-            in_args=("betas", "eps"),
+            in_args=("betas",),
             versioned=True,
         ),
         OptimizerType(
