@@ -7,7 +7,7 @@ PACKAGE := $(VENV)/package/anima_trainer
 # Three files at a time on two cores, each with one thread: many tests wait for processes of their own.
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup lint types test long fast comfy faults browser docs demo clean
+.PHONY: setup lint types test long fast comfy faults compile browser docs demo clean
 
 setup: $(VENV)/.ready
 
@@ -27,7 +27,7 @@ types: setup
 	MYPYPATH=$(dir $(PACKAGE)) $(RUN) -m mypy -p anima_trainer.anima_core -p anima_trainer.nodes
 
 # Which tests; CI asks for the kills too.
-MARKS ?= not long and not browser
+MARKS ?= not long and not browser and not inductor
 
 test: lint types
 	$(PYTEST) -m "$(MARKS)"
@@ -38,13 +38,17 @@ long: setup
 
 # Under a minute: no ComfyUI, no faults, no long training.
 fast: lint
-	$(PYTEST) -m "not comfyui and not faults and not slow and not long and not browser"
+	$(PYTEST) -m "not comfyui and not faults and not slow and not long and not browser and not inductor"
 
 comfy: lint
 	$(PYTEST) -m "comfyui and not browser"
 
 faults: lint
 	$(PYTEST) -m faults
+
+# torch.compile in earnest, which needs a C++ compiler; and every network and level as graphs.
+compile: setup
+	$(PYTEST) -m inductor --dist load
 
 # The pages in a real Chromium, with ComfyUI's frontend; the last of them with a whole ComfyUI.
 browser: $(VENV)/.browser

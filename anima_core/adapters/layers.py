@@ -10,7 +10,8 @@ from .adapter_type import Adapter
 class AdaptedLinear(nn.Module):
     """base(x) + multiplier * adapter(x, base(x)). The base layer is kept as it is, and only called, or asked for its weight.
 
-    fused: take the adapter's fast form where it has one. It equals the slow one but for the order of sums.
+    fused: take the adapter's fast form where it has one. It equals the slow one but for the order of sums. A graph of
+    `torch.compile` is made of the slow one, which it can look into: what it knows of gradients is what autograd takes.
     """
 
     def __init__(self, base: nn.Linear, adapter: Adapter) -> None:
@@ -25,7 +26,8 @@ class AdaptedLinear(nn.Module):
         return self.base.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.fused and self.multiplier == 1 and (whole := self.adapter.fused(x, self.base)) is not None:
+        fused = self.fused and self.multiplier == 1 and not torch.compiler.is_compiling()
+        if fused and (whole := self.adapter.fused(x, self.base)) is not None:
             return whole
         y = self.base(x)
         if self.multiplier == 0:

@@ -11,7 +11,8 @@ _UNUSED = "sd-scripts' Anima trainer does not read it either"
 _CHECKPOINT = "the run folder's checkpoints know it"
 _TEXT = "the text encoder is never trained"
 _LOG = "log.jsonl in the run folder has every number"
-_COMPILE = "compiled blocks are not available yet"
+_COMPILE = "compile has one form here: Inductor, whole graphs of blocks, one for pictures of all sizes"
+_NO_GRAPHS = "compile has one form here: CUDA graphs and long searches for kernels are left out"
 _CROP = "the centre is cropped"
 _CONSOLE = "the console has one form; redirect it to keep it"
 _BOARD = "no server is started; --log_with tensorboard writes the files, tensorboard --logdir shows them"
@@ -22,8 +23,9 @@ IGNORED = {  # name -> (number of values, reason)
     **dict.fromkeys(("lowram", "highvram", "no_half_vae", "disable_mmap_load_safetensors", "vae_disable_cache", "cuda_allow_tf32", "cuda_cudnn_benchmark"), (0, HARDWARE)),
     **dict.fromkeys(("qwen_image_vae_2d",), (0, "the VAE reads the same weights and gives the same numbers")),
     **dict.fromkeys(("vae_chunk_size", "text_encoder_batch_size"), (1, HARDWARE)),
-    **dict.fromkeys(("torch_compile", "compile", "compile_fullgraph"), (0, _COMPILE)),
-    **dict.fromkeys(("dynamo_backend", "compile_backend", "compile_mode", "compile_dynamic", "compile_cache_size_limit"), (1, _COMPILE)),
+    **dict.fromkeys(("compile_fullgraph",), (0, _COMPILE)),
+    **dict.fromkeys(("dynamo_backend", "compile_backend", "compile_dynamic", "compile_cache_size_limit"), (1, _COMPILE)),
+    **dict.fromkeys(("compile_mode",), (1, _NO_GRAPHS)),
     **dict.fromkeys(("show_timesteps", "show_timesteps_resolution"), (1, "no chart is drawn; the run trains")),
     **dict.fromkeys(("skip_image_resolution",), (1, "small pictures are trained as well")),
     **dict.fromkeys(("blocks_to_swap",), (1, _MEMORY)),

@@ -7,7 +7,9 @@ keeps none of them: what they are written into is the next layer's in a moment.
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from copy import copy
+from itertools import count
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 import torch.nn.functional as F
@@ -104,7 +106,12 @@ class FloatWeight(FrozenWeight):
 
 
 class FrozenLinear(nn.Linear):
-    """A linear layer of a frozen weight: y = x Wᵀ + b. x [..., in] -> y [..., out]."""
+    """A linear layer of a frozen weight: y = x Wᵀ + b. x [..., in] -> y [..., out].
+
+    number: by which a graph of `torch.compile` calls it, see `number_layers`.
+    """
+
+    number: Tensor | None = None
 
     def __init__(self, stored: FrozenWeight, scratch: Scratch, bias: Tensor | None = None) -> None:
         nn.Module.__init__(self)  # not nn.Linear's: its weight would be a parameter
@@ -118,6 +125,8 @@ class FrozenLinear(nn.Linear):
         return self.stored.tensor(self.scratch)
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return called_product(x, self.number, self.out_features)
         return FrozenProduct.apply(x, self)
 
     def extra_repr(self) -> str:
@@ -141,3 +150,54 @@ class FrozenProduct(Function):
 def frozen_linears(model: nn.Module) -> Iterator[tuple[str, FrozenLinear]]:
     """Yield the layers of a model whose weights are stored in another way than as a parameter, by name."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, FrozenLinear))
+
+
+# Graphs of torch.compile do not look into these layers: how a weight is stored, and where, is not theirs to know, and what
+# they keep of it, and when they make it again, is as without them. A layer is known there by a number, which is an input of
+# the graph: so that all blocks of a model share one.
+_numbers = count()
+_numbered: WeakValueDictionary[int, FrozenLinear] = WeakValueDictionary()
+
+
+def number_layers(model: nn.Module) -> None:
+    """Let graphs of `torch.compile` call the layers of a model whose weights are stored in another way."""
+    for _, layer in frozen_linears(model):
+        number = next(_numbers)
+        _numbered[number], layer.number = layer, torch.tensor(number)  # on the CPU: to read it waits for no device
+
+
+@torch.library.custom_op("anima_trainer::frozen_product", mutates_args=())
+def called_product(x: Tensor, number: Tensor, outputs: int) -> Tensor:
+    """Compute what `FrozenProduct` does, for the layer of a number: x [..., in] -> [..., outputs]."""
+    layer = _numbered[int(number)]
+    return F.linear(x, layer.weight, layer.bias)
+
+
+@torch.library.custom_op("anima_trainer::frozen_product_backward", mutates_args=())
+def called_product_backward(g: Tensor, number: Tensor, inputs: int) -> Tensor:
+    """Compute the gradient of x of `called_product`: g [..., out] -> [..., inputs]."""
+    return g @ _numbered[int(number)].weight
+
+
+@called_product.register_fake
+def _(x: Tensor, number: Tensor, outputs: int) -> Tensor:
+    return x.new_empty(*x.shape[:-1], outputs)
+
+
+@called_product_backward.register_fake
+def _(g: Tensor, number: Tensor, inputs: int) -> Tensor:
+    return g.new_empty(*g.shape[:-1], inputs)
+
+
+def keep_number(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+    x, number, _ = inputs
+    ctx.save_for_backward(number)
+    ctx.inputs = x.shape[-1]
+
+
+def gradient_of_x(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+    (number,) = ctx.saved_tensors
+    return called_product_backward(g, number, ctx.inputs), None, None
+
+
+called_product.register_autograd(gradient_of_x, setup_context=keep_number)

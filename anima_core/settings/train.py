@@ -221,6 +221,13 @@ class TrainConfig:
     plain: bool = setting(
         False, "Compute in the slow obvious form of whatever has a fast one: to compare them, or to find a fault."
     )
+    compile: bool = setting(
+        False,
+        "Compile the model's blocks, if there is a compiler and they are then faster; no GPU has been tried yet. The first "
+        "run takes minutes longer.",
+        resume="free",
+        shapes=False,
+    )
     ema_decay: float = setting(
         0.0,
         "EMA: decay of the average of the adapter over steps, which is then what is saved; 0 is off, 0.999 is usual.",
@@ -260,6 +267,7 @@ class TrainConfig:
         require(len(self.datasets) > 0, "subset.image_dir", "()", "name at least one folder of pictures")
         if self.max_train_epochs == 0:
             require(self.max_train_steps >= 1, "train.max_train_steps", self.max_train_steps, "must be at least 1")
+        require(not (self.plain and self.compile), "train.compile", self.compile, "cannot be with `train.plain`; leave one out")
         tile_ok = self.vae_tile == 0 or (self.vae_tile >= 256 and self.vae_tile % 64 == 0)
         require(tile_ok, "train.vae_tile", self.vae_tile, "must be 0, or a multiple of 64 that is at least 256")
         self._check_one_rate()

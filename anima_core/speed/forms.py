@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..models.ops import PLAIN, Ops
 from ..models.transformer import AnimaTransformer, Block, Form, modulations, plain
 from .adaln import ModulationTable, can_stack
+from .compiled import CompiledBlocks
 from .lean import LEAN
 from .recompute import Again, cheaply
 
@@ -22,13 +23,16 @@ class LevelForm:
     """How a block is run that keeps what its level says.
 
     keep: whatever autograd saves. cheap: no outputs of norms, rotations, modulation and GELU. attention: its input and its
-    attention's outputs. checkpoint: its input.
+    attention's outputs. checkpoint: its input. compiled: runs it while training where it can.
     """
 
     level: str
     ops: Ops = LEAN
+    compiled: CompiledBlocks | None = None
 
     def __call__(self, block: Block, *inputs: Any) -> Tensor:
+        if self.compiled and torch.is_grad_enabled() and (y := self.compiled(self.level, block, inputs)) is not None:
+            return y
         if self.level == "keep" or not torch.is_grad_enabled():
             return block(*inputs, ops=self.ops)
         if self.level == "cheap":
@@ -38,11 +42,15 @@ class LevelForm:
 
 def apply_levels(model: AnimaTransformer, levels: Sequence[str]) -> None:
     """Let each block keep what its level says, in the functions that it has. The numbers of a step do not depend on it."""
-    model.forms = [LevelForm(level, ops_of(form)) for level, form in zip(levels, model.forms)]
+    model.forms = [replace(level_form(form), level=level) for level, form in zip(levels, model.forms)]
+
+
+def level_form(form: Form) -> LevelForm:
+    return form if isinstance(form, LevelForm) else LevelForm("keep", PLAIN)
 
 
 def ops_of(form: Form) -> Ops:
-    return form.ops if isinstance(form, LevelForm) else PLAIN
+    return level_form(form).ops
 
 
 def use_attention(model: AnimaTransformer, attention: Callable[..., Tensor]) -> None:
@@ -52,7 +60,7 @@ def use_attention(model: AnimaTransformer, attention: Callable[..., Tensor]) -> 
 
 def levels_of(model: nn.Module) -> list[str]:
     assert isinstance(model, AnimaTransformer)
-    return [form.level if isinstance(form, LevelForm) else "keep" for form in model.forms]
+    return [level_form(form).level for form in model.forms]
 
 
 def recomputes_blocks(model: nn.Module) -> bool:

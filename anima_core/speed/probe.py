@@ -16,6 +16,7 @@ from .lean import LEAN
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # of a norm; each is ten roundings or more
 SHAPE = (1, 24, 2, 128)  # [B, S, H, d]
 ROWS = 24  # of an adapted layer's input
+TINY = 1e-30
 
 
 def proven(device: torch.device, dtype: torch.dtype, fast: Ops = LEAN) -> tuple[Ops, str]:
@@ -106,7 +107,7 @@ def adapter_difference(module: AdaptedLinear) -> float:
 
 def apart(slow: Sequence[Tensor], fast: Sequence[Tensor]) -> float:
     """Return how far tensors are apart, relative to their size, the farthest; inf for NaN."""
-    found = [((a.float() - b.float()).norm() / a.float().norm()).item() for a, b in zip(slow, fast)]
+    found = [((a.float() - b.float()).norm() / a.float().norm().clamp_min(TINY)).item() for a, b in zip(slow, fast)]
     return max(found) if all(torch.tensor(found).isfinite()) else float("inf")
 
 

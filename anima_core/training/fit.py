@@ -90,6 +90,11 @@ class Fit:
             self.correct(taken, max(self.counter.costs(shape).peak(self.levels) for shape in map(self.shape, batches)))
         self.settled, self.tries = True, 0
 
+    @property
+    def largest(self) -> Shape:
+        """Return the shape of the micro-batch that has most tokens."""
+        return max(self.counter.shapes, key=lambda shape: shape.pictures * shape.height * shape.width)
+
     def shape(self, batch: Batch) -> Shape:
         """Return the shape of a micro-batch, each text as long as the longest."""
         count, _, height, width = batch.latents.shape

@@ -19,6 +19,8 @@ from ..errors import FileError, Interrupted, RunError, is_out_of_memory, let_go
 from ..models.kept import store_for
 from ..models.transformer import AnimaTransformer, load_transformer
 from ..settings import TrainConfig
+from ..speed.compile_trial import compile_blocks
+from ..speed.compiled import compiling
 from ..speed.forms import make_lean
 from ..speed.probe import adapters_proven, proven
 from . import flow, optimizers, schedules, storage
@@ -81,6 +83,7 @@ def opened(config: TrainConfig, on_event: Listener | None = None) -> Iterator["R
             # ComfyUI runs nodes in inference mode and other packs switch gradients off: state what training needs.
             with (
                 at_work(plan.device, config.memory_gb),
+                compiling(plan.cache_dir / "compiled") if config.compile else nullcontext(),
                 torch.inference_mode(False),
                 torch.enable_grad(),
                 signals_cancel(events),
@@ -140,6 +143,8 @@ def build_run(plan: Plan, ranks: Ranks, events: Events) -> "Run":
     attention.begin()
     fit = Fit(plan, model, state, data.batches, events, writes=ranks.first, also={"attention": attention.frozen})
     fit.begin()
+    if config.compile:
+        compile_blocks(model, network, fit.largest, lambda event, text: events.emit(event, text=text))
     if plan.resume_from:
         data.batches.load_state_dict(state.data_position)
         events.emit("note", text=f"resumed at step {state.step} from {plan.resume_from.name}")

@@ -1,0 +1,166 @@
+"""Compiled blocks prove themselves before the first step: one real block, forward and backward, in both ways.
+
+Outputs and gradients must agree, and the graph must be the faster of the two.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from ..adapters.network import AdapterNetwork
+from ..models.transformer import PATCH, AnimaTransformer, Block
+from .compiled import CompiledBlocks, no_compiler, said, trained
+from .costs import Shape
+from .counting import tensors_in
+from .forms import LevelForm, level_form
+from .probe import TOLERANCE, apart
+
+RUNS = 3  # of each way, of which the shortest counts
+Tell = Callable[[str, str], Any]  # (kind of event, text)
+
+
+def compile_blocks(model: AnimaTransformer, network: AdapterNetwork, shape: Shape, tell: Tell) -> None:
+    """Let a model's blocks run as graphs if that is possible, right, and faster for micro-batches of a shape; say which.
+
+    The model has its adapters, and its blocks their forms.
+    """
+    if reason := left_out(model, network):
+        tell("note", f"blocks are not compiled: {reason}")
+        return
+    tell("note", "blocks are being compiled; the first time takes minutes, later runs find it in the cache")
+    compiled = CompiledBlocks(
+        model,
+        level_form(model.forms[0]).ops,
+        lambda why: tell("warning", f"compiled blocks: {why}; from here on they run without"),
+    )
+    try:
+        plain, fast, error = trial(model, network, compiled, shape)
+    except Exception as failure:  # in the backward pass, where no block can be run again without
+        compiled.stop(f"failed ({said(failure)})")
+    if compiled.stopped:
+        return
+    if error > TOLERANCE[model.dtype]:
+        tell("warning", f"blocks are not compiled: their numbers differ by {error:.1e} from those without")
+    elif fast >= plain:
+        tell("note", f"blocks are not compiled: one takes {1e3 * fast:.3g} ms, and {1e3 * plain:.3g} ms without")
+    else:
+        model.forms = [replace(level_form(form), compiled=compiled) for form in model.forms]
+        tell("note", f"blocks are compiled: one takes {1e3 * fast:.3g} ms, and {1e3 * plain:.3g} ms without")
+
+
+def left_out(model: AnimaTransformer, network: AdapterNetwork) -> str:
+    """Return why blocks are not to be compiled at all; empty where they may be."""
+    if network.dropouts.active:
+        return "dropout draws from generators of its own, which no graph can hold"
+    if not any(map(trained, model.blocks)):
+        return "none of them is trained"
+    return no_compiler(model.device)
+
+
+def trial(
+    model: AnimaTransformer, network: AdapterNetwork, compiled: CompiledBlocks, shape: Shape
+) -> tuple[float, float, float]:
+    """Return the seconds of a block without and with a graph, forward and backward, and how far results are apart.
+
+    The block is the first that is trained, at its own level, with numbers in its adapters that let all gradients differ from 0.
+    """
+    index = next(i for i, block in enumerate(model.blocks) if trained(block))
+    block, form = model.blocks[index], level_form(model.forms[index])
+    assert isinstance(block, Block)
+    inputs, forms = inputs_of(model, shape), (form, replace(form, compiled=compiled))
+    network.train()  # as in a step: graphs know the difference
+    with moved(block):
+        error = apart(*(results(each, block, network, inputs) for each in forms))
+        plain, fast = (seconds(each, block, network, inputs) for each in forms)
+    return plain, fast, error
+
+
+def inputs_of(model: AnimaTransformer, shape: Shape) -> tuple[Any, ...]:
+    """Return what a model gives its blocks for random pictures and texts of a shape; x needs a gradient."""
+    caught: list[tuple[Any, ...]] = []
+
+    def catch(block: Block, x: Tensor, *others: Any) -> Tensor:
+        caught.append((x.detach().requires_grad_(True), *others))
+        return x
+
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*size: int) -> Tensor:
+        return torch.randn(shape.pictures, *size, generator=generator).to(model.device)
+
+    latents = random(model.config.in_channels, PATCH * shape.height, PATCH * shape.width)
+    lengths = torch.full((shape.pictures,), shape.text, device=model.device) if shape.mixed else None
+    forms, model.forms = model.forms, [catch] * len(model.blocks)
+    try:
+        model(latents, random().sigmoid(), random(shape.text, model.config.context_dim), lengths)
+    finally:
+        model.forms = forms
+    return caught[0]
+
+
+@contextmanager
+def moved(block: Block) -> Iterator[None]:
+    """Let a block's trained numbers be random, inside: adapters begin with factors of zeros, whose gradients hide errors."""
+    parameters, generator = trained(block), torch.Generator().manual_seed(0)
+    before = [parameter.detach().clone() for parameter in parameters]
+    try:
+        with torch.no_grad():
+            for parameter in parameters:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) / (2 * parameter.shape[-1] ** 0.5))
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, kept in zip(parameters, before):
+                parameter.copy_(kept)
+
+
+def fresh(value: Any) -> Any:
+    return value.detach().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
+
+
+def step(form: LevelForm, block: Block, inputs: Sequence[Any]) -> tuple[Tensor, list[Tensor]]:
+    """Run a block forward and backward; return its output and the inputs' gradients. Parameters get theirs."""
+    own = tree_map(fresh, tuple(inputs))
+    y = form(block, *own)
+    y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y))
+    return y.detach(), [value.grad for value in tensors_in(own) if value.grad is not None]
+
+
+def results(form: LevelForm, block: Block, network: AdapterNetwork, inputs: Sequence[Any]) -> list[Tensor]:
+    """Return a block's output, the gradients of its inputs, and those of its parameters, which are 0 afterwards as before."""
+    parameters = trained(block)
+    with network.micro_batch(0):
+        y, gradients = step(form, block, inputs)
+    of_parameters = [p.grad.clone() for p in parameters if p.grad is not None]
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad.zero_()
+    return [y, *gradients, *of_parameters]
+
+
+def seconds(form: LevelForm, block: Block, network: AdapterNetwork, inputs: Sequence[Any]) -> float:
+    """Return how long a block takes, forward and backward."""
+    found = []
+    with network.micro_batch(0):
+        for _ in range(RUNS):
+            begin = now(inputs[0].device)
+            step(form, block, inputs)
+            found.append(now(inputs[0].device) - begin)
+    for parameter in trained(block):
+        if parameter.grad is not None:
+            parameter.grad.zero_()
+    return min(found)
+
+
+def now(device: torch.device) -> float:
+    """Return the time when all that a device was given is done."""
+    backend = {"cuda": torch.cuda, "xpu": torch.xpu}.get(device.type)
+    if backend is not None:
+        backend.synchronize(device)
+    return time.perf_counter()
