@@ -144,18 +144,22 @@ def test_one_graph_serves_all_blocks_and_sizes_and_gives_the_plain_numbers(backe
 
 
 @pytest.mark.inductor
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("int8", [False, True])
-@pytest.mark.parametrize("case", WHOLE)
-def test_every_network_and_level_gives_the_plain_numbers(backend, case, int8, dtype):
+@pytest.mark.parametrize(
+    "case, dtype, int8",
+    [
+        *((case, dtype, False) for case in WHOLE for dtype in (torch.float32, torch.bfloat16)),
+        ("lora", torch.bfloat16, True),
+        ("lokr whole", torch.float32, True),
+    ],
+)
+def test_every_network_and_level_gives_the_plain_numbers(backend, case, dtype, int8):
     compare(WHOLE[case], [*LEVELS, *LEVELS], dtype, int8)
 
 
 @pytest.mark.inductor
-@pytest.mark.parametrize("case", ["lora", "adaln, norms"])
-def test_inductor_gives_the_plain_numbers(backend, case):
+def test_inductor_gives_the_plain_numbers(backend):
     backend("inductor")
-    compare(WHOLE[case], ["keep", "cheap", "attention", "checkpoint"], torch.float32)
+    compare(WHOLE["adaln, norms"], ["keep", "checkpoint"], torch.float32, int8=True)
 
 
 @pytest.mark.inductor
@@ -180,7 +184,7 @@ def test_a_compiled_block_keeps_what_its_level_was_counted_for(backend, level):
         expected = LevelForm(level, LEAN)(model.blocks[0], x, *inputs[1:])
         counted = meter.live - expected.nbytes
     assert y.shape == expected.shape
-    assert sum(kept.values()) <= 1.1 * counted
+    assert 0.9 * counted < sum(kept.values()) < 1.1 * counted + 2**14  # a state of random numbers for each attention
 
 
 def test_settings_are_those_of_the_run_and_put_back_after(monkeypatch, tmp_path):
@@ -203,6 +207,10 @@ def test_settings_are_those_of_the_run_and_put_back_after(monkeypatch, tmp_path)
         os.environ[compiled.CACHES[1]] = "as the compiler sets it"
         raise RuntimeError
     assert now() == before
+    monkeypatch.setenv(compiled.CACHES[0], "/tmp/torchinductor_somebody")  # as torch does
+    with compiling(tmp_path):
+        assert os.environ[compiled.CACHES[0]] == str(tmp_path)
+    assert os.environ[compiled.CACHES[0]] == "/tmp/torchinductor_somebody"
     monkeypatch.setenv(compiled.CACHES[0], "the user's")
     with compiling(tmp_path):
         assert os.environ[compiled.CACHES[0]] == "the user's"

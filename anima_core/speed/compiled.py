@@ -33,29 +33,32 @@ BACKEND = "inductor"
 OFF = ("triton.cudagraphs", "triton.cudagraph_trees", "triton.mix_order_reduction")
 
 # What is set while a run lasts: a symbol for each size, also where two are equal by chance, as 512 tokens and 512 rows of
-# text; backward graphs are compiled with their forward graphs, in the run's own thread, for settings are a thread's own; and
-# graphs for all kinds of blocks and levels. Older versions of torch lack some of it.
+# text; but none for an adapter's scale, which would be a tensor, and what it is multiplied by would be kept; backward graphs
+# are compiled with their forward graphs, in the run's own thread, for settings are a thread's own; and graphs for all kinds of
+# blocks and levels. Older versions of torch lack some of it.
 SETTINGS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("torch.fx.experimental._config", {"use_duck_shape": False}),
     ("torch._functorch.config", {"force_non_lazy_backward_lowering": True}),
-    ("torch._dynamo.config", {"recompile_limit": 64, "suppress_errors": False}),
+    ("torch._dynamo.config", {"specialize_float": True, "recompile_limit": 64, "suppress_errors": False}),
 )
-CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")  # the compiler itself sets those that are not set
+CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 
-PRODUCTS = ("mm", "frozen_product")  # parts of operations' names
+# What may be kept of a block, by parts of the operations' names; all else is made again. Beside products and attention it is
+# the sum of a layer's product and its adapter's, and the views between: so that only the sum need be kept.
 ATTENTION = ("attention", "attn")
-KEPT = {"cheap": (*PRODUCTS, *ATTENTION), "attention": ATTENTION, "checkpoint": ()}  # outputs that a level keeps
+CHEAP = ("mm", "frozen_product", "view", "aten.add.Tensor", *ATTENTION)
 
 
-def saves(names: Sequence[str], ctx: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    """Tell whether the output of an operation is kept: if its name holds one of these."""
-    kept = any(name in str(operation) for name in names)
-    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+def choose(kept: Sequence[str], ctx: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    """Tell whether the output of an operation may be kept, which the compiler then does if it is the least that it can keep."""
+    may = any(name in str(operation) for name in kept)
+    return CheckpointPolicy.PREFER_SAVE if may else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-CHOICES: dict[str, dict[str, Any]] = {
-    level: {"context_fn": partial(create_selective_checkpoint_contexts, partial(saves, names))} if names else {}
-    for level, names in KEPT.items()
+CHOICES: dict[str, dict[str, Any]] = {  # what levels are beside `keep`, which leaves all to the compiler
+    "cheap": {"context_fn": partial(create_selective_checkpoint_contexts, partial(choose, CHEAP))},
+    "attention": {"context_fn": partial(create_selective_checkpoint_contexts, partial(choose, ATTENTION))},
+    "checkpoint": {},
 }
 
 
@@ -80,7 +83,7 @@ class CompiledBlocks:
 
     def __call__(self, level: str, block: Block, inputs: Sequence[Any]) -> Tensor | None:
         """Return what a block makes of its inputs; None where it is to be run without a graph."""
-        if self.stopped or level not in ("keep", *KEPT):
+        if self.stopped or level not in ("keep", *CHOICES):
             return None
         try:
             return self.graph(level, self.ops, block, *with_gradient(block, inputs))
@@ -148,18 +151,22 @@ def compiling(cache: Path) -> Iterator[None]:
         for name, wanted in SETTINGS:
             module = import_module(name)
             stack.enter_context(module.patch({key: value for key, value in wanted.items() if hasattr(module, key)}))
-        stack.enter_context(environment(CACHES, {CACHES[0]: str(cache.absolute())}))
+        stack.enter_context(cached_in(cache))
         stack.enter_context(quiet("torch._higher_order_ops.wrap"))
         stack.callback(forget)
         yield
 
 
 @contextmanager
-def environment(names: Sequence[str], wanted: dict[str, str]) -> Iterator[None]:
-    """Set variables of the environment that are not set, and put all of these names back after."""
-    before = {name: os.environ.get(name) for name in names}
-    for name, value in wanted.items():
-        os.environ.setdefault(name, value)
+def cached_in(folder: Path) -> Iterator[None]:
+    """Let the compiler keep its work in a folder, unless the user has named another; put the environment back after.
+
+    torch itself sets the variable when it first compiles, in this process or for another node: that is not the user's word.
+    """
+    before = {name: os.environ.get(name) for name in CACHES}
+    if Path(before[CACHES[0]] or "torchinductor_").name.startswith("torchinductor_"):
+        os.environ[CACHES[0]] = str(folder.absolute())
+        os.environ.pop(CACHES[1], None)  # it is made from the other
     try:
         yield
     finally:
