@@ -199,6 +199,14 @@ def test_ignored_flags_are_told_once_with_their_reason():
     assert len(notes) == 4 and any(n.startswith("--xformers has no effect: ") for n in notes)
 
 
+def test_sd_scripts_words_for_compiling_mean_compiled_blocks_and_its_choices_are_told():
+    asked = request(*REQUIRED, *FOLDER, "--torch_compile", "--dynamo_backend", "inductor", "--compile_mode", "max-autotune")
+    assert asked.config.compile and config("--compile").compile and not config().compile
+    told = [note for note in asked.notes if "compile" in note]
+    assert [note.partition(" ")[0] for note in told] == ["--dynamo_backend", "--compile_mode"]
+    assert all("compile has one form here" in note for note in told)
+
+
 def test_the_docs_table_is_the_code():
     written = (Path(__file__).parents[1] / "docs" / "flags.md").read_text(encoding="utf-8")
     assert written == docs.document()
