@@ -26,6 +26,7 @@ from anima_core.models.ops import PLAIN
 from anima_core.models.transformer import AnimaTransformer
 from anima_core.settings import NetworkConfig
 from anima_core.speed import compile_trial, compiled
+from anima_core.speed.attention import CANDIDATES
 from anima_core.speed.compile_trial import compile_blocks
 from anima_core.speed.compiled import CompiledBlocks, compiling, no_compiler
 from anima_core.speed.costs import Shape
@@ -88,13 +89,13 @@ def store_in_8_bits(model: AnimaTransformer) -> None:
                     setattr(part, name, FrozenLinear(rounded(layer.weight.float(), 1), scratch))
 
 
-def results(model: AnimaTransformer, adapters: AdapterNetwork, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Velocity, and the gradients of all that is trained."""
+def results(model: AnimaTransformer, adapters: AdapterNetwork, size: tuple[int, int], zeros: int = 0) -> tuple[Tensor, Tensor]:
+    """Velocity, and the gradients of all that is trained. zeros: rows of text that are left out."""
     generator = torch.Generator().manual_seed(1)
     latents, t = torch.randn(2, 16, *size, generator=generator), torch.rand(2, generator=generator)
     adapters.zero_grad()
     with adapters.micro_batch(0):
-        velocity = model(latents, t, torch.randn(2, 512, TINY.context_dim, generator=generator))
+        velocity = model(latents, t, torch.randn(2, 512 - zeros, TINY.context_dim, generator=generator), None, zeros)
         velocity.float().square().mean().backward()
     return velocity.detach(), torch.cat([p.grad.flatten() for p in adapters.parameters()])
 
@@ -121,7 +122,7 @@ def compare(network: NetworkConfig, levels: list[str], dtype: torch.dtype, int8:
     """Hold a model of blocks at these levels against the same without graphs, for pictures of several sizes."""
     model, adapters = adapted(network, dtype, int8, len(levels))
     told: list[str] = []
-    blocks = CompiledBlocks(model, LEAN, told.append)
+    blocks = CompiledBlocks(model, told.append)
     for size in PICTURES:
         model.forms = [LevelForm(level, LEAN) for level in levels]
         expected = results(model, adapters, size)
@@ -157,6 +158,19 @@ def test_every_network_and_level_gives_the_plain_numbers(backend, case, dtype, i
 
 
 @pytest.mark.inductor
+def test_text_without_its_zero_rows_is_one_more_graph_whatever_their_number(backend):
+    model, adapters = adapted(CASES["lora"][0])
+    blocks, ops = CompiledBlocks(model, pytest.fail), dataclasses.replace(LEAN, attention=CANDIDATES["sdpa"])
+    for zeros in (0, 64, 320):
+        model.forms = [LevelForm("attention", ops)] * 2
+        expected = results(model, adapters, (8, 6), zeros)
+        model.forms = [LevelForm("attention", ops, blocks)] * 2
+        found = results(model, adapters, (8, 6), zeros)
+        assert all(relative_error(one, other) < 1e-5 for one, other in zip(found, expected))
+    assert graphs() == 2
+
+
+@pytest.mark.inductor
 def test_inductor_gives_the_plain_numbers(backend):
     backend("inductor")
     compare(WHOLE["adaln, norms"], ["keep", "checkpoint"], torch.float32, int8=True)
@@ -167,7 +181,7 @@ def test_inductor_gives_the_plain_numbers(backend):
 def test_a_compiled_block_keeps_what_its_level_was_counted_for(backend, level):
     """As the planner counts it; what a rotary table takes, which is there anyway, is left out."""
     model, _ = adapted(WHOLE["lora"], torch.bfloat16)
-    blocks, inputs = CompiledBlocks(model, LEAN, pytest.fail), compile_trial.inputs_of(model, Shape(1, 32, 32, 512))
+    blocks, inputs = CompiledBlocks(model, pytest.fail), compile_trial.inputs_of(model, Shape(1, 32, 32, 512))
     there = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *inputs[1], inputs[2], *inputs[3]]}
     kept: dict[int, int] = {}
 
@@ -230,7 +244,7 @@ def test_a_compiler_that_fails_is_told_once_and_the_run_goes_on_without(backend)
     model, adapters = adapted(CASES["lora"][0])
     expected = results(model, adapters, (4, 4))
     told: list[str] = []
-    model.forms = [LevelForm("checkpoint", LEAN, CompiledBlocks(model, LEAN, told.append))] * len(model.blocks)
+    model.forms = [LevelForm("checkpoint", LEAN, CompiledBlocks(model, told.append))] * len(model.blocks)
     for _ in range(2):
         found = results(model, adapters, (4, 4))
         assert all(torch.equal(one, other) for one, other in zip(found, expected))
@@ -239,7 +253,7 @@ def test_a_compiler_that_fails_is_told_once_and_the_run_goes_on_without(backend)
 
 def test_running_out_of_memory_is_no_fault_of_the_compiler(backend):
     model, adapters = adapted(CASES["lora"][0])
-    blocks = CompiledBlocks(model, LEAN, pytest.fail)
+    blocks = CompiledBlocks(model, pytest.fail)
 
     def full(*_) -> Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -252,12 +266,12 @@ def test_running_out_of_memory_is_no_fault_of_the_compiler(backend):
 
 def test_previews_and_blocks_of_other_levels_run_without_a_graph(backend):
     model, _ = adapted(CASES["lora"][0])
-    blocks = CompiledBlocks(model, LEAN, pytest.fail)
+    blocks = CompiledBlocks(model, pytest.fail)
     blocks.graph = pytest.fail
     inputs = compile_trial.inputs_of(model, SHAPE)
     with torch.no_grad():
         LevelForm("keep", LEAN, blocks)(model.blocks[0], *inputs)
-    assert blocks("elsewhere", model.blocks[0], inputs) is None
+    assert blocks("elsewhere", LEAN, model.blocks[0], inputs) is None
 
 
 def said(model: AnimaTransformer, adapters: AdapterNetwork) -> list[tuple[str, str]]:
@@ -383,7 +397,12 @@ def test_a_run_with_inductor_has_the_losses_of_a_plain_one(model, tmp_path, time
     assert any((tmp_path / "1" / "cache" / "compiled").rglob("*.py"))  # kept for the next run
 
 
-def test_the_functions_of_a_graph_are_plain_but_for_attention(backend):
+def test_a_graph_is_made_of_plain_functions_but_for_the_attention_that_was_chosen(backend):
     model, _ = adapted(CASES["lora"][0])
     other = dataclasses.replace(LEAN, attention=lambda *inputs: PLAIN.attention(*inputs))
-    assert CompiledBlocks(model, other, pytest.fail).ops == dataclasses.replace(PLAIN, attention=other.attention)
+    blocks, seen = CompiledBlocks(model, pytest.fail), []
+    blocks.graph = lambda level, ops, block, x, *_: seen.append(ops) or x
+    LevelForm("keep", other, blocks)(model.blocks[0], *compile_trial.inputs_of(model, SHAPE))
+    (ops,) = seen
+    assert ops.attention.args == (other.attention,)
+    assert dataclasses.replace(ops, attention=PLAIN.attention) == PLAIN

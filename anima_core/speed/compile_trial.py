@@ -36,7 +36,6 @@ def compile_blocks(model: AnimaTransformer, network: AdapterNetwork, shape: Shap
     tell("note", "blocks are being compiled; the first time takes minutes, later runs find it in the cache")
     compiled = CompiledBlocks(
         model,
-        level_form(model.forms[0]).ops,
         lambda why: tell("warning", f"compiled blocks: {why}; from here on they run without"),
     )
     try:

@@ -73,20 +73,23 @@ def run_block(level: str, ops: Ops, block: Block, *inputs: Any) -> Tensor:
 class CompiledBlocks:
     """Runs blocks as graphs, until one fails: then they run without for the rest of the run, and `tell` hears why, once.
 
-    ops: the functions of the blocks; the graphs take its attention, which was chosen for the device.
+    Of the functions that a block has they take its attention, which was chosen for the device.
     """
 
-    def __init__(self, model: AnimaTransformer, ops: Ops, tell: Callable[[str], None]) -> None:
+    def __init__(self, model: AnimaTransformer, tell: Callable[[str], None]) -> None:
         number_layers(model)
-        self.ops, self.tell, self.stopped = replace(PLAIN, attention=ops.attention), tell, False
+        self.tell, self.stopped = tell, False
+        self.ops: dict[Callable[..., Tensor], Ops] = {}  # by attention: one that is made anew would be a graph anew
         self.graph = torch.compile(run_block, backend=BACKEND, dynamic=True, fullgraph=True, options=options())
 
-    def __call__(self, level: str, block: Block, inputs: Sequence[Any]) -> Tensor | None:
+    def __call__(self, level: str, ops: Ops, block: Block, inputs: Sequence[Any]) -> Tensor | None:
         """Return what a block makes of its inputs; None where it is to be run without a graph."""
         if self.stopped or level not in ("keep", *CHOICES):
             return None
         try:
-            return self.graph(level, self.ops, block, *with_gradient(block, inputs))
+            if ops.attention not in self.ops:
+                self.ops[ops.attention] = replace(PLAIN, attention=partial(attend, ops.attention))
+            return self.graph(level, self.ops[ops.attention], block, *with_gradient(block, inputs))
         except Exception as error:  # the compiler leans on much of the system, and no run shall end of it
             if isinstance(error, RuntimeError) and is_out_of_memory(error):
                 raise
@@ -96,6 +99,13 @@ class CompiledBlocks:
     def stop(self, why: str) -> None:
         self.stopped = True
         self.tell(why)
+
+
+def attend(
+    attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, zeros: int = 0
+) -> Tensor:
+    """Compute attention as it was chosen; with rows of zeros in the plain form, which is one graph for any number of them."""
+    return PLAIN.attention(q, k, v, mask, zeros) if zeros else attention(q, k, v, mask)
 
 
 def said(error: Exception) -> str:

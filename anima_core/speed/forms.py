@@ -31,7 +31,7 @@ class LevelForm:
     compiled: CompiledBlocks | None = None
 
     def __call__(self, block: Block, *inputs: Any) -> Tensor:
-        if self.compiled and torch.is_grad_enabled() and (y := self.compiled(self.level, block, inputs)) is not None:
+        if self.compiled and torch.is_grad_enabled() and (y := self.compiled(self.level, self.ops, block, inputs)) is not None:
             return y
         if self.level == "keep" or not torch.is_grad_enabled():
             return block(*inputs, ops=self.ops)
