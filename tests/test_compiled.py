@@ -1,7 +1,7 @@
 """Compiled blocks: the plain ones' numbers at every level, few graphs, and the plain form where a graph is not to be had.
 
 `aot_eager` traces a block and its gradient as whole graphs as Inductor does, and runs them as they are; Inductor itself, all
-networks with all their layers and every level are left to `make compile`.
+networks with all their layers and every level are in test_inductor.py (`make compile`).
 """
 
 import dataclasses
@@ -26,12 +26,10 @@ from anima_core.models.ops import PLAIN
 from anima_core.models.transformer import AnimaTransformer
 from anima_core.settings import NetworkConfig
 from anima_core.speed import compile_trial, compiled
-from anima_core.speed.attention import CANDIDATES
 from anima_core.speed.compile_trial import compile_blocks
 from anima_core.speed.compiled import CompiledBlocks, compiling, no_compiler
 from anima_core.speed.costs import Shape
-from anima_core.speed.counting import Meter
-from anima_core.speed.forms import LEVELS, LevelForm, make_lean
+from anima_core.speed.forms import LevelForm, make_lean
 from anima_core.speed.lean import LEAN
 from anima_core.training import loop
 
@@ -50,13 +48,6 @@ CASES = {  # name -> (network, level, dtype)
     "adaln, norms": (NetworkConfig(rank=4, targets="adaln", train_norm=True), "cheap", torch.float32),
     "lora on int8": (NetworkConfig(rank=4, alpha=2, **SOME), "attention", torch.float32),
     "lora in bf16": (NetworkConfig(rank=4, alpha=2, **SOME), "checkpoint", torch.bfloat16),
-}
-WHOLE = {
-    "lora": NetworkConfig(rank=4, alpha=2),
-    "lokr": NetworkConfig(type="lokr", rank=3, alpha=1, factor=4),
-    "lokr whole": NetworkConfig(type="lokr", full_matrix=True, factor=4),
-    "lokr both": NetworkConfig(type="lokr", rank=1, factor=-1, decompose_both=True),
-    "adaln, norms": NetworkConfig(rank=4, targets="+adaln", train_norm=True),
 }
 PICTURES = ((6, 4), (16, 16), (8, 24))  # latents; 64 tokens are also the tiny model's width, and 6 its rows
 SHAPE = Shape(2, 4, 4, 512)
@@ -142,63 +133,6 @@ def compare(network: NetworkConfig, levels: list[str], dtype: torch.dtype, int8:
 def test_one_graph_serves_all_blocks_and_sizes_and_gives_the_plain_numbers(backend, case):
     network, level, dtype = CASES[case]
     compare(network, [level, level], dtype, int8="int8" in case)
-
-
-@pytest.mark.inductor
-@pytest.mark.parametrize(
-    "case, dtype, int8",
-    [
-        *((case, dtype, False) for case in WHOLE for dtype in (torch.float32, torch.bfloat16)),
-        ("lora", torch.bfloat16, True),
-        ("lokr whole", torch.float32, True),
-    ],
-)
-def test_every_network_and_level_gives_the_plain_numbers(backend, case, dtype, int8):
-    compare(WHOLE[case], [*LEVELS, *LEVELS], dtype, int8)
-
-
-@pytest.mark.inductor
-def test_text_without_its_zero_rows_is_one_more_graph_whatever_their_number(backend):
-    model, adapters = adapted(CASES["lora"][0])
-    blocks, ops = CompiledBlocks(model, pytest.fail), dataclasses.replace(LEAN, attention=CANDIDATES["sdpa"])
-    for zeros in (0, 64, 320):
-        model.forms = [LevelForm("attention", ops)] * 2
-        expected = results(model, adapters, (8, 6), zeros)
-        model.forms = [LevelForm("attention", ops, blocks)] * 2
-        found = results(model, adapters, (8, 6), zeros)
-        assert all(relative_error(one, other) < 1e-5 for one, other in zip(found, expected))
-    assert graphs() == 2
-
-
-@pytest.mark.inductor
-def test_inductor_gives_the_plain_numbers(backend):
-    backend("inductor")
-    compare(WHOLE["adaln, norms"], ["keep", "checkpoint"], torch.float32, int8=True)
-
-
-@pytest.mark.inductor
-@pytest.mark.parametrize("level", LEVELS)
-def test_a_compiled_block_keeps_what_its_level_was_counted_for(backend, level):
-    """As the planner counts it; what a rotary table takes, which is there anyway, is left out."""
-    model, _ = adapted(WHOLE["lora"], torch.bfloat16)
-    blocks, inputs = CompiledBlocks(model, pytest.fail), compile_trial.inputs_of(model, Shape(1, 32, 32, 512))
-    there = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *inputs[1], inputs[2], *inputs[3]]}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in there:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        y = LevelForm(level, LEAN, blocks)(model.blocks[0], *inputs)
-    with Meter() as meter:
-        x = inputs[0].detach().clone().requires_grad_()
-        expected = LevelForm(level, LEAN)(model.blocks[0], x, *inputs[1:])
-        counted = meter.live - expected.nbytes
-    assert y.shape == expected.shape
-    assert 0.9 * counted < sum(kept.values()) < 1.1 * counted + 2**14  # a state of random numbers for each attention
 
 
 def test_settings_are_those_of_the_run_and_put_back_after(monkeypatch, tmp_path):
@@ -313,7 +247,7 @@ def graph_that(change):
 def test_a_graph_is_used_where_it_is_right_and_faster(backend, monkeypatch, times, change, seconds, event, text):
     monkeypatch.setattr(torch, "compile", graph_that(change))
     times(*seconds)
-    model, adapters = adapted(WHOLE["lokr"])
+    model, adapters = adapted(CASES["lokr"][0])
     before = [parameter.clone() for parameter in adapters.parameters()]
     told = said(model, adapters)
     assert [kind for kind, _ in told] == ["note", event] and told[1][1].startswith(text)
@@ -386,15 +320,6 @@ def test_a_compiled_run_has_the_losses_of_a_plain_one(model, tmp_path, monkeypat
     assert fast == pytest.approx(plain, rel=1e-5)
     assert [text for text in notes if "compile" in text][-1] == "blocks are compiled: one takes 1 ms, and 2 ms without"
     assert all(os.environ.get(name) != str(tmp_path) for name in compiled.CACHES)
-
-
-@pytest.mark.inductor
-def test_a_run_with_inductor_has_the_losses_of_a_plain_one(model, tmp_path, times):
-    write_pictures(tmp_path / "pictures", 3)
-    plain, _ = trained_run(model, tmp_path)
-    fast, _ = trained_run(model, tmp_path, compile=True)
-    assert fast == pytest.approx(plain, rel=1e-5)
-    assert any((tmp_path / "1" / "cache" / "compiled").rglob("*.py"))  # kept for the next run
 
 
 def test_a_graph_is_made_of_plain_functions_but_for_the_attention_that_was_chosen(backend):
