@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import seeds
+from ..models.frozen import home
 from ..settings import NetworkConfig
 from .adapter_type import Adapter, Layer
 from .casts import Casts
@@ -48,7 +49,7 @@ class AdapterNetwork(nn.Module):
         for number, (name, rank) in enumerate(targets.items()):
             base = linear(model, name)
             layer = Layer(base.in_features, base.out_features, rank, number, dropouts, seeds.generator(seed, "init", name))
-            adapted[name] = AdaptedLinear(base, kind.build(layer, config).to(base.weight.device))
+            adapted[name] = AdaptedLinear(base, kind.build(layer, config).to(home(base).device))
         for name in norms:
             norm = model.get_submodule(name)
             assert isinstance(norm, nn.RMSNorm)
@@ -115,7 +116,7 @@ class AdapterNetwork(nn.Module):
         """The factors in the model's dtype, for fused layers: laid out when they are first asked for, and kept."""
         if self._casts is None:
             linears = self.linears
-            dtype = linears[0].weight.dtype if linears else torch.float32
+            dtype = home(linears[0].base).dtype if linears else torch.float32
             self._casts = Casts([module.adapter for module in linears], self.flat, dtype)
         return self._casts
 

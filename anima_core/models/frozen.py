@@ -147,6 +147,11 @@ class FrozenProduct(Function):
         return (g @ ctx.layer.weight if ctx.needs_input_grad[0] else None), None
 
 
+def home(layer: nn.Linear) -> Tensor:
+    """Return a tensor of the dtype and on the device in which a layer computes: its weight may be elsewhere, or not floats."""
+    return layer.scratch.room if isinstance(layer, FrozenLinear) else layer.weight
+
+
 def frozen_linears(model: nn.Module) -> Iterator[tuple[str, FrozenLinear]]:
     """Yield the layers of a model whose weights are stored in another way than as a parameter, by name."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, FrozenLinear))

@@ -12,10 +12,13 @@ from ..models.transformer import AnimaTransformer, Block, Form, modulations, pla
 from .adaln import ModulationTable, can_stack
 from .compiled import CompiledBlocks
 from .lean import LEAN
+from .offload import ParkingLot
 from .recompute import Again, cheaply
+from .stream import Away, Streaming, Turn
+from .transfer import Transfer, transfer_on
 
 # What a block keeps for its backward pass, from most to least; what it does not keep is made again.
-LEVELS = ("keep", "cheap", "attention", "checkpoint")
+LEVELS = ("keep", "cheap", "attention", "checkpoint", "offload")
 
 
 @dataclass(frozen=True)
@@ -23,30 +26,63 @@ class LevelForm:
     """How a block is run that keeps what its level says.
 
     keep: whatever autograd saves. cheap: no outputs of norms, rotations, modulation and GELU. attention: its input and its
-    attention's outputs. checkpoint: its input. compiled: runs it while training where it can.
+    attention's outputs. checkpoint: its input. offload: that in host memory, in the `lot`. turn: of a block whose weights are
+    in host memory. compiled: runs it while training where it can; these two it cannot.
     """
 
     level: str
     ops: Ops = LEAN
     compiled: CompiledBlocks | None = None
+    lot: ParkingLot | None = None
+    turn: Turn | None = None
 
     def __call__(self, block: Block, *inputs: Any) -> Tensor:
-        if self.compiled and torch.is_grad_enabled() and (y := self.compiled(self.level, self.ops, block, inputs)) is not None:
+        if self.turn is None:
+            return self.run(block, *inputs)
+        self.turn.forward()
+        return self.turn.left(self.run(block, *inputs))
+
+    def run(self, block: Block, *inputs: Any) -> Tensor:
+        if torch.is_grad_enabled() and (y := self.in_graph(block, inputs)) is not None:
             return y
         if self.level == "keep" or not torch.is_grad_enabled():
             return block(*inputs, ops=self.ops)
         if self.level == "cheap":
             return cheaply(lambda recorded: block(*inputs, ops=recorded), self.ops)
-        return Again(self.ops, keep_attention=self.level == "attention").first(block, inputs)
+        return Again(self.ops, self.level == "attention", self.lot if self.level == "offload" else None).first(block, inputs)
+
+    def in_graph(self, block: Block, inputs: Sequence[Any]) -> Tensor | None:
+        """Run the compiled block; None where there is none, or it could not have its weights or its input from the host."""
+        if self.compiled is None or self.turn is not None or self.level == "offload":
+            return None
+        return self.compiled(self.level, self.ops, block, inputs)
 
 
-def apply_levels(model: AnimaTransformer, levels: Sequence[str]) -> None:
-    """Let each block keep what its level says, in the functions that it has. The numbers of a step do not depend on it."""
-    model.forms = [replace(level_form(form), level=level) for level, form in zip(levels, model.forms)]
+def apply_levels(model: AnimaTransformer, levels: Sequence[str], transfer: Transfer | None = None) -> None:
+    """Let each block keep what its level says, in the functions that it has. The numbers of a step do not depend on it.
+
+    transfer: what moves the inputs of blocks that are offloaded; None for the device's own.
+    """
+    lot = ParkingLot(transfer or transfer_on(model.device)) if "offload" in levels else None
+    model.forms = [replace(level_form(form), level=level, lot=lot) for level, form in zip(levels, model.forms)]
 
 
 def level_form(form: Form) -> LevelForm:
     return form if isinstance(form, LevelForm) else LevelForm("keep", PLAIN)
+
+
+def apply_away(model: AnimaTransformer, streaming: Streaming, away: Away) -> None:
+    """Let some of a model's weights lie in host memory, see `speed.stream`; the model's blocks have their forms already."""
+    if away == streaming.away:
+        return
+    if away.adaln and not streaming.away.adaln:
+        model.modulations = modulations  # what stands here may hold the weights
+    streaming.place(away)
+    model.forms = [replace(level_form(form), turn=turn) for turn, form in zip(streaming.turns(), model.forms)]
+    if away.adaln:
+        model.modulations = streaming.modulations
+    elif model.modulations == streaming.modulations:
+        model.modulations = modulations
 
 
 def ops_of(form: Form) -> Ops:
@@ -65,12 +101,13 @@ def levels_of(model: nn.Module) -> list[str]:
 
 def recomputes_blocks(model: nn.Module) -> bool:
     """Tell whether any block runs again in the backward pass: gradient checkpointing, as others call it."""
-    return bool({"attention", "checkpoint"} & set(levels_of(model)))
+    return bool(set(LEVELS[2:]) & set(levels_of(model)))
 
 
 def make_lean(model: AnimaTransformer, levels: Sequence[str] = (), ops: Ops = LEAN) -> None:
     """Let a model that has its adapters run in lean functions, keeping all unless levels say otherwise."""
-    model.forms = [LevelForm(level, ops) for level in levels or ["keep"] * len(model.blocks)]
+    model.forms = [replace(level_form(form), ops=ops) for form in model.forms]
+    apply_levels(model, levels or ["keep"] * len(model.blocks))
     if can_stack(model):
         model.modulations = ModulationTable(list(model.blocks))  # type: ignore[arg-type]
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..adapters.casts import Casts
 from ..adapters.layers import AdaptedLinear
 from ..adapters.network import AdapterNetwork
+from ..models.frozen import home
 from ..models.ops import PLAIN, Ops
 from .lean import LEAN
 
@@ -36,7 +37,7 @@ def adapters_proven(network: AdapterNetwork) -> str:
     Of the layers whose adapters have the same parts the smallest is tried, as a copy with numbers of its own.
     """
     alike: dict[tuple[str, ...], AdaptedLinear] = {}
-    for module in sorted(network.linears, key=lambda module: module.weight.numel()):
+    for module in sorted(network.linears, key=lambda module: module.base.in_features * module.base.out_features):
         alike.setdefault(tuple(name for name, _ in module.adapter.named_parameters()), module)
     if not alike:
         return ""
@@ -44,7 +45,7 @@ def adapters_proven(network: AdapterNetwork) -> str:
     def errors() -> dict[str, float]:
         return {network.kind.name: max(map(adapter_difference, alike.values()))}
 
-    return verdict(errors, network.linears[0].weight.dtype)
+    return verdict(errors, home(network.linears[0].base).dtype)
 
 
 def verdict(errors: Callable[[], Mapping[str, float]], dtype: torch.dtype) -> str:
@@ -82,23 +83,24 @@ def difference(slow: Callable[..., Tensor], fast: Callable[..., Tensor], device:
 
 def adapter_difference(module: AdaptedLinear) -> float:
     """Return how far an adapted layer's output and gradients are apart in its two forms."""
-    generator, weight = torch.Generator().manual_seed(0), module.weight
+    generator, like = torch.Generator().manual_seed(0), home(module.base)
+    inputs, outputs = module.base.in_features, module.base.out_features
 
     def random(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(weight.device) / shape[-1] ** 0.5
+        return torch.randn(shape, generator=generator).to(like.device) / shape[-1] ** 0.5
 
-    base = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    base.weight = nn.Parameter(random(*weight.shape).to(weight.dtype), requires_grad=False)
+    base = nn.Linear(inputs, outputs, bias=False, device="meta")
+    base.weight = nn.Parameter(random(outputs, inputs).to(like.dtype), requires_grad=False)
     layer = AdaptedLinear(base, deepcopy(module.adapter).eval())  # without dropout
     for parameter in layer.adapter.parameters():
         parameter.data = random(*parameter.shape)
-    x, g = (random(ROWS, side).mul_(side**0.5).to(weight.dtype) for side in (weight.shape[1], weight.shape[0]))
+    x, g = (random(ROWS, side).mul_(side**0.5).to(like.dtype) for side in (inputs, outputs))
     results = []
     for layer.fused in (False, True):
         own = x.clone().requires_grad_(True)
         for parameter in layer.adapter.parameters():
             parameter.requires_grad_(True).grad = torch.zeros_like(parameter)
-        with Casts([layer.adapter], (), weight.dtype).in_use():
+        with Casts([layer.adapter], (), like.dtype).in_use():
             y = layer(own)
             y.backward(g.clone())
         results.append([y.detach(), own.grad, *(parameter.grad for parameter in layer.adapter.parameters())])

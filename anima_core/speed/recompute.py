@@ -18,6 +18,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from ..models.ops import Ops
 from .counting import tensors_in
+from .offload import Parked, ParkingLot
 
 T = TypeVar("T")
 
@@ -146,12 +147,12 @@ Wanted = Saved | Made
 class Again:
     """A block's pass, of which only the inputs are kept, and attention's outputs if `keep_attention`.
 
-    The first thing that the backward pass asks for runs the block again; what else was saved is collected on the way, cheap
+    lot: where the first input is kept meanwhile, in host memory; None: it stays on the device. The first thing that the backward pass asks for runs the block again; what else was saved is collected on the way, cheap
     things as recipes, and the run ends as soon as all is there: the last matrix product is not repeated.
     """
 
-    def __init__(self, ops: Ops, keep_attention: bool) -> None:
-        self.ops, self.keep_attention = ops, keep_attention
+    def __init__(self, ops: Ops, keep_attention: bool, lot: ParkingLot | None = None) -> None:
+        self.ops, self.keep_attention, self.lot = ops, keep_attention, lot
         self.attended: dict[int, Tensor] = {}  # outputs of attention by number of call, when they are kept
         self.wanted: Counter[Wanted] = Counter()  # and how often
         self.values: dict[Wanted, list[Packed]] = {}  # for as many uses
@@ -160,6 +161,9 @@ class Again:
         self.block, self.inputs = block, [detached(value) for value in inputs]
         self.needs_grad = [isinstance(value, Tensor) and value.requires_grad for value in inputs]
         run = FirstPass(self)
+        if self.lot is not None:
+            self.inputs[0] = self.lot.park(self.inputs[0])
+            run.parked[inputs[0]] = self.inputs[0]
         with saved_tensors_hooks(run.pack, self.unpack):
             return block(*inputs, ops=each_call(self.ops, CALLED, run.called))
 
@@ -167,6 +171,8 @@ class Again:
         if isinstance(packed, Tensor):
             return packed
         wanted, place = packed
+        if isinstance(wanted, Parked):
+            return place.within(wanted.take())
         if not self.values.get(wanted):
             self.run_again()
         found = self.values[wanted].pop()
@@ -174,7 +180,8 @@ class Again:
 
     def run_again(self) -> None:
         run = SecondPass(self)
-        inputs = [v.detach().requires_grad_(True) if g else v for v, g in zip(self.inputs, self.needs_grad)]
+        inputs = [v.take() if isinstance(v, Parked) else v for v in self.inputs]
+        inputs = [v.detach().requires_grad_(True) if g else v for v, g in zip(inputs, self.needs_grad)]
         try:
             with torch.enable_grad(), saved_tensors_hooks(run.pack, run.unpack):
                 self.block(*inputs, ops=each_call(self.ops, CALLED, run.called))
@@ -212,6 +219,7 @@ class FirstPass(Pass):
     def __init__(self, again: Again) -> None:
         super().__init__(again)
         self.kept: ByStorage[bool] = ByStorage()  # inputs of the block, outputs of attention
+        self.parked: ByStorage[Parked] = ByStorage()
         self.outputs: ByStorage[Made] = ByStorage()
         for value in tensors_in(again.inputs):
             self.kept[value] = True
@@ -235,6 +243,8 @@ class FirstPass(Pass):
     def pack(self, tensor: Tensor) -> Any:
         if not self.attending:
             self.saved += 1
+        if (parked := self.parked.get(tensor)) is not None:
+            return parked, Place.of(tensor)
         if is_weight(tensor) or self.kept.get(tensor):
             return tensor.detach()
         if (made := self.outputs.get(tensor)) is not None:

@@ -1,0 +1,235 @@
+"""Frozen weights that lie in host memory while a model trains, and come to the device for the moment of their use.
+
+What moves together is a `Piece`; a `Ring` of pieces shares two places on the device, and fetches the next piece while the
+present one is computed with. Nothing is written back. Outside their turn the weights are empty, so that a use fails.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from ..models.frozen import FloatWeight, FrozenLinear, FrozenWeight, Scratch, frozen_linears
+from ..models.transformer import AnimaTransformer, Block, Modulation, modulations
+from .transfer import Arrival, Transfer
+
+ALIGNED = 64  # bytes, at which each tensor of a piece begins
+PLACES = 2  # of a ring on the device: one is computed with while the other is filled
+
+
+class Span(NamedTuple):
+    """Where a tensor lies among bytes."""
+
+    begin: int
+    end: int
+    dtype: torch.dtype
+    shape: torch.Size
+
+    def of(self, room: Tensor) -> Tensor:
+        return room[self.begin : self.end].view(self.dtype).view(self.shape)
+
+
+def spans_of(tensors: Iterable[Tensor]) -> list[Span]:
+    """Lay tensors one behind the other."""
+    spans, begin = [], 0
+    for tensor in tensors:
+        spans.append(Span(begin, begin + tensor.nbytes, tensor.dtype, tensor.shape))
+        begin += -(-tensor.nbytes // ALIGNED) * ALIGNED
+    return spans
+
+
+class Piece:
+    """Frozen weights, whose buffers are packed into one room in host memory."""
+
+    def __init__(self, weights: Sequence[FrozenWeight], device: torch.device, transfer: Transfer) -> None:
+        modules = [module for weight in weights for module in weight.modules()]
+        self.buffers = [(module, name) for module in modules for name, buffer in module.named_buffers(recurse=False)]
+        tensors = [module.get_buffer(name) for module, name in self.buffers]
+        self.spans = spans_of(tensors)
+        self.size = self.spans[-1].end
+        self.packed = transfer.host(self.size)
+        for span, tensor in zip(self.spans, tensors):
+            span.of(self.packed).copy_(tensor)
+        self.nothing = [torch.empty(0, dtype=span.dtype, device=device) for span in self.spans]
+        self.close()
+
+    def open(self, views: Sequence[Tensor]) -> None:
+        """Let the weights be what these tensors hold."""
+        for (module, name), view in zip(self.buffers, views):
+            module._buffers[name] = view
+
+    def close(self) -> None:
+        self.open(self.nothing)
+
+    def views(self, place: Tensor) -> list[Tensor]:
+        return [span.of(place) for span in self.spans]
+
+    def settle(self, device: torch.device) -> None:
+        """Let the weights stay on a device, each in memory of its own."""
+        self.open([view.to(device, copy=True) for view in self.views(self.packed)])
+
+
+class Ring:
+    """Pieces that take turns on the device. One is open at a time. moves: how often a piece was fetched."""
+
+    def __init__(self, pieces: Sequence[Piece], device: torch.device, transfer: Transfer) -> None:
+        self.pieces, self.transfer = list(pieces), transfer
+        size = max(piece.size for piece in pieces)
+        self.places = [torch.empty(size, dtype=torch.uint8, device=device) for _ in pieces[:PLACES]]
+        self.views = [[piece.views(place) for place in self.places] for piece in pieces]
+        self.holds: list[int | None] = [None for _ in self.places]
+        self.arrivals: list[Arrival] = [lambda: None for _ in self.places]
+        self.now: int | None = None
+        self.moves = 0
+
+    def enter(self, index: int, following: int | None = None) -> None:
+        """Open a piece, close the one before, and begin to fetch the one that follows."""
+        if index != self.now:
+            self.leave()
+            place = self.bring(index)
+            self.arrivals[place]()
+            self.pieces[index].open(self.views[index][place])
+            self.now = index
+        if following is not None:
+            self.bring(following)
+
+    def leave(self) -> None:
+        if self.now is not None:
+            self.pieces[self.now].close()
+            self.now = None
+
+    def bring(self, index: int) -> int:
+        """Return the place that a piece is in, or on its way to. What it is in still is not moved again."""
+        if index not in self.holds:
+            place = next(number for number, held in enumerate(self.holds) if held is None or held != self.now)
+            self.holds[place] = index
+            self.arrivals[place] = self.transfer.fetch(self.places[place][: self.pieces[index].size], self.pieces[index].packed)
+            self.moves += 1
+        return self.holds.index(index)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The turn of a block in a ring of blocks: in their order, and backwards in the backward pass."""
+
+    ring: Ring
+    index: int
+
+    def forward(self) -> None:
+        following = self.index + 1
+        if following < len(self.ring.pieces):
+            self.ring.enter(self.index, following)
+        else:  # a backward pass begins here, else the next forward pass does at the first
+            self.ring.enter(self.index, None if torch.is_grad_enabled() else 0)
+
+    def backward(self) -> None:
+        self.ring.enter(self.index, self.index - 1 if self.index else None)
+
+    def left(self, x: Tensor) -> Tensor:
+        """Return the output of the block, whose gradient lets the block have its turn again."""
+        return Left.apply(x, self)
+
+
+class Left(Function):
+    """The identity, whose backward pass comes before that of all that made its input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, turn: Turn) -> Tensor:
+        ctx.turn = turn
+        return x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        ctx.turn.backward()
+        return g, None
+
+
+@dataclass(frozen=True)
+class Away:
+    """What of a model's weights is in host memory: so many of its blocks, and the layers that make their modulation."""
+
+    blocks: int = 0
+    adaln: bool = False
+
+    def which(self, of: int) -> tuple[int, ...]:
+        """Return the numbers of the blocks, spread evenly: what is computed between two of them hides the fetching."""
+        return tuple((2 * n + 1) * of // (2 * self.blocks) for n in range(self.blocks))
+
+
+NOWHERE = Away()
+
+
+class Streaming:
+    """Holds a model's weights away from its device. Its blocks' forms and its modulation follow, see `speed.forms`."""
+
+    def __init__(self, model: AnimaTransformer, transfer: Transfer) -> None:
+        self.model, self.transfer, self.away = model, transfer, NOWHERE
+        self.pieces: dict[tuple[str, int], Piece] = {}
+        self.rings: dict[str, Ring] = {}
+
+    def place(self, away: Away) -> None:
+        """Move weights between the device and the host, as far as it is not so already."""
+        blocks: list[Block] = list(self.model.blocks)  # type: ignore[arg-type]
+        wanted = {("blocks", number): large_layers(blocks[number]) for number in away.which(len(blocks))}
+        if away.adaln:
+            wanted |= {("adaln", number): list(block.adaln()) for number, block in enumerate(blocks)}
+        self.stop()
+        for key in wanted.keys() - self.pieces.keys():
+            self.pieces[key] = Piece(stored_weights(self.model, wanted[key]), self.model.device, self.transfer)
+        for key in self.pieces.keys() - wanted.keys():
+            self.pieces.pop(key).settle(self.model.device)
+        self.away = away
+        self.start()
+
+    def stop(self) -> None:
+        """Let go of the places on the device."""
+        for ring in self.rings.values():
+            ring.leave()
+        self.transfer.settle()
+        self.rings = {}
+
+    def start(self) -> None:
+        for kind in ("adaln", "blocks"):
+            if pieces := [self.pieces[key] for key in sorted(self.pieces) if key[0] == kind]:
+                self.rings[kind] = Ring(pieces, self.model.device, self.transfer)
+
+    def turns(self) -> list[Turn | None]:
+        """Return the turn of each block, none for those that stay."""
+        numbers = self.away.which(len(self.model.blocks))
+        return [Turn(self.rings["blocks"], numbers.index(i)) if i in numbers else None for i in range(len(self.model.blocks))]
+
+    def modulations(self, blocks: Iterable[Block], emb: Tensor, adaln: Tensor) -> Iterator[Modulation]:
+        """Do what `models.transformer.modulations` does, with layers that have their turns. Their backward pass has none."""
+        ring = self.rings["adaln"]
+        for number, block in enumerate(blocks):
+            ring.enter(number, (number + 1) % len(ring.pieces))
+            yield from modulations([block], emb, adaln)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What is on the device whichever piece is open."""
+        return [place for ring in self.rings.values() for place in ring.places]
+
+
+def large_layers(block: Block) -> list[nn.Module]:
+    return [block.self_attn, block.cross_attn, block.mlp]
+
+
+def stored_weights(model: nn.Module, parents: Iterable[nn.Module]) -> list[FrozenWeight]:
+    """Return the weights of all linear layers in some modules. Plain layers become ones that ask for their weights."""
+    scratch = next((layer.scratch for _, layer in frozen_linears(model)), None)
+    found: list[FrozenWeight] = []
+    for owner in [module for parent in parents for module in parent.modules()]:
+        for name, layer in list(owner.named_children()):
+            if type(layer) is nn.Linear and not layer.weight.requires_grad:
+                scratch = scratch or Scratch(layer.weight.dtype, layer.weight.device)
+                layer = FrozenLinear(FloatWeight(layer.weight), scratch, layer.bias)
+                setattr(owner, name, layer)
+            if isinstance(layer, FrozenLinear):
+                found.append(layer.stored)
+    return found

@@ -1,0 +1,117 @@
+"""Copies between host memory and the device, beside what the device computes."""
+
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+# Lets all that is computed from here on wait for a copy.
+Arrival = Callable[[], None]
+
+
+class Transfer(ABC):
+    """Moves bytes. pageable: bytes of host memory that the system did not lock, from which copies are slower."""
+
+    pageable = 0
+
+    @abstractmethod
+    def host(self, size: int) -> Tensor:
+        """Make room of so many bytes in host memory, uint8."""
+
+    @abstractmethod
+    def fetch(self, into: Tensor, source: Tensor) -> Arrival:
+        """Begin to copy from the host, as soon as the device has done all that it was given until now."""
+
+    @abstractmethod
+    def store(self, into: Tensor, source: Tensor) -> Arrival:
+        """Begin to copy to the host, as soon as the device has done all that it was given until now."""
+
+    def settle(self) -> None:
+        """Wait until every copy is done, and all that the device was given."""
+
+
+class Direct(Transfer):
+    """Copies at once: on the CPU, on devices without streams of their own, and on meta, where a meter does not see the host."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.where = "meta" if device.type == "meta" else "cpu"
+
+    def host(self, size: int) -> Tensor:
+        with _disable_current_modes():
+            return torch.empty(size, dtype=torch.uint8, device=self.where)
+
+    def fetch(self, into: Tensor, source: Tensor) -> Arrival:
+        into.copy_(source)
+        return lambda: None
+
+    def store(self, into: Tensor, source: Tensor) -> Arrival:
+        return self.fetch(into, source)
+
+
+class Streams(Transfer):
+    """Copies on a stream for each direction, from and to memory that the system locks. backend: torch.cuda, or what acts so.
+
+    A copy waits for all that was asked of the computing stream before: whoever overwrites a place on the device asks for the
+    copy after the last use of what is there. What it reads must stay as it is until it has arrived.
+    """
+
+    def __init__(self, device: torch.device, backend: Any = torch.cuda) -> None:
+        self.device, self.backend = device, backend
+        self.inward, self.outward = backend.Stream(device), backend.Stream(device)
+        self.grants = True
+        locked: list[Tensor] = []
+        self.locked = locked
+        weakref.finalize(self, unlock, backend, device, locked).atexit = False  # the process ends: so do its locks
+
+    def host(self, size: int) -> Tensor:
+        """Lock exactly the bytes that are asked for: torch's own page-locked memory is rounded up to powers of two."""
+        room = torch.empty(size, dtype=torch.uint8)
+        self.grants = self.grants and lock(self.backend, self.device, room)
+        if self.grants:
+            self.locked.append(room)
+        else:
+            self.pageable += size
+        return room
+
+    def fetch(self, into: Tensor, source: Tensor) -> Arrival:
+        return self._copy(self.inward, into, source)
+
+    def store(self, into: Tensor, source: Tensor) -> Arrival:
+        return self._copy(self.outward, into, source)
+
+    def _copy(self, stream: Any, into: Tensor, source: Tensor) -> Arrival:
+        stream.wait_stream(self.backend.current_stream(self.device))
+        with self.backend.stream(stream):
+            into.copy_(source, non_blocking=True)
+        done = stream.record_event()
+        return lambda: self.backend.current_stream(self.device).wait_event(done)
+
+    def settle(self) -> None:
+        self.backend.synchronize(self.device)
+
+
+def lock(backend: Any, device: torch.device, room: Tensor) -> bool:
+    """Lock host memory where it is; tell whether the system granted it. Windows locks about half of the RAM."""
+    if int(backend.cudart().cudaHostRegister(room.data_ptr(), room.nbytes, 0)) == 0:
+        return True
+    try:  # CUDA tells of it once more at the next kernel, whoever launches that
+        torch.zeros(1, device=device).add_(1)
+        backend.synchronize(device)
+    except RuntimeError:
+        pass
+    return False
+
+
+def unlock(backend: Any, device: torch.device, rooms: list[Tensor]) -> None:
+    if rooms:
+        backend.synchronize(device)
+    while rooms:
+        backend.cudart().cudaHostUnregister(rooms.pop().data_ptr())
+
+
+def transfer_on(device: torch.device) -> Transfer:
+    return Streams(device) if device.type == "cuda" else Direct(device)
