@@ -63,6 +63,8 @@ def apply_levels(model: AnimaTransformer, levels: Sequence[str], transfer: Trans
 
     transfer: what moves the inputs of blocks that are offloaded; None for the device's own.
     """
+    for former in {level_form(form).lot for form in model.forms} - {None}:
+        former.arrived()  # type: ignore[union-attr]  # what it holds may still be written to
     lot = ParkingLot(transfer or transfer_on(model.device)) if "offload" in levels else None
     model.forms = [replace(level_form(form), level=level, lot=lot) for level, form in zip(levels, model.forms)]
 

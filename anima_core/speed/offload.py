@@ -2,88 +2,90 @@
 
 import weakref
 from collections import defaultdict
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .transfer import Arrival, Transfer
 
-PLACES = 2  # on the device: one input is computed with while the one before it arrives
-
 
 class Parked:
-    """A tensor in host memory. value: itself, while it is on the device still."""
+    """A tensor in host memory. value: itself, while it is on the device: until it is stored, and from when it is taken."""
 
     def __init__(self, lot: "ParkingLot", value: Tensor, room: Tensor, before: "Parked | None") -> None:
         self.lot, self.room = lot, room
+        self.facts = {"size": value.shape, "dtype": value.dtype, "device": value.device}
         self.value: Tensor | None = value
-        self.shape, self.dtype = value.shape, value.dtype
         self.before = None if before is None else weakref.ref(before)
         self.stored = lot.transfer.store(room, as_bytes(value))
 
-    def gone(self) -> None:
+    def leave(self) -> None:
         """Let go of the tensor on the device, once it is stored."""
         if self.value is not None:
             self.stored()
             self.value = None
 
     def take(self) -> Tensor:
-        """Return the tensor on the device, good until the second one before it is taken; the one before begins to come."""
-        found = self.lot.bring(self) if self.value is None else self.value
-        if self.before is not None and (before := self.before()) is not None and before.value is None:
-            self.lot.fetch(before)
-        return found
+        """Return the tensor on the device; the one that was parked before it begins to come."""
+        if self.value is None:
+            self.value = self.lot.bring(self)
+        before = self.before and self.before()
+        if before is not None and before.value is None:
+            self.lot.call(before)
+        return self.value
 
-    def within(self, place: Tensor) -> Tensor:
-        return place[: self.room.numel()].view(self.dtype).view(self.shape)
+
+class Coming(NamedTuple):
+    parked: weakref.ref[Parked]
+    value: Tensor
+    arrival: Arrival
 
 
 class ParkingLot:
-    """Parks tensors in host memory, one after the other, and brings them back in the reverse order."""
+    """Parks tensors in host memory, one after the other, and brings them back in the reverse order, each before its turn."""
 
     def __init__(self, transfer: Transfer) -> None:
         self.transfer = transfer
         self.free: dict[int, list[Tensor]] = defaultdict(list)  # rooms in host memory, by size
         self.last: weakref.ref[Parked] | None = None
-        self.places: list[Tensor] = []
-        self.holds: list[weakref.ref[Parked] | None] = [None] * PLACES
-        self.arrivals: list[Arrival] = [lambda: None] * PLACES
-        self.turn = 0
+        self.coming: Coming | None = None
 
     def park(self, value: Tensor) -> Parked:
         """Begin to store a tensor; the one that was parked before leaves the device."""
+        self.arrived()
         before = self.last and self.last()
         if before is not None:
-            before.gone()
+            before.leave()
         size = value.nbytes
-        self.make_places(size, value.device)
         room = self.free[size].pop() if self.free[size] else self.transfer.host(size)
-        parked = Parked(self, value.detach(), room, before)
+        parked = Parked(self, value, room, before)
         weakref.finalize(parked, self.free[size].append, room).atexit = False
         self.last = weakref.ref(parked)
         return parked
 
-    def make_places(self, size: int, device: torch.device) -> None:
-        if not self.places or self.places[0].numel() < size:
-            self.transfer.settle()  # no copy may be on its way to places that are let go
-            self.holds = [None] * PLACES
-            self.places = [torch.empty(size, dtype=torch.uint8, device=device) for _ in range(PLACES)]
-
-    def fetch(self, parked: Parked) -> int:
-        """Return the place that a tensor is in, or on its way to."""
-        held = [ref and ref() for ref in self.holds]
-        if parked not in held:
-            place, self.turn = self.turn, (self.turn + 1) % PLACES
-            self.holds[place] = weakref.ref(parked)
-            self.arrivals[place] = self.transfer.fetch(self.places[place][: parked.room.numel()], parked.room)
-            return place
-        return held.index(parked)
-
     def bring(self, parked: Parked) -> Tensor:
-        place = self.fetch(parked)
-        self.arrivals[place]()
-        return parked.within(self.places[place])
+        self.call(parked)
+        value = self.arrived()
+        assert value is not None
+        return value
+
+    def call(self, parked: Parked) -> None:
+        """Let a tensor begin to come, if it is not coming already."""
+        if self.coming is None or self.coming.parked() is not parked:
+            self.arrived()
+            value = torch.empty(**parked.facts)
+            self.coming = Coming(weakref.ref(parked), value, self.transfer.fetch(as_bytes(value), parked.room))
+
+    def arrived(self) -> Tensor | None:
+        """Return what was coming, now that it is there: also when nobody wants it, it is let go only then."""
+        coming, self.coming = self.coming, None
+        if coming is None:
+            return None
+        coming.arrival()
+        return coming.value
 
 
 def as_bytes(tensor: Tensor) -> Tensor:
-    return tensor.detach().contiguous().view(-1).view(torch.uint8)
+    """View a tensor, which lies in one piece, as uint8 [n]."""
+    return tensor.view(-1).view(torch.uint8)

@@ -89,7 +89,7 @@ class Recipe:
         return value
 
 
-Packed = Tensor | tuple[Recipe, Place]
+Packed = Tensor | tuple[Recipe, Place | None]
 
 
 class Cheaply:
@@ -112,7 +112,10 @@ class Cheaply:
 
     @staticmethod
     def unpack(packed: Packed) -> Tensor:
-        return packed if isinstance(packed, Tensor) else packed[1].within(packed[0].use())
+        if isinstance(packed, Tensor):
+            return packed
+        recipe, place = packed
+        return place.within(recipe.use()) if place else recipe.use()
 
 
 def cheaply(run: Callable[[Ops], Tensor], ops: Ops) -> Tensor:
@@ -135,7 +138,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class Made:
-    """The output of the nth function that a pass called; or one of the inputs of attention, by position."""
+    """The output of the nth function that a pass called; or one of its inputs, by position."""
 
     number: int
     input: int | None = None
@@ -225,14 +228,20 @@ class FirstPass(Pass):
             self.kept[value] = True
 
     def call(self, number: int, name: str, function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        if name in REMADE:
+            self.know(number, inputs)
         out = function(*inputs)
         self.outputs[out] = Made(number)
         return out
 
-    def attend(self, number: int, function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    def know(self, number: int, inputs: Sequence[Any]) -> None:
+        """Name what a function is given, as far as it has no name."""
         for position, value in enumerate(inputs):
             if isinstance(value, Tensor) and self.outputs.get(value) is None:
                 self.outputs[value] = Made(number, position)
+
+    def attend(self, number: int, function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        self.know(number, inputs)
         self.attending = True
         out = function(*inputs)
         self.attending = False
@@ -270,13 +279,28 @@ class SecondPass(Pass):
         self.cheap = Cheaply()
 
     def call(self, number: int, name: str, function: Callable[..., Tensor], *inputs: Any) -> Tensor:
-        out = self.cheap.made(name, function, *inputs) if name in REMADE else function(*inputs)
+        if name not in REMADE:
+            out = function(*inputs)
+        else:
+            self.know(number, inputs)
+            self.leave_to_recipe(Made(number), Recipe(function, inputs))
+            out = self.cheap.made(name, function, *inputs)
         self.found(Made(number), out)
         return out
 
-    def attend(self, number: int, function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    def know(self, number: int, inputs: Sequence[Any]) -> None:
         for position, value in enumerate(inputs):
             self.found(Made(number, position), value)
+
+    def leave_to_recipe(self, wanted: Wanted, recipe: Recipe) -> None:
+        """End the run where all else is there: what is the last is made when it is used, and not before."""
+        if self.again.wanted.keys() - self.values.keys() == {wanted}:
+            recipe.uses = self.again.wanted[wanted]
+            self.values[wanted] = [(recipe, None)] * recipe.uses
+            raise Ready
+
+    def attend(self, number: int, function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        self.know(number, inputs)
         return self.again.attended[number]
 
     def found(self, wanted: Wanted, tensor: Tensor) -> None:
