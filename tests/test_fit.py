@@ -49,7 +49,7 @@ def room_for(model, pictures, tmp_path_factory):
     """levels -> the budget in GB, that is room for just them."""
     config = planned(model, pictures, tmp_path_factory.mktemp("measured"))
     with loop.opened(config) as run:
-        found = budget.budget_on(run.model.device, run.fit.counter, run.state, run.model)
+        found = budget.budget_on(run.model.device, run.fit.counter, run.state, run.model, run.fit.streaming)
     return lambda *levels: (found.resident + FRAGMENTS * found.costs.peak(levels)) * 1.0001 / GB
 
 
@@ -57,20 +57,22 @@ def notes_of(events: list[dict], kind: str = "note") -> list[str]:
     return [event["text"] for event in events if event["event"] == kind and event["text"].startswith("memory:")]
 
 
-@pytest.mark.parametrize("choice, level", [("auto", "keep"), ("keep", "keep"), ("recompute", "checkpoint")])
+@pytest.mark.parametrize(
+    "choice, level", [("auto", "keep"), ("keep", "keep"), ("recompute", "checkpoint"), ("offload", "offload")]
+)
 def test_on_the_cpu_nothing_limits_a_run_without_a_budget(model, pictures, tmp_path, choice, level):
     events = []
     with loop.opened(train_config(model, pictures, tmp_path, memory=choice), events.append) as run:
         assert run.fit.levels == (level, level) and notes_of(events) == []
         assert run.fit.counter._found == {}, "nothing was counted: that takes seconds"
         result = run.go()
-    assert read_metadata(result.adapter_path)["ss_gradient_checkpointing"] == str(choice == "recompute")
+    assert read_metadata(result.adapter_path)["ss_gradient_checkpointing"] == str(choice in ("recompute", "offload"))
 
 
 def test_whatever_the_plan_losses_and_adapter_are_the_same_to_the_bit(model, pictures, tmp_path, room_for):
     plain = train(planned(model, pictures, tmp_path / "plain"))
     seen = set()
-    for levels in [("checkpoint", "checkpoint"), ("attention", "attention"), ("cheap", "cheap")]:
+    for levels in [("offload", "offload"), ("attention", "attention"), ("cheap", "cheap")]:
         config = planned(model, pictures, tmp_path / levels[0], memory_gb=room_for(*levels))
         run = train(config)
         assert run.losses == plain.losses and same_tensors(load_file(run.adapter_path), load_file(plain.adapter_path))
@@ -78,7 +80,24 @@ def test_whatever_the_plan_losses_and_adapter_are_the_same_to_the_bit(model, pic
     assert len(seen) == 3 and ("keep", "keep") not in seen
 
 
-@pytest.mark.parametrize("choice, allowed", [("auto", LEVELS), ("keep", ("keep", "cheap")), ("recompute", ("checkpoint",))])
+def test_a_run_that_cannot_fit_is_refused_with_the_least_that_would_do(model, pictures, tmp_path, monkeypatch):
+    """Before a model is loaded; with the budget that is named it trains."""
+    config = planned(model, pictures, tmp_path, memory_gb=1e-4)
+    with monkeypatch.context() as patch:
+        patch.delattr("anima_core.training.loop.load_transformer")
+        patch.delattr("anima_core.training.prepare.load_vae")
+        with pytest.raises(SettingError, match="memory_gb=0.0001: the least that this run fits into is") as refused:
+            train(config)
+    least = float(str(refused.value).partition(" is ")[2].partition(";")[0])
+    events = []
+    with loop.opened(dataclasses.replace(config, memory_gb=least), events.append) as run:
+        assert run.fit.budget.fits(run.fit.levels) and notes_of(events, "warning") == []
+
+
+ALLOWED = [("auto", LEVELS), ("keep", ("keep", "cheap")), ("recompute", ("checkpoint",)), ("offload", ("offload",))]
+
+
+@pytest.mark.parametrize("choice, allowed", ALLOWED)
 def test_a_budget_is_planned_for_within_what_the_setting_allows(model, pictures, tmp_path, room_for, choice, allowed):
     events, limit = [], room_for("cheap", "cheap")
     config = planned(model, pictures, tmp_path, memory=choice, memory_gb=limit)
@@ -87,9 +106,10 @@ def test_a_budget_is_planned_for_within_what_the_setting_allows(model, pictures,
         assert notes_of(events) == [f"memory: {run.fit.budget.said(run.fit.levels)}"]
 
 
-def test_a_run_that_will_not_fit_is_told_so_and_tries(model, pictures, tmp_path):
+def test_a_run_that_may_not_fit_is_told_so_and_tries(model, pictures, tmp_path, room_for):
+    """Without the gaps that there are between tensors it would."""
     events = []
-    config = planned(model, pictures, tmp_path, memory_gb=1e-4)
+    config = planned(model, pictures, tmp_path, memory_gb=room_for("offload", "offload") * 0.995)
     assert train(config, events.append).steps == 6
     (warning,) = notes_of(events, "warning")
     assert warning.startswith("memory: it may run out: ") and warning.endswith("`network.rank` or `dataset.resolutions`")
@@ -146,7 +166,7 @@ def test_the_room_of_a_step_is_what_is_free_or_what_the_budget_leaves(model, pic
     monkeypatch.setattr(budget, "bytes_on", lambda device, tensors: 0)
     config = train_config(model, pictures, tmp_path, memory_gb=memory_gb)
     with loop.opened(config) as run:
-        found = budget.budget_on(CUDA, run.fit.counter, run.state, run.model)
+        found = budget.budget_on(CUDA, run.fit.counter, run.state, run.model, run.fit.streaming)
     assert found.room == pytest.approx(room / FRAGMENTS)
 
 

@@ -52,6 +52,9 @@ class Late(Transfer):
     def store(self, into: Tensor, source: Tensor) -> Callable[[], None]:
         return self.fetch(into, source)
 
+    def settle(self) -> None:
+        """Nothing is under way."""
+
 
 class Int8(FrozenWeight):
     kind = "int8"

@@ -20,6 +20,11 @@ def all_plain(name: str, weight: FrozenWeight) -> None:
     """Keep no weight as it is stored."""
 
 
+def nothing(name: str) -> bool:
+    """Tell of no weight that it is special."""
+    return False
+
+
 def as_stored(name: str, weight: FrozenWeight) -> FrozenWeight | None:
     """Keep the weights of the blocks' attention and MLP as they are stored, where that is in fewer bytes."""
     return weight if FREEZABLE.fullmatch(name) and weight.kind != FloatWeight.kind else None

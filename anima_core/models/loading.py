@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import FileError
 from .checkpoint import strip_prefix
 from .frozen import FloatWeight, FrozenLinear, FrozenWeight, Scratch
-from .kept import Store, all_plain
+from .kept import Store, all_plain, nothing
 from .kinds import REAL_WEIGHTS, all_in_one, kind_of
 from .quantised import Stored, read_stored, read_weights
 
@@ -73,21 +73,23 @@ def load_strict(
     dtype: torch.dtype,
     device: str | torch.device,
     store: Store = all_plain,
+    on_host: Callable[[str], bool] = nothing,
 ) -> M:
     """Fill `model` (built on the meta device) from a file, tensor by tensor, straight to `device` in `dtype`.
 
-    store: which weights of linear layers stay in memory in another way. Raises FileError where `check_fits` does. Parameters
-    come out frozen (`requires_grad=False`).
+    store: which weights of linear layers stay in memory in another way. on_host: tells by name which stay on the CPU. Raises
+    FileError where `check_fits` does. Parameters come out frozen (`requires_grad=False`).
     """
     state, frozen = {}, {}
     for file, sources in check_fits(shapes_of(model), path, layout).items():
         names = {stored.key: name for name, stored in sources.items()}
         for key, weight in read_weights(file):
             if name := names.get(key):
+                home = "cpu" if on_host(name) else device
                 if kept := store(name, weight):
-                    frozen[name] = kept.to(device)
+                    frozen[name] = kept.to(home)
                 else:
-                    state[name] = layout.transform(name, weight.numbers(dtype, device))
+                    state[name] = layout.transform(name, weight.numbers(dtype, home))
             del weight  # before the next one is read: only one is in memory twice
     model.load_state_dict(state, strict=False, assign=True)  # that all are there is seen already
     return with_frozen(model, frozen, Scratch(dtype, device)).requires_grad_(False)

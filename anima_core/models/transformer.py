@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import FileError, SettingError
 from .checkpoint import strip_prefix
-from .kept import Store, as_stored
+from .kept import Store, as_stored, nothing
 from .llm_adapter import MIN_TEXT_ROWS, LLMAdapter, LLMAdapterConfig
 from .loading import Layout, check_fits, check_one_model, empty_like, load_strict, shapes_of, wrong_kind
 from .ops import NORM_EPS, PLAIN, Ops, Rope, modulate, rope_table
@@ -345,15 +345,19 @@ def unpatchify(tokens: Tensor, h: int, w: int) -> Tensor:
 
 
 def load_transformer(
-    path: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", store: Store = as_stored
+    path: str | Path,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    store: Store = as_stored,
+    on_host: Callable[[str], bool] = nothing,
 ) -> AnimaTransformer:
     """Load an Anima checkpoint (safetensors or GGUF; prefixes `net.`, `model.diffusion_model.`, `diffusion_model.` or none).
 
     Sizes come from the file. Every weight is frozen. store: which of them stay in memory in another way than as tensors of
-    `dtype`. Raises FileError, naming the file and the first offending tensor, when it is missing, truncated, quantised in a
-    way that is not read, a pickle, or not an Anima transformer.
+    `dtype`. on_host: tells by name which of them stay on the CPU. Raises FileError, naming the file and the first offending
+    tensor, when it is missing, truncated, quantised in a way that is not read, a pickle, or not an Anima transformer.
     """
-    return load_strict(plain_transformer(path), path, LAYOUT, dtype=dtype, device=device, store=store)
+    return load_strict(plain_transformer(path), path, LAYOUT, dtype=dtype, device=device, store=store, on_host=on_host)
 
 
 def check_transformer(path: str | Path) -> TransformerConfig:

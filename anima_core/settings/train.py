@@ -21,7 +21,7 @@ KEY_FORMATS = ("diffusion_model", "lora_unet")
 TIMESTEP_SAMPLINGS = ("logit_normal", "uniform", "shift", "resolution_shift", "mode")
 LOSSES = ("mse", "huber", "l1", "smooth_l1")
 WEIGHTINGS = ("none", "sigma_sqrt", "cosmap")
-MEMORY = ("auto", "recompute", "keep")
+MEMORY = ("auto", "recompute", "offload", "keep")
 ATTENTION = ("sdpa", "auto", "cudnn", "flash", "efficient", "chunked", "math", "flash_attn", "xformers", "sage")
 ATTENTION_PACKAGES = {"flash_attn": "flash_attn", "xformers": "xformers", "sage": "sageattention"}  # -> what is imported
 
@@ -190,8 +190,8 @@ class TrainConfig:
     gradient_accumulation_steps: int = setting(1, "Batches per step: like a larger batch, without its memory.", low=1)
     memory: str = setting(
         "auto",
-        "What is computed again in the backward pass: auto as little as fits the free memory, recompute every block, keep no "
-        "matrix product and no attention.",
+        "What is computed again in the backward pass: auto as little as fits the free memory, recompute every block, offload "
+        "the same with the blocks' inputs in host memory, keep no matrix product and no attention.",
         choices=MEMORY,
         resume="free",
         shapes=False,
@@ -199,6 +199,14 @@ class TrainConfig:
     memory_gb: float = setting(
         0.0,
         "The most memory of the device, in GB, that a run may take, so that other programs have the rest; 0: all that is free.",
+        low=0,
+        resume="free",
+        shapes=False,
+    )
+    blocks_to_swap: int = setting(
+        0,
+        "Blocks whose frozen weights wait in host memory and come to the device for their turn, at least; 0: as many as the "
+        "memory of the device asks for, usually none.",
         low=0,
         resume="free",
         shapes=False,

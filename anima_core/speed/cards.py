@@ -22,13 +22,14 @@ SPARE = 0.3 * GB
 class Card:
     """name: what stands in the driver's name of it. gib: of memory. tflops: of dense bf16 with fp32 sums, 10^12 a second.
 
-    bandwidth: GB a second.
+    bandwidth: GB a second. link: GB a second from page-locked memory of the host.
     """
 
     name: str
     gib: int
     tflops: float
     bandwidth: float
+    link: float = 26
 
     @property
     def usable(self) -> float:
@@ -43,6 +44,10 @@ class Card:
     def bytes_per_second(self) -> float:
         return self.bandwidth * GB
 
+    @property
+    def link_bytes(self) -> float:
+        return self.link * GB
+
     def __str__(self) -> str:
         return f"{self.name.upper()} {self.gib} GB"
 
@@ -50,6 +55,8 @@ class Card:
 # Rates of GeForce cards: NVIDIA's whitepapers of GA102, AD102 and GB202: multiprocessors x 512 a clock, half of what they
 # do with fp16 sums, x boost clock; measured 47.0 on a 5060 Ti. H100 and H200: products of large matrices as measured on an
 # H200, four fifths of the data sheet's 989. Others: data sheets. Bandwidths: data sheets.
+# Links: 26.8 was measured over 16 lanes of PCIe 4, 85 % of what they have; half of it for 8 lanes, twice for PCIe 5. A card
+# in an older slot has less.
 CARDS = (
     Card("rtx 3060", 12, 25.5, 360),
     Card("rtx 3060", 8, 25.5, 240),
@@ -61,9 +68,9 @@ CARDS = (
     Card("rtx 3080 ti", 12, 68.2, 912),
     Card("rtx 3090", 24, 71.2, 936),
     Card("rtx 3090 ti", 24, 80.0, 1008),
-    Card("rtx 4060", 8, 30.2, 272),
-    Card("rtx 4060 ti", 8, 44.1, 288),
-    Card("rtx 4060 ti", 16, 44.1, 288),
+    Card("rtx 4060", 8, 30.2, 272, 13),
+    Card("rtx 4060 ti", 8, 44.1, 288, 13),
+    Card("rtx 4060 ti", 16, 44.1, 288, 13),
     Card("rtx 4070", 12, 58.3, 504),
     Card("rtx 4070 super", 12, 71.0, 504),
     Card("rtx 4070 ti", 12, 80.2, 504),
@@ -74,14 +81,14 @@ CARDS = (
     Card("rtx 5060", 8, 38.4, 448),
     Card("rtx 5060 ti", 8, 47.4, 448),
     Card("rtx 5060 ti", 16, 47.4, 448),
-    Card("rtx 5070", 12, 61.7, 672),
-    Card("rtx 5070 ti", 16, 87.9, 896),
-    Card("rtx 5080", 16, 112.6, 960),
-    Card("rtx 5090", 32, 209.5, 1792),
+    Card("rtx 5070", 12, 61.7, 672, 50),
+    Card("rtx 5070 ti", 16, 87.9, 896, 50),
+    Card("rtx 5080", 16, 112.6, 960, 50),
+    Card("rtx 5090", 32, 209.5, 1792, 50),
     Card("a100", 40, 312, 1555),
     Card("a100", 80, 312, 2039),
-    Card("h100", 80, 790, 3350),
-    Card("h200", 141, 790, 4800),
+    Card("h100", 80, 790, 3350, 50),
+    Card("h200", 141, 790, 4800, 50),
 )
 TYPICAL = Card("of the middle", 16, 88, 672)  # for ratios where the card is not known
 

@@ -4,7 +4,7 @@ The block is a real one on the meta device with the run's own adapters: a new ty
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,9 @@ from ..settings import NetworkConfig
 from .cards import TYPICAL, Card
 from .counting import Meter, cuda_kernels
 from .forms import LEVELS, LevelForm, ops_of
+from .offload import ParkingLot
+from .stream import NOWHERE, PLACES, Away, Sizes
+from .transfer import Direct
 
 LAUNCH = 5e-6  # seconds: an operation takes no less, on the card or to be called from Python
 
@@ -37,22 +40,29 @@ class Cost:
     """What a part of the model costs in a step.
 
     kept: bytes from its forward to its backward pass. peak: the most bytes that it takes in one of the two, those included.
-    seconds: of both, on a card.
+    seconds: of both, on a card; forward: of the first.
     """
 
     kept: int = 0
     peak: int = 0
     seconds: float = 0.0
+    forward: float = 0.0
 
 
 @dataclass(frozen=True)
 class Costs:
-    """blocks: the cost of each block, by level; before, after: of what runs before and after them. shared: bytes throughout."""
+    """blocks: the cost of each block, by level; before, after: of what runs before and after them. shared: bytes throughout.
+
+    sizes: of the weights that may be streamed; x: bytes of a block's input; link: bytes a second that a card gets of both.
+    """
 
     shared: int
     before: Cost
     blocks: tuple[Mapping[str, Cost], ...]
     after: Cost
+    sizes: Sizes = field(default_factory=Sizes)
+    x: int = 0
+    link: float = TYPICAL.link_bytes
 
     def of(self, levels: Sequence[str]) -> list[Cost]:
         return [self.before, *(block[level] for block, level in zip(self.blocks, levels)), self.after]
@@ -65,8 +75,62 @@ class Costs:
             kept += cost.kept
         return top
 
-    def seconds(self, levels: Sequence[str]) -> float:
-        return sum(cost.seconds for cost in self.of(levels))
+    def seconds(self, levels: Sequence[str], away: Away = NOWHERE) -> float:
+        """Return what a micro-batch takes: what is fetched and stored meanwhile costs where something waits for it."""
+        timeline = Timeline(self, levels, away)
+        timeline.forward()
+        timeline.backward()
+        return timeline.now + self.before.seconds + self.after.seconds
+
+
+class Timeline:
+    """When the blocks of a micro-batch are computed, and what they need is fetched and stored: one after the other.
+
+    Rings of blocks and of the modulation fetch as `speed.stream` does it, parked inputs as `speed.offload`.
+    """
+
+    def __init__(self, costs: Costs, levels: Sequence[str], away: Away) -> None:
+        count = len(costs.blocks)
+        self.costs = costs
+        self.blocks = [block[level] for block, level in zip(costs.blocks, levels)]
+        self.parked = [number for number, level in enumerate(levels) if level == "offload"]
+        self.away, self.adaln = away.which(count), range(count if away.adaln else 0)
+        self.now = self.inward = self.outward = 0.0
+        self.there: dict[tuple[str, int], float] = {}
+
+    def need(self, kind: str, number: int) -> None:
+        self.now = max(self.now, self.there.get((kind, number), 0.0))
+
+    def fetch(self, kind: str, number: int, size: int) -> None:
+        self.inward = max(self.inward, self.now) + size / self.costs.link
+        self.there[kind, number] = self.inward
+
+    def enter(self, kind: str, numbers: Sequence[int], number: int, sizes: Sequence[int], there: int) -> None:
+        """Have a piece, and fetch the one that follows in some order. there: how many are in their places from before."""
+        if number in numbers:
+            self.need(kind, number)
+            following = numbers.index(number) + 1
+            if there <= following < len(numbers):
+                self.fetch(kind, numbers[following], sizes[numbers[following]])
+
+    def forward(self) -> None:
+        for number, block in enumerate(self.blocks):
+            self.enter("adaln", self.adaln, number, self.costs.sizes.adaln, there=1)
+            self.enter("blocks", self.away, number, self.costs.sizes.blocks, there=PLACES)
+            if number in self.parked:
+                self.now = max(self.now, self.outward)  # the one before is let go
+                self.outward = self.now + self.costs.x / self.costs.link
+            self.now += block.forward
+
+    def backward(self) -> None:
+        self.there, self.away, self.parked = {}, self.away[::-1], self.parked[::-1]
+        for number, block in reversed(list(enumerate(self.blocks))):
+            self.enter("blocks", self.away, number, self.costs.sizes.blocks, there=PLACES)
+            if number in self.parked:
+                self.need("inputs", number)
+                for before in self.parked[self.parked.index(number) + 1 :][:1]:
+                    self.fetch("inputs", before, self.costs.x)
+            self.now += block.seconds - block.forward
 
 
 def empty(sizes: TransformerConfig, dtype: torch.dtype) -> AnimaTransformer:
@@ -108,8 +172,15 @@ def costs_of(model: AnimaTransformer, network: AdapterNetwork, shape: Shape, car
         for block, kind in zip(inputs.blocks, kinds):
             if kind not in found:
                 found[kind] = {level: measured(card, inputs.run(block, level), inputs.x(block)) for level in LEVELS}
+                found[kind]["offload"] = with_another(found[kind]["offload"], inputs.x(None).nbytes)
         after = measured(card, inputs.finish, inputs.x(None))
-    return Costs(inputs.bytes, before, tuple(found[kind] for kind in kinds), after)
+    blocks, x = tuple(found[kind] for kind in kinds), inputs.x(None).nbytes
+    return Costs(inputs.bytes, before, blocks, after, Sizes.of(model), x, card.link_bytes)
+
+
+def with_another(cost: Cost, size: int) -> Cost:
+    """Return the cost of a block during which one more tensor comes to the device."""
+    return replace(cost, peak=cost.peak + size)
 
 
 def trains(module: nn.Module) -> bool:
@@ -142,11 +213,11 @@ def measured(card: Card, run: Callable[[Tensor], Tensor], start: Tensor) -> Cost
         y = run(x)
         del x
         result = y.numel() * y.element_size()  # of the next part, which holds it or not
-        kept, peak = clock.live - result, clock.peak
+        kept, peak, forward = clock.live - result, clock.peak, clock.seconds
         clock.reset_peak()
         if y.requires_grad:
             y.backward(gradient=torch.empty_like(y))
-        return Cost(kept, max(peak, clock.peak - result), clock.seconds)
+        return Cost(kept, max(peak, clock.peak - result), clock.seconds, forward)
 
 
 class Inputs:
@@ -197,8 +268,15 @@ class Inputs:
     def run(self, block: Block, level: str) -> Callable[[Tensor], Tensor]:
         trained = self.modulation_trained or any(trains(layers) for layers in block.adaln())
         modulation = tuple(self.empty(1, 3 * self.model.config.width, trained) for _ in block.adaln())
-        run = LevelForm(level, ops_of(self.model.forms[0]))
-        return lambda x: run(block, x, modulation, self.context, self.rope, self.mask)
+        lot = ParkingLot(Direct(self.model.device))
+        run = LevelForm(level, ops_of(self.model.forms[0]), lot)
+
+        def of(x: Tensor) -> Tensor:
+            y = run(block, x, modulation, self.context, self.rope, self.mask)
+            lot.leave()
+            return y
+
+        return of
 
     def finish(self, x: Tensor) -> Tensor:
         return self.model.final_layer(x, self.emb, self.adaln)

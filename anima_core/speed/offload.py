@@ -54,15 +54,20 @@ class ParkingLot:
     def park(self, value: Tensor) -> Parked:
         """Begin to store a tensor; the one that was parked before leaves the device."""
         self.arrived()
-        before = self.last and self.last()
-        if before is not None:
-            before.leave()
+        before = self.leave()
         size = value.nbytes
         room = self.free[size].pop() if self.free[size] else self.transfer.host(size)
         parked = Parked(self, value, room, before)
         weakref.finalize(parked, self.free[size].append, room).atexit = False
         self.last = weakref.ref(parked)
         return parked
+
+    def leave(self) -> Parked | None:
+        """Let the tensor that was parked last leave the device."""
+        last = self.last and self.last()
+        if last is not None:
+            last.leave()
+        return last
 
     def bring(self, parked: Parked) -> Tensor:
         self.call(parked)

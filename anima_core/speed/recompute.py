@@ -150,8 +150,9 @@ Wanted = Saved | Made
 class Again:
     """A block's pass, of which only the inputs are kept, and attention's outputs if `keep_attention`.
 
-    lot: where the first input is kept meanwhile, in host memory; None: it stays on the device. The first thing that the backward pass asks for runs the block again; what else was saved is collected on the way, cheap
-    things as recipes, and the run ends as soon as all is there: the last matrix product is not repeated.
+    lot: where the first input is kept meanwhile, in host memory; None: it stays on the device. The first thing that the
+    backward pass asks for runs the block again; what else was saved is collected on the way, cheap things as recipes, and the
+    run ends as soon as all is there: the last matrix product is not repeated.
     """
 
     def __init__(self, ops: Ops, keep_attention: bool, lot: ParkingLot | None = None) -> None:

@@ -4,7 +4,9 @@ What moves together is a `Piece`; a `Ring` of pieces shares two places on the de
 present one is computed with. Nothing is written back. Outside their turn the weights are empty, so that a use fails.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,9 +16,11 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from ..models.frozen import FloatWeight, FrozenLinear, FrozenWeight, Scratch, frozen_linears
+from ..models.kept import FREEZABLE
 from ..models.transformer import AnimaTransformer, Block, Modulation, modulations
 from .transfer import Arrival, Transfer
 
+ADALN = re.compile(r"blocks\.\d+\.adaln_modulation_\w+\.\d\.weight")
 ALIGNED = 64  # bytes, at which each tensor of a piece begins
 PLACES = 2  # of a ring on the device: one is computed with while the other is filled
 
@@ -215,21 +219,84 @@ class Streaming:
         """What is on the device whichever piece is open."""
         return [place for ring in self.rings.values() for place in ring.places]
 
+    @contextmanager
+    def seen(self) -> Iterator[None]:
+        """Let all weights have their shapes inside, on the meta device, for who counts them."""
+        for ring in self.rings.values():
+            ring.leave()
+        for piece in self.pieces.values():
+            piece.open(piece.views(torch.empty(piece.size, dtype=torch.uint8, device="meta")))
+        yield
+        for piece in self.pieces.values():
+            piece.close()
+
+
+def stored_weights(model: AnimaTransformer, parents: Iterable[nn.Module]) -> list[FrozenWeight]:
+    """Return the weights of all frozen linear layers in some modules. Plain layers become ones that ask for their weights."""
+    scratch = next((layer.scratch for _, layer in frozen_linears(model)), None) or Scratch(model.dtype, model.device)
+    found: list[FrozenWeight] = []
+    for owner, name, layer in linears_in(parents):
+        if not isinstance(layer, FrozenLinear):
+            layer = FrozenLinear(FloatWeight(layer.weight), scratch, layer.bias)
+            setattr(owner, name, layer)
+        found.append(layer.stored)
+    return found
+
+
+def linears_in(parents: Iterable[nn.Module]) -> list[tuple[nn.Module, str, nn.Linear]]:
+    """List the frozen linear layers below some modules, each with the module that has it and its name there."""
+    children = [(owner, *child) for parent in parents for owner in parent.modules() for child in owner.named_children()]
+    return [
+        (owner, name, layer)
+        for owner, name, layer in children
+        if isinstance(layer, FrozenLinear) or (type(layer) is nn.Linear and not layer.weight.requires_grad)
+    ]
+
 
 def large_layers(block: Block) -> list[nn.Module]:
     return [block.self_attn, block.cross_attn, block.mlp]
 
 
-def stored_weights(model: nn.Module, parents: Iterable[nn.Module]) -> list[FrozenWeight]:
-    """Return the weights of all linear layers in some modules. Plain layers become ones that ask for their weights."""
-    scratch = next((layer.scratch for _, layer in frozen_linears(model)), None)
-    found: list[FrozenWeight] = []
-    for owner in [module for parent in parents for module in parent.modules()]:
-        for name, layer in list(owner.named_children()):
-            if type(layer) is nn.Linear and not layer.weight.requires_grad:
-                scratch = scratch or Scratch(layer.weight.dtype, layer.weight.device)
-                layer = FrozenLinear(FloatWeight(layer.weight), scratch, layer.bias)
-                setattr(owner, name, layer)
-            if isinstance(layer, FrozenLinear):
-                found.append(layer.stored)
-    return found
+def bytes_in(parents: Iterable[nn.Module]) -> int:
+    """Return the size of a piece of the frozen linear layers below some modules."""
+    layers = [layer for *_, layer in linears_in(parents)]
+    stored = [layer.stored if isinstance(layer, FrozenLinear) else FloatWeight(layer.weight) for layer in layers]
+    spans = spans_of(buffer for weight in stored for buffer in weight.buffers())
+    return spans[-1].end if spans else 0
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The bytes of what may be streamed of each block; none of the modulation's where that is trained."""
+
+    blocks: tuple[int, ...] = ()
+    adaln: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, model: AnimaTransformer) -> "Sizes":
+        blocks: list[Block] = list(model.blocks)  # type: ignore[arg-type]
+        adaln = tuple(bytes_in(block.adaln()) for block in blocks) if modulation_frozen(model) else ()
+        return cls(tuple(bytes_in(large_layers(block)) for block in blocks), adaln)
+
+    def saved(self, away: Away) -> int:
+        """Return how many bytes less of weights are on the device."""
+        pieces = [self.blocks[number] for number in away.which(len(self.blocks))], self.adaln if away.adaln else ()
+        return sum(sum(sizes) - len(sizes[:PLACES]) * max(sizes, default=0) for sizes in pieces)
+
+
+def modulation_frozen(model: AnimaTransformer) -> bool:
+    """Tell whether nothing is trained through the layers that make the modulation: they have no turn in a backward pass."""
+    before = [model.t_embedder, model.t_embedding_norm]
+    layers = [layers for block in model.blocks for layers in block.adaln()]  # type: ignore[operator]
+    return not any(p.requires_grad for module in (*before, *layers) for p in module.parameters())
+
+
+def stays_on_host(away: Away, blocks: int) -> Callable[[str], bool]:
+    """Return what tells of a weight by its name whether it lies in host memory, in a model of so many blocks."""
+    numbers = set(away.which(blocks))
+
+    def of(name: str) -> bool:
+        large, small = FREEZABLE.fullmatch(name), ADALN.fullmatch(name)
+        return (large is not None and int(large[1]) in numbers) or (small is not None and away.adaln)
+
+    return of

@@ -30,6 +30,7 @@ class Transfer(ABC):
     def store(self, into: Tensor, source: Tensor) -> Arrival:
         """Begin to copy to the host, as soon as the device has done all that it was given until now."""
 
+    @abstractmethod
     def settle(self) -> None:
         """Wait until every copy is done, and all that the device was given."""
 
@@ -50,6 +51,9 @@ class Direct(Transfer):
 
     def store(self, into: Tensor, source: Tensor) -> Arrival:
         return self.fetch(into, source)
+
+    def settle(self) -> None:
+        """Wait for nothing."""
 
 
 class Streams(Transfer):

@@ -21,11 +21,13 @@ from ..speed.counting import Meter, tensors_in
 from ..speed.forms import LEVELS, make_lean
 from ..speed.lean import LEAN
 from ..speed.plan import Budget
+from ..speed.stream import Streaming
 from .memory import free_bytes
 from .optimizers import build_optimizer, takes_flat
 from .state import TrainState
 
-ALLOWED = {"auto": LEVELS, "recompute": LEVELS[-1:], "keep": LEVELS[:2]}  # by `train.memory`
+# By `train.memory`
+ALLOWED = {"auto": LEVELS, "recompute": ("checkpoint",), "keep": ("keep", "cheap"), "offload": ("offload",)}
 TOKEN = SCALE * PATCH  # px of a picture's side
 AS_ADAMW = (8.0, 0.0)  # bytes for each trained number, see `bytes_per_number`
 SAMPLE, SAMPLES = (64, 64), 16  # tensors on which an optimizer is looked at
@@ -94,10 +96,12 @@ def shape_of(pictures: int, size: Size, text_rows: int) -> Shape:
     return Shape(pictures, height // TOKEN, width // TOKEN, text_rows, mixed)
 
 
-def budget_on(device: torch.device, counter: Counter, state: TrainState, model: AnimaTransformer) -> Budget:
+def budget_on(
+    device: torch.device, counter: Counter, state: TrainState, model: AnimaTransformer, streaming: Streaming
+) -> Budget:
     """Return the memory of a run whose model is on its device, all that stays there made."""
     config = counter.config
-    resident = bytes_on(device, tensors_of(model, state))
+    resident = bytes_on(device, (*tensors_of(model, state), *streaming.tensors))
     held, temporary = counter.optimizer
     to_come = 0.0 if state.optimizer.state else held * counter.trained  # some optimizers make their moments in the first step
     limits = [free_bytes(device) - SPARE] if device.type != "cpu" else []
@@ -105,7 +109,8 @@ def budget_on(device: torch.device, counter: Counter, state: TrainState, model: 
         limits.append(config.memory_gb * GB - resident - (CONTEXT if device.type in ("cuda", "xpu") else 0))
     room = (min(limits, default=math.inf) - to_come) / FRAGMENTS
     per_step = config.gradient_accumulation_steps
-    return Budget(counter.worst, resident + to_come, room, temporary * counter.trained, counter.card, per_step)
+    least = temporary * counter.trained
+    return Budget(counter.worst, resident + to_come, room, least, counter.card, per_step, streaming.away)
 
 
 def tensors_of(model: AnimaTransformer, state: TrainState) -> Iterator[Tensor]:

@@ -5,6 +5,7 @@ What is decided is frozen in the run folder. It changes no number: blocks keep m
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..data.batches import Batches
@@ -14,8 +15,9 @@ from ..models.transformer import AnimaTransformer
 from ..models.vae import SCALE
 from ..speed.cards import GB, find_card
 from ..speed.costs import Shape, empty_like
-from ..speed.forms import LEVELS, apply_levels, levels_of, ops_of
-from ..speed.plan import Budget, Levels, choose, summary
+from ..speed.forms import LEVELS, apply_away, apply_levels, levels_of, ops_of
+from ..speed.plan import Budget, Layout, Levels, best, choose, summary
+from ..speed.stream import NOWHERE, Away, Streaming
 from .budget import ALLOWED, Counter, budget_on, largest_shapes, shape_of
 from .events import Events
 from .feed import Batch
@@ -26,6 +28,7 @@ from .state import TrainState
 FILE = "plan.json"
 LESS = 0.75  # of what was too much for a step is tried next
 TRIES = 3  # of a step; the last one with as little as there can be
+BLIND = ("checkpoint",)  # of a block, where nothing is counted
 
 
 def former_plan(plan: Plan) -> dict[str, Any]:
@@ -50,6 +53,7 @@ class Fit:
         self,
         plan: Plan,
         model: AnimaTransformer,
+        streaming: Streaming,
         state: TrainState,
         batches: Batches,
         events: Events,
@@ -57,11 +61,11 @@ class Fit:
         also: Mapping[str, Any] | None = None,
     ) -> None:
         self.plan, self.model, self.state, self.events, self.writes = plan, model, state, events, writes
-        self.also = also or {}
+        self.streaming, self.also = streaming, also or {}
         self.device, self.card = model.device, card_of(model.device)
         shapes = largest_shapes(batches, plan.text_rows)
         ops, fused = ops_of(model.forms[0]), state.network.fused
-        self.counter = Counter(lambda: empty_like(model), plan.config, shapes, find_card(*self.card), ops, fused)
+        self.counter = Counter(self.empty, plan.config, shapes, find_card(*self.card), ops, fused)
         self.parts, self.tries, self.lowered, self.settled, self.blind = 1, 0, 0, False, ""
 
     def begin(self) -> None:
@@ -70,14 +74,19 @@ class Fit:
             self.blind = self.uncounted()
             if self.blind:
                 self.warn(f"memory: {self.blind}; every block is recomputed unless `train.memory` says otherwise")
-        levels, why = self.former()
-        self.settled = bool(levels)
+        former, why = self.former()
+        self.settled = former is not None
         usual = self.chosen()
-        self.apply(levels or usual)
+        self.apply(former or usual)
         if self.counted and not self.budget.fits(self.levels):
             self.warn(f"memory: it may run out: {self.said()}{why}; use a smaller `network.rank` or `dataset.resolutions`")
-        elif self.limited or self.parts > 1 or self.levels != usual:
+        elif self.limited or self.parts > 1 or self.layout != Layout(NOWHERE, usual.levels):
             self.note(f"memory: {self.said()}{why}")
+
+    def empty(self) -> AnimaTransformer:
+        """Return the model without a byte of it, for the counter."""
+        with self.streaming.seen():
+            return empty_like(self.model)
 
     def split(self, batch: Batch) -> list[Batch]:
         """Return the parts that a micro-batch is taken in: one, unless memory ran out with every block recomputed."""
@@ -102,7 +111,7 @@ class Fit:
 
     def correct(self, taken: float, planned: float) -> None:
         better = self.chosen(taken / planned)
-        if better != self.levels:
+        if better != self.layout:
             self.apply(better)
             what = f"a step took {taken / GB:.1f} GB where {planned / GB:.1f} were planned"
             self.note(f"memory: {what}; from here on {self.said()}")
@@ -121,22 +130,27 @@ class Fit:
         self.lowered += 1
         self.warn(f"step {step}: out of memory; tried again, and from here on {self.said()}")
 
-    def less(self) -> Levels:
-        """Return levels that take less than the present ones; none when there are no such."""
+    def less(self) -> Layout | None:
+        """Return what takes less than the present layout: less is kept, else more is streamed. None where there is no such."""
+        away, levels = self.layout
         if self.blind:
-            least = LEVELS[-1:] * len(self.levels)
-            return least if self.levels != least else ()
+            least = BLIND * len(levels)
+            return Layout(away, least) if levels != least else None
         costs = self.counter.worst
-        peak = costs.peak(self.levels)
+        peak = costs.peak(levels)
         less = choose(costs, 0 if self.tries >= TRIES else LESS * peak)
-        return less if costs.peak(less) < peak else ()
+        if costs.peak(less) < peak:
+            return Layout(away, less)
+        sizes, count = costs.sizes, len(levels)
+        further = [Away(number, bool(sizes.adaln)) for number in (away.blocks, (away.blocks + count) // 2, count)]
+        return next((Layout(more, levels) for more in further if sizes.saved(more) > sizes.saved(away)), None)
 
     def uncounted(self) -> str:
         """Return why what this run takes cannot be counted; empty where it can."""
         if self.device.type == "mps":
             return "what attention keeps on mps is not known"
         try:
-            self.counter.worst.peak(LEVELS[-1:] * len(self.model.blocks))
+            self.counter.worst.peak(BLIND * len(self.model.blocks))
         except Exception as error:  # it leans on much of torch, whose versions differ: no run shall end of it
             said = str(error).partition("\n")[0][:120]
             return f"what this run takes could not be counted ({type(error).__name__}: {said})"
@@ -147,8 +161,12 @@ class Fit:
         return tuple(levels_of(self.model))
 
     @property
+    def layout(self) -> Layout:
+        return Layout(self.streaming.away, self.levels)
+
+    @property
     def budget(self) -> Budget:
-        return budget_on(self.device, self.counter, self.state, self.model)
+        return budget_on(self.device, self.counter, self.state, self.model, self.streaming)
 
     @property
     def limited(self) -> bool:
@@ -160,29 +178,37 @@ class Fit:
         """Tell whether there is a limit that the plan can be held against: whole micro-batches are counted, their parts not."""
         return self.limited and not self.blind and self.parts == 1
 
-    def chosen(self, times: float = 1.0) -> Levels:
-        """Return the levels that this run's setting and its room give. times: how much more a step takes than was counted."""
-        allowed = ALLOWED[self.plan.config.memory]
+    def chosen(self, times: float = 1.0) -> Layout:
+        """Return the layout that this run's settings and its room give. times: how much more a step takes than was counted."""
+        config, count = self.plan.config, len(self.model.blocks)
+        allowed = ALLOWED[config.memory]
         if self.blind:
-            allowed = ALLOWED["recompute"] if self.plan.config.memory == "auto" else allowed
+            allowed = BLIND if config.memory == "auto" else allowed
         if self.blind or not self.limited:
-            return allowed[:1] * len(self.model.blocks)
+            return Layout(self.streaming.away, allowed[:1] * count)
         budget = self.budget
-        return choose(budget.costs, budget.room / times, allowed)
+        found, levels = best(replace(budget, room=budget.room / times), allowed, config.blocks_to_swap)
+        return Layout(found.away, levels)
 
     def said(self) -> str:
-        said = self.budget.said(self.levels) if self.counted else summary(self.levels)
+        said = self.budget.said(self.levels) if self.counted else summary(self.levels, self.streaming.away)
         return said if self.parts == 1 else f"{said}, each micro-batch in {self.parts} parts"
 
-    def apply(self, levels: Levels) -> None:
-        apply_levels(self.model, levels)
+    def apply(self, layout: Layout) -> None:
+        transfer = self.streaming.transfer
+        pageable = transfer.pageable
+        apply_away(self.model, self.streaming, layout.away)
+        apply_levels(self.model, layout.levels, transfer)
+        if transfer.pageable > pageable == 0:
+            self.note(f"memory: the system locks no more host memory; {transfer.pageable / GB:.1f} GB are copied more slowly")
         self.freeze()
 
     def freeze(self) -> None:
         """Write the plan into the run folder, for a run that goes on from there."""
         if not self.writes:
             return
-        text = json.dumps({"levels": self.levels, "parts": self.parts, "for": self.circumstances(), **self.also}, indent=1)
+        layout = {"levels": self.levels, "away": vars(self.streaming.away), "parts": self.parts}
+        text = json.dumps(layout | {"for": self.circumstances(), **self.also}, indent=1)
         try:
             write_whole(self.plan.run_dir / FILE, text)
         except OSError as error:
@@ -191,28 +217,29 @@ class Fit:
     def circumstances(self) -> dict[str, Any]:
         """Return what a plan is made for."""
         config = self.plan.config
-        asked = {"memory": config.memory, "memory_gb": config.memory_gb}
+        asked = {"memory": config.memory, "memory_gb": config.memory_gb, "blocks_to_swap": config.blocks_to_swap}
         return {"card": self.card[0], **asked, "shapes": [list(vars(shape).values()) for shape in self.counter.shapes]}
 
-    def former(self) -> tuple[Levels, str]:
-        """Return the levels of the run that goes on, or none, and what there is to say about it."""
+    def former(self) -> tuple[Layout | None, str]:
+        """Return the layout of the run that goes on, or none, and what there is to say about it."""
         if self.plan.resume_from is None:
-            return (), ""
+            return None, ""
         try:
             found = former_plan(self.plan)
             levels, parts, made_for = tuple(found["levels"]), int(found["parts"]), dict(found["for"])
+            away = Away(**found.get("away", {}))
         except (ValueError, KeyError, TypeError):
-            return (), ""
+            return None, ""
         here = self.circumstances()
         changed = [f"{name} was {made_for.get(name)}, is {here[name]}" for name in here if made_for.get(name) != here[name]]
         if changed:
-            return (), f"; planned anew, {changed[0]}"
-        if len(levels) != len(self.model.blocks) or not set(levels) <= set(LEVELS):
-            return (), f"; planned anew, {FILE} is damaged"
-        if self.limited and not self.blind and parts == 1 and not self.budget.fits(levels):
-            return (), "; planned anew, what it did before does not fit now"
+            return None, f"; planned anew, {changed[0]}"
+        if len(levels) != len(self.model.blocks) or not set(levels) <= set(LEVELS) or not 0 <= away.blocks <= len(levels):
+            return None, f"; planned anew, {FILE} is damaged"
+        if self.limited and not self.blind and parts == 1 and not self.budget.streaming(away).fits(levels):
+            return None, "; planned anew, what it did before does not fit now"
         self.parts = parts
-        return levels, ", as before"
+        return Layout(away, levels), ", as before"
 
     def note(self, text: str) -> None:
         self.events.emit("note", text=text)

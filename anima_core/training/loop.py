@@ -21,14 +21,17 @@ from ..models.transformer import AnimaTransformer, load_transformer
 from ..settings import TrainConfig
 from ..speed.compile_trial import compile_blocks
 from ..speed.compiled import compiling
-from ..speed.forms import make_lean
+from ..speed.forms import apply_away, make_lean
 from ..speed.probe import adapters_proven, proven
+from ..speed.stream import Streaming, stays_on_host
+from ..speed.transfer import transfer_on
 from . import flow, optimizers, schedules, storage
 from .attending import AttentionChoice
 from .device import at_work
 from .events import Events, Listener
 from .feed import Batch, Feed
 from .fit import Fit
+from .forecast import weights_to_stream
 from .memory import free_memory, once_more, reset_peak, vae_tile
 from .model_files import remember_digests
 from .preflight import Plan, preflight
@@ -126,13 +129,17 @@ def build_run(plan: Plan, ranks: Ranks, events: Events) -> "Run":
     """Cache the data, load the model, inject the adapter, restore a checkpoint."""
     config = plan.config
     config_text = freeze_config(plan) if ranks.first else ""
+    away = weights_to_stream(plan)
     cached = cache_data(plan, events, ranks)
     store = store_for(config.model.dtype, plan.transformer.blocks, plan.device)
     for text in storage.notes(config.model, store):
         events.emit("note", text=text)
-    model = load_transformer(config.model.transformer, dtype=plan.dtype, device=plan.device, store=store)
+    on_host = stays_on_host(away, plan.transformer.blocks)
+    model = load_transformer(config.model.transformer, plan.dtype, plan.device, store, on_host)
     if config.model.dtype == "int8":
         events.emit("note", text=storage.in_8_bits(model))
+    streaming = Streaming(model, transfer_on(plan.device))
+    apply_away(model, streaming, away)
     network = AdapterNetwork.inject(model, config.network, config.seed)
     data = with_embeddings(plan, cached, model, events, ranks)
     state = build_state(plan, network, content_of(plan) if ranks.first else {}, flat=not config.plain)
@@ -141,7 +148,8 @@ def build_run(plan: Plan, ranks: Ranks, events: Events) -> "Run":
         speed_up(model, network, events)
     attention = AttentionChoice(plan, model, data.batches, events)
     attention.begin()
-    fit = Fit(plan, model, state, data.batches, events, writes=ranks.first, also={"attention": attention.frozen})
+    also = {"attention": attention.frozen}
+    fit = Fit(plan, model, streaming, state, data.batches, events, writes=ranks.first, also=also)
     fit.begin()
     if config.compile:
         compile_blocks(model, network, fit.largest, lambda event, text: events.emit(event, text=text))
