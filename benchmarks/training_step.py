@@ -15,12 +15,18 @@ from torch import Tensor, nn
 from anima_core.adapters.network import AdapterNetwork
 from anima_core.demo.random_transformer import REAL
 from anima_core.models.checkpoint import DTYPES
+from anima_core.models.frozen import Scratch
+from anima_core.models.int8 import Int8Weight, rounded
+from anima_core.models.kept import FREEZABLE
 from anima_core.models.llm_adapter import MIN_TEXT_ROWS
+from anima_core.models.loading import with_frozen
 from anima_core.models.transformer import PATCH, AnimaTransformer, TransformerConfig
 from anima_core.models.vae import SCALE
 from anima_core.settings import FlowConfig, NetworkConfig, OptimizerConfig
 from anima_core.speed.counting import Meter, cuda_kernels
-from anima_core.speed.forms import apply_levels, make_lean
+from anima_core.speed.forms import apply_away, apply_levels, make_lean
+from anima_core.speed.stream import NOWHERE, Away, Streaming
+from anima_core.speed.transfer import transfer_on
 from anima_core.training import flow, optimizers
 from anima_core.training.budget import tensors_of
 from anima_core.training.events import Events
@@ -42,7 +48,10 @@ Weights = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained. level: of every block; plain: in the slow obvious forms; blocks: of the model; sizes: its others."""
+    """What is trained. level: of every block; plain: in the slow obvious forms; blocks: of the model; sizes: its others.
+
+    int8: whether the blocks' large layers are stored so. away: the weights that are streamed.
+    """
 
     network: str = "lora"
     rank: int = 32
@@ -52,6 +61,8 @@ class Case:
     blocks: int = REAL.blocks
     dtype: str = "bf16"
     plain: bool = False
+    int8: bool = False
+    away: Away = NOWHERE
     sizes: TransformerConfig = REAL
 
     @property
@@ -91,7 +102,15 @@ def model_of(case: Case, weights: Weights) -> AnimaTransformer:
     with META:
         model = bare_model(case.config)
     model.load_state_dict(weights, assign=True)
+    if case.int8:
+        with_frozen(
+            model, {n: in_int8(w) for n, w in weights.items() if FREEZABLE.fullmatch(n)}, Scratch(model.dtype, model.device)
+        )
     return model.requires_grad_(False)
+
+
+def in_int8(weight: Tensor) -> Int8Weight:
+    return Int8Weight.empty(weight.shape) if weight.is_meta else rounded(weight.float(), groups=1)
 
 
 def batch_of(case: Case, device: torch.device) -> Batch:
@@ -132,6 +151,8 @@ class OurStep:
             apply_levels(model, levels)
         else:
             make_lean(model, levels)
+        self.streaming = Streaming(model, transfer_on(model.device))
+        apply_away(model, self.streaming, case.away)
         self.after_forward: Callable[[], None] = lambda: None
         self.run.forward = self.forward  # type: ignore[method-assign]
 
@@ -155,7 +176,8 @@ class OurStep:
 
     def tensors(self) -> Iterator[Tensor]:
         """All that is there between two steps."""
-        return tensors_of(self.run.model, self.run.state)
+        yield from tensors_of(self.run.model, self.run.state)
+        yield from self.streaming.tensors
 
 
 def leave_zero(parameters: list[nn.Parameter]) -> None:

@@ -43,6 +43,8 @@ class LevelForm:
         return self.turn.left(self.run(block, *inputs))
 
     def run(self, block: Block, *inputs: Any) -> Tensor:
+        if self.lot is not None:
+            self.lot.leave()
         if torch.is_grad_enabled() and (y := self.in_graph(block, inputs)) is not None:
             return y
         if self.level == "keep" or not torch.is_grad_enabled():

@@ -19,7 +19,7 @@ SAID = {
     "offload": "are recomputed from host memory",
 }
 TINY = 1e-12
-WORTH = 0.03  # of a step that streaming more must save: how fast a link is, is known less well than how fast a card computes
+WORTH = 0.05  # of a step that streaming more must save: how fast a link is, is known less well than how fast a card computes
 TRIED = 6  # numbers of streamed blocks
 
 Levels = tuple[str, ...]  # of the blocks, in order
