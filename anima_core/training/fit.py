@@ -142,7 +142,8 @@ class Fit:
         if costs.peak(less) < peak:
             return Layout(away, less)
         sizes, count = costs.sizes, len(levels)
-        further = [Away(number, bool(sizes.adaln)) for number in (away.blocks, (away.blocks + count) // 2, count)]
+        numbers = (count,) if self.tries >= TRIES else (away.blocks, (away.blocks + count) // 2, count)
+        further = [Away(number, bool(sizes.adaln)) for number in numbers]
         return next((Layout(more, levels) for more in further if sizes.saved(more) > sizes.saved(away)), None)
 
     def uncounted(self) -> str:
