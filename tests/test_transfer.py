@@ -1,0 +1,166 @@
+"""Copies on streams of a device that is not here: what must come before what, by clocks that each stream keeps of the others."""
+
+import contextlib
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from anima_core.models.frozen import FloatWeight
+from anima_core.speed.forms import apply_levels
+from anima_core.speed.offload import Parked
+from anima_core.speed.stream import Away
+from anima_core.speed.transfer import Direct, Streams, transfer_on
+
+from .test_stream import BLOCKS, CPU, EVERYTHING, built, same, step, streamed
+
+pytestmark = pytest.mark.slow
+
+
+class Stream:
+    """What has been asked of it, counted; and how much of every other stream is surely done before what it does next."""
+
+    def __init__(self, device: Any = None) -> None:
+        self.after: Counter[Stream] = Counter()
+
+    def work(self) -> int:
+        self.after[self] += 1
+        return self.after[self]
+
+    def wait_stream(self, other: "Stream") -> None:
+        self.after |= other.after
+
+    def record_event(self) -> Counter:
+        return Counter(self.after)
+
+    def wait_event(self, event: Counter) -> None:
+        self.after |= event
+
+
+class Device:
+    """Stands for torch.cuda: computes and copies at once, and remembers in which order a device might have."""
+
+    Stream = Stream
+
+    def __init__(self, grants: int = 10**9) -> None:
+        self.computing, self.on = Stream(), None
+        self.used: Counter[int] = Counter()  # storage -> its last use by the computing stream
+        self.copied: dict[int, tuple[Stream, int]] = {}  # storage -> the last copy into it
+        self.grants, self.locked, self.launched = grants, {}, 0
+
+    def current_stream(self, device: Any) -> Stream:
+        return self.on or self.computing
+
+    @contextlib.contextmanager
+    def stream(self, stream: Stream):
+        before, self.on = self.on, stream
+        yield
+        self.on = before
+
+    def copy(self, stream: Stream, into: Tensor) -> None:
+        storage = into.untyped_storage().data_ptr()
+        assert stream.after[self.computing] >= self.used[storage], "what is there is still computed with"
+        self.copied[storage] = stream, stream.work()
+
+    def use(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage().data_ptr()
+        if storage in self.copied:
+            stream, number = self.copied[storage]
+            assert self.computing.after[stream] >= number, "it has not arrived"
+            self.used[storage] = self.computing.work()
+
+    def cudart(self) -> "Device":
+        return self
+
+    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:
+        self.grants -= size
+        if self.grants >= 0:
+            self.locked[address] = size
+        return int(self.grants < 0)
+
+    def cudaHostUnregister(self, address: int) -> int:
+        return 0 if self.locked.pop(address) else 1
+
+    def synchronize(self, device: Any) -> None:
+        self.launched += 1
+
+
+class Watched(Streams):
+    """Tells the device of each copy."""
+
+    def _copy(self, stream: Any, into: Tensor, source: Tensor):
+        arrival = super()._copy(stream, into, source)
+        if stream is self.inward:
+            # as it was when the copy was asked for: what has been waited for until then
+            self.backend.copy(stream, into)
+            done = stream.record_event()
+            return lambda: (arrival(), self.backend.current_stream(None).wait_event(done))
+        return arrival
+
+
+@pytest.fixture
+def device(monkeypatch) -> Device:
+    device = Device()
+    numbers, take = FloatWeight.tensor, Parked.take
+
+    def tensor(self: FloatWeight, scratch: Any) -> Tensor:
+        device.use(self.value)
+        return numbers(self, scratch)
+
+    def taken(self: Parked) -> Tensor:
+        value = take(self)
+        device.use(value)
+        return value
+
+    monkeypatch.setattr(FloatWeight, "tensor", tensor)
+    monkeypatch.setattr(Parked, "take", taken)
+    return device
+
+
+def run(device: Device, transfer: Streams, away: Away) -> list[Tensor]:
+    model, adapters = built()
+    apply_levels(model, ["offload"] * BLOCKS, transfer)
+    streamed(model, away, transfer)
+    return [*step(model, adapters), *step(model, adapters)]
+
+
+@pytest.mark.parametrize("away", [EVERYTHING, Away(3), Away(0, adaln=True)])
+def test_nothing_is_used_before_it_arrives_or_overwritten_while_it_is_used(device, away):
+    model, adapters = built()
+    expected = step(model, adapters)
+    assert same(run(device, Watched(CPU, device), away), [*expected, *expected])
+    assert sum(device.used.values()) > 0 and len(device.copied) > 2
+
+
+@pytest.mark.parametrize(
+    "left_out, why", [("wait_event", "it has not arrived"), ("wait_stream", "what is there is still computed with")]
+)
+def test_without_either_of_its_waits_it_would_be_noticed(device, monkeypatch, left_out, why):
+    monkeypatch.setattr(Stream, left_out, lambda self, other: None)
+    with pytest.raises(AssertionError, match=why):
+        run(device, Watched(CPU, device), EVERYTHING)
+
+
+def test_host_memory_is_locked_to_the_byte_and_unlocked_with_the_transfer():
+    device = Device()
+    transfer = Streams(CPU, device)
+    rooms = [transfer.host(size) for size in (1000, 77)]
+    assert device.locked == {room.data_ptr(): room.numel() for room in rooms} and transfer.pageable == 0
+    del transfer
+    assert device.locked == {} and device.launched == 1, "only when the device is done with it"
+
+
+def test_what_the_system_does_not_lock_is_used_as_it_is_and_counted():
+    """It is asked once: each refusal costs a look at the device, which would tell of it later."""
+    device = Device(grants=1500)
+    transfer = Streams(CPU, device)
+    rooms = [transfer.host(1000) for _ in range(4)]
+    assert len(device.locked) == 1 and transfer.pageable == 3000 and all(room.numel() == 1000 for room in rooms)
+    assert device.launched == 1 and device.grants == -500
+
+
+def test_devices_without_streams_copy_at_once():
+    assert isinstance(transfer_on(CPU), Direct) and isinstance(transfer_on(torch.device("meta")), Direct)
+    assert transfer_on(torch.device("meta")).host(10).is_meta and not transfer_on(torch.device("mps")).host(10).is_meta
