@@ -47,11 +47,18 @@ def test_a_flag_starts_from_its_settings_default_unless_a_reason_is_given():
 
 @pytest.mark.parametrize(
     "typed, memory",
-    [((), "auto"), (("--gradient_checkpointing",), "recompute"), (("--no-gradient_checkpointing",), "keep")],
+    [
+        ((), "auto"),
+        (("--gradient_checkpointing",), "recompute"),
+        (("--no-gradient_checkpointing",), "keep"),
+        (("--cpu_offload_checkpointing",), "offload"),
+        (("--gradient_checkpointing", "--unsloth_offload_checkpointing"), "offload"),
+    ],
     ids=lambda value: "".join(value),
 )
 def test_a_run_plans_what_it_recomputes_unless_a_flag_says_all_or_none(typed, memory):
     assert (config(*typed).memory, config(*typed, "--memory_gb", "10").memory_gb) == (memory, 10.0)
+    assert (config(*typed).blocks_to_swap, config(*typed, "--blocks_to_swap", "20").blocks_to_swap) == (0, 20)
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS, ids=lambda kind: kind.name)

@@ -235,7 +235,15 @@ MAPPED = {
             help="Recompute every block in the backward pass: least memory, most time; with --no-… no matrix product and no "
             "attention. Neither: as few as fit the memory.",
         ),
-        *same_name(TrainConfig, "memory_gb attention trim_text"),
+        Flag(
+            "cpu_offload_checkpointing",
+            "switch",
+            False,
+            "Recompute every block as --gradient_checkpointing does, and keep the blocks' inputs in host memory meanwhile: the "
+            "least memory.",
+            ("unsloth_offload_checkpointing",),
+        ),
+        *same_name(TrainConfig, "blocks_to_swap memory_gb attention trim_text"),
         Flag("attn_mode", "str", "", f"sd-scripts' word for --attention: {', '.join(MODES)}.", ("anima_attention_backend",)),
         Flag("sdpa", "switch", False, "The same as --attention sdpa."),
         Flag("xformers", "switch", False, "The same as --attention xformers where the package is installed.", ("xfomers",)),
@@ -373,6 +381,7 @@ def setting_words() -> dict[str, str]:
     within |= {"subset.image_dir": "--train_data_dir, --reg_data_dir or the dataset file's image_dir"}
     within |= {"sample.width": "--sample_size", "sample.height": "--sample_size"}
     within |= {"train.memory=recompute": "--gradient_checkpointing", "train.memory=keep": "--no-gradient_checkpointing"}
+    within |= {"train.memory=offload": "--cpu_offload_checkpointing"}
     return within | {flag.setting: f"--{flag.name}" for flag in mapped_flags() if flag.setting}
 
 

@@ -59,9 +59,15 @@ def train_config(values: Values, explicit: set[str]) -> tuple[TrainConfig, list[
         flow=flow_config(values, notes),
         samples=sample_config(values, notes),
         output=OutputConfig(**settings_for(OutputConfig, values)),
-        **(settings_for(TrainConfig, values) | {"attention": attention(values, explicit, notes)}),
+        **(run_settings(values) | {"attention": attention(values, explicit, notes)}),
     )
     return config, notes
+
+
+def run_settings(values: Values) -> Values:
+    """Read the flags of the run itself. Offloading is a way to recompute, whether that is asked for beside it or not."""
+    found = settings_for(TrainConfig, values)
+    return found | {"memory": "offload"} if values["cpu_offload_checkpointing"] else found
 
 
 def model_config(values: Values, notes: list[str]) -> ModelConfig:

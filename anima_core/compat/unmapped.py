@@ -16,7 +16,6 @@ _NO_GRAPHS = "compile has one form here: CUDA graphs and long searches for kerne
 _CROP = "the centre is cropped"
 _CONSOLE = "the console has one form; redirect it to keep it"
 _BOARD = "no server is started; --log_with tensorboard writes the files, tensorboard --logdir shows them"
-_MEMORY = "gradient checkpointing bounds memory; blocks are not swapped"
 
 IGNORED = {  # name -> (number of values, reason)
     **dict.fromkeys(("split_attn",), (0, "the pictures of a batch have one size, and attention takes no more memory for several")),
@@ -28,8 +27,6 @@ IGNORED = {  # name -> (number of values, reason)
     **dict.fromkeys(("compile_mode",), (1, _NO_GRAPHS)),
     **dict.fromkeys(("show_timesteps", "show_timesteps_resolution"), (1, "no chart is drawn; the run trains")),
     **dict.fromkeys(("skip_image_resolution",), (1, "small pictures are trained as well")),
-    **dict.fromkeys(("blocks_to_swap",), (1, _MEMORY)),
-    **dict.fromkeys(("cpu_offload_checkpointing", "unsloth_offload_checkpointing"), (0, "blocks are recomputed on the device; what they keep is not moved to the CPU")),
     **dict.fromkeys(("max_data_loader_n_workers",), (1, "one thread reads ahead; no workers are needed")),
     **dict.fromkeys(("persistent_data_loader_workers",), (0, "one thread reads ahead; no workers are needed")),
     **dict.fromkeys(("anima_seq_len", "qwen3_max_token_length", "t5_max_token_length", "max_token_length"), (1, "captions are never cut, and padded to 512 as in ComfyUI")),
