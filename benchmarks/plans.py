@@ -1,48 +1,87 @@
 """What the planner makes of cards: `python -m benchmarks.plans`. Computed on tensors without bytes, nothing is measured.
 
-For the released sizes in bf16, one picture in a batch, AdamW: how much longer a step takes than one that keeps everything,
-and its peak. The usable part of a card is `Card.usable`.
+For the released sizes, and for 40 blocks of them, one picture in a batch, AdamW: how much longer a step takes than one that
+keeps everything in bf16, its peak, and how many blocks' weights are streamed. The usable part of a card is `Card.usable`; its
+rates are those of a card of the middle, on 16 lanes of PCIe 4.
 """
 
 import argparse
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 
 from anima_core.demo.random_transformer import REAL
+from anima_core.models.frozen import Scratch
+from anima_core.models.int8 import Int8Weight
+from anima_core.models.kept import FREEZABLE
+from anima_core.models.loading import with_frozen
+from anima_core.models.transformer import AnimaTransformer
 from anima_core.settings import DatasetConfig, ModelConfig, NetworkConfig, SubsetConfig, TrainConfig
-from anima_core.speed.cards import FRAGMENTS, GB, Card
+from anima_core.speed.cards import GB, Card
 from anima_core.speed.costs import Shape, empty
 from anima_core.speed.forms import LEVELS
 from anima_core.training.budget import TOKEN, Counter
 from anima_core.training.forecast import forecast_on
 
-CARDS, SIDES = (6, 8, 10, 12, 16, 24), (512, 768, 1024)
-NETWORKS = {
-    "LoRA, rank 32": NetworkConfig(rank=32, alpha=32),
-    "LoKr, whole factors": NetworkConfig(type="lokr", factor=8, full_matrix=True),
+CARDS, SIDES = (4, 6, 8, 10, 12, 16, 24), (512, 768, 1024)
+LORA, LOKR = NetworkConfig(rank=32, alpha=32), NetworkConfig(type="lokr", factor=8, full_matrix=True)
+
+
+@dataclass(frozen=True)
+class Table:
+    """network: what is trained; int8: whether on a model in 8 bits; blocks: of the model."""
+
+    network: NetworkConfig
+    int8: bool = False
+    blocks: int = REAL.blocks
+
+    def counter(self, side: int) -> Counter:
+        return counter(self, side)
+
+
+TABLES = {
+    "LoRA, rank 32": Table(LORA),
+    "LoRA, rank 32, int8": Table(LORA, int8=True),
+    "LoKr, whole factors": Table(LOKR),
+    "LoKr, whole factors, int8": Table(LOKR, int8=True),
+    "LoRA, rank 32, 40 blocks": Table(LORA, blocks=40),
+    "LoRA, rank 32, 40 blocks, int8": Table(LORA, int8=True, blocks=40),
 }
 
 
-def counter(network: NetworkConfig, side: int) -> Counter:
-    config = TrainConfig(ModelConfig("", "", "", ""), (DatasetConfig((SubsetConfig("pictures"),)),), network=network)
-    return Counter(lambda: empty(REAL, torch.bfloat16), config, [Shape(1, side // TOKEN, side // TOKEN, 512)], None)
+@cache
+def counter(table: Table, side: int) -> Counter:
+    data = DatasetConfig((SubsetConfig("pictures"),))
+    config = TrainConfig(ModelConfig("", "", "", ""), (data,), network=table.network)
+    return Counter(lambda: model_of(table), config, [Shape(1, side // TOKEN, side // TOKEN, 512)], None)
 
 
-def cell(counted: Counter, card: Card) -> str:
-    """Return how much longer a step takes than with all kept, and its peak."""
-    budget, levels = forecast_on(counted, card.usable)
+def model_of(table: Table) -> AnimaTransformer:
+    """Build a model without a byte of it; in 8 bits all blocks but the outer two are, as `models.kept` has it."""
+    model = empty(replace(REAL, blocks=table.blocks), torch.bfloat16)
+    found = {name: FREEZABLE.fullmatch(name) for name, _ in model.named_parameters()}
+    inner = [name for name, place in found.items() if place and 0 < int(place[1]) < table.blocks - 1]
+    weights = {name: Int8Weight.empty(model.get_parameter(name).shape) for name in inner if table.int8}
+    return with_frozen(model, weights, Scratch(torch.bfloat16, "meta"))
+
+
+def cell(table: Table, side: int, card: Card) -> str:
+    """Return how much longer a step takes than with all kept in bf16, its peak, and how many blocks are streamed."""
+    budget, levels = forecast_on(table.counter(side), card.usable)
     if not budget.fits(levels):
         return "–"
-    longer = budget.costs.seconds(levels) / budget.costs.seconds(LEVELS[:1] * len(levels)) - 1
-    return f"+{100 * longer:.0f} %, {(budget.resident + FRAGMENTS * budget.taken(levels)) / GB:.1f} GB"
+    kept = replace(table, int8=False).counter(side).worst.seconds(LEVELS[:1] * table.blocks)
+    said = f"+{100 * (budget.seconds(levels) / kept - 1):.0f} %, {budget.peak(levels) / GB:.1f} GB"
+    return f"{said}, {budget.away.blocks} streamed" if budget.away.blocks else said
 
 
-def rows(cards: Sequence[int], counters: Sequence[Counter]) -> Iterator[str]:
+def rows(cards: Sequence[int], table: Table, sides: Sequence[int] = SIDES) -> Iterator[str]:
     """Yield a line of a Markdown table for each card."""
     for gib in cards:
         card = Card("card", gib, 0, 0)
-        cells = " | ".join(cell(each, card) for each in counters)
+        cells = " | ".join(cell(table, side, card) for side in sides)
         yield f"| {gib} GB, {card.usable / GB:.1f} usable | {cells} |"
 
 
@@ -51,6 +90,6 @@ if __name__ == "__main__":
     parser.add_argument("--cards", nargs="*", type=int, default=CARDS, help="GB of memory")
     parser.add_argument("--sides", nargs="*", type=int, default=SIDES, help="px")
     args = parser.parse_args()
-    for name, network in NETWORKS.items():
+    for name, table in TABLES.items():
         print(f"| {name} | " + " | ".join(f"{side} px" for side in args.sides) + " |\n|---|" + "---|" * len(args.sides))
-        print("\n".join(rows(args.cards, [counter(network, side) for side in args.sides])) + "\n")
+        print("\n".join(rows(args.cards, table, args.sides)) + "\n")

@@ -71,3 +71,7 @@ def test_a_card_that_is_not_in_the_table_is_refused_with_those_that_are():
 
 def test_every_card_is_found_by_its_own_name():
     assert [card_of_text(str(card)) for card in CARDS] == list(CARDS)
+
+
+def test_a_card_on_eight_lanes_has_half_the_link():
+    assert card_of_text("rtx 4060 ti 16gb").link * 2 == card_of_text("rtx 4070").link == card_of_text("12gb").link

@@ -18,7 +18,9 @@ from anima_core.data.embeddings import CachedEmbeddings, LiveEmbeddings, padded,
 from anima_core.models.checkpoint import read_header
 from anima_core.models.transformer import AnimaTransformer, load_transformer, transformer_config
 from anima_core.settings import FlowConfig, NetworkConfig, OptimizerConfig
-from anima_core.speed.forms import LEVELS, make_lean
+from anima_core.speed.forms import LEVELS, apply_away, make_lean
+from anima_core.speed.stream import Away, Streaming, modulation_frozen
+from anima_core.speed.transfer import Direct
 from anima_core.tensors import to_device
 from anima_core.training import flow, optimizers, reporting
 from anima_core.training.events import Events
@@ -70,6 +72,8 @@ def run_on(
     model.requires_grad_(False)
     adapters = AdapterNetwork.inject(model, network, 0)
     make_lean(model, [level] * len(model.blocks))
+    if level == "offload":  # and the weights too
+        apply_away(model, Streaming(model, Direct(model.device)), Away(len(model.blocks), modulation_frozen(model)))
     state = fresh_state(adapters, optimizer, fp16=model.dtype == torch.float16)
     config = types.SimpleNamespace(flow=FlowConfig(), gradient_accumulation_steps=2)
     embeddings = object.__new__(LiveEmbeddings if live else CachedEmbeddings)
@@ -159,10 +163,10 @@ def test_a_copy_does_not_wait_only_from_page_locked_memory(pinned):
 
 
 def test_nothing_else_copies_without_waiting():
-    """The loss reader's copy goes into page-locked memory that it made itself."""
+    """The loss reader's copy goes into page-locked memory that it made itself, streamed weights are waited for by an event."""
     core = Path(tensors.__file__).parent
     found = [path.relative_to(core).as_posix() for path in core.rglob("*.py") if "non_blocking=" in path.read_text("utf-8")]
-    assert sorted(found) == ["tensors.py", "training/reporting.py"]
+    assert sorted(found) == ["speed/transfer.py", "tensors.py", "training/reporting.py"]
 
 
 def test_every_tensor_of_a_batch_moves_the_same_way(monkeypatch):

@@ -72,8 +72,8 @@ def test_the_readmes_table_is_what_is_computed():
     """Within 3 points and 0.2 GB; `python -m benchmarks.plans` prints it anew."""
     text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     tables = re.findall(r"(?:^\| \d+ GB, .* usable .*\n)+", text, re.MULTILINE)
-    for table, network in zip(tables, ("lora", "lokr"), strict=True):
-        for line, row in zip(table.splitlines(), plans.rows(plans.CARDS, [counter(network, side) for side in plans.SIDES])):
+    for table, network in zip(tables, plans.TABLES.values(), strict=True):
+        for line, row in zip(table.splitlines(), plans.rows(plans.CARDS, network), strict=True):
             there, here = (re.findall(r"\+(\d+) %, ([\d.]+) GB|–", text) for text in (line, row))
             for (percent, peak), (percent_here, peak_here) in zip(there, here, strict=True):
                 assert (percent == "") == (percent_here == ""), row

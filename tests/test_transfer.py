@@ -1,6 +1,7 @@
-"""Copies on streams of a device that is not here: what must come before what, by clocks that each stream keeps of the others."""
+"""Copies on streams of a device that is not here: what must come before what, by clocks that streams keep of one another."""
 
 import contextlib
+import itertools
 from collections import Counter
 from typing import Any
 
@@ -12,7 +13,7 @@ from anima_core.models.frozen import FloatWeight
 from anima_core.speed.forms import apply_levels
 from anima_core.speed.offload import Parked
 from anima_core.speed.stream import Away
-from anima_core.speed.transfer import Direct, Streams, transfer_on
+from anima_core.speed.transfer import SAMPLE, Direct, Streams, transfer_on
 
 from .test_stream import BLOCKS, CPU, EVERYTHING, built, same, step, streamed
 
@@ -37,6 +38,21 @@ class Stream:
 
     def wait_event(self, event: Counter) -> None:
         self.after |= event
+
+
+class Timer:
+    """Every copy takes longer than the one before."""
+
+    times = itertools.count(1)
+
+    def record(self, stream: Stream) -> None:
+        self.at = next(self.times) ** 2
+
+    def synchronize(self) -> None:
+        """It is done."""
+
+    def elapsed_time(self, end: "Timer") -> float:
+        return end.at - self.at
 
 
 class Device:
@@ -85,6 +101,9 @@ class Device:
 
     def synchronize(self, device: Any) -> None:
         self.launched += 1
+
+    def Event(self, enable_timing: bool) -> "Timer":
+        return Timer()
 
 
 class Watched(Streams):
@@ -159,6 +178,14 @@ def test_what_the_system_does_not_lock_is_used_as_it_is_and_counted():
     rooms = [transfer.host(1000) for _ in range(4)]
     assert len(device.locked) == 1 and transfer.pageable == 3000 and all(room.numel() == 1000 for room in rooms)
     assert device.launched == 1 and device.grants == -500
+
+
+def test_how_fast_the_link_is_is_measured_and_leaves_nothing_locked():
+    device = Device()
+    transfer = Streams(CPU, device)
+    assert transfer.rate() == SAMPLE / 3e-3, "the fastest of some copies"
+    assert device.locked == {} and transfer.pageable == 0
+    assert transfer_on(CPU).rate() is None
 
 
 def test_devices_without_streams_copy_at_once():

@@ -158,11 +158,13 @@ def with_adapters(model: AnimaTransformer, config: NetworkConfig, learning_rate:
     return network.train()
 
 
-def costs_of(model: AnimaTransformer, network: AdapterNetwork, shape: Shape, card: Card | None = None) -> Costs:
+def costs_of(
+    model: AnimaTransformer, network: AdapterNetwork, shape: Shape, card: Card | None = None, link: float | None = None
+) -> Costs:
     """Count what a micro-batch of a model on the meta device costs, with each block at each level.
 
     What its network keeps between steps is not in it. card: whose seconds are told; without one of known rates they serve to
-    compare levels.
+    compare levels. link: bytes a second from the host, where measured.
     """
     card, inputs = card if card and card.tflops else TYPICAL, Inputs(model, shape)
     found: dict[Any, dict[str, Cost]] = {}
@@ -175,7 +177,7 @@ def costs_of(model: AnimaTransformer, network: AdapterNetwork, shape: Shape, car
                 found[kind]["offload"] = with_another(found[kind]["offload"], inputs.x(None).nbytes)
         after = measured(card, inputs.finish, inputs.x(None))
     blocks, x = tuple(found[kind] for kind in kinds), inputs.x(None).nbytes
-    return Costs(inputs.bytes, before, blocks, after, Sizes.of(model), x, card.link_bytes)
+    return Costs(inputs.bytes, before, blocks, after, Sizes.of(model), x, link or card.link_bytes)
 
 
 def with_another(cost: Cost, size: int) -> Cost:

@@ -15,7 +15,7 @@ class Parked:
 
     def __init__(self, lot: "ParkingLot", value: Tensor, room: Tensor, before: "Parked | None") -> None:
         self.lot, self.room = lot, room
-        self.facts = {"size": value.shape, "dtype": value.dtype, "device": value.device}
+        self.shape, self.dtype, self.device = value.shape, value.dtype, value.device
         self.value: Tensor | None = value
         self.before = None if before is None else weakref.ref(before)
         self.stored = lot.transfer.store(room, as_bytes(value))
@@ -30,7 +30,7 @@ class Parked:
         """Return the tensor on the device; the one that was parked before it begins to come."""
         if self.value is None:
             self.value = self.lot.bring(self)
-        before = self.before and self.before()
+        before = None if self.before is None else self.before()
         if before is not None and before.value is None:
             self.lot.call(before)
         return self.value
@@ -64,7 +64,7 @@ class ParkingLot:
 
     def leave(self) -> Parked | None:
         """Let the tensor that was parked last leave the device."""
-        last = self.last and self.last()
+        last = None if self.last is None else self.last()
         if last is not None:
             last.leave()
         return last
@@ -79,7 +79,7 @@ class ParkingLot:
         """Let a tensor begin to come, if it is not coming already."""
         if self.coming is None or self.coming.parked() is not parked:
             self.arrived()
-            value = torch.empty(**parked.facts)
+            value = torch.empty(parked.shape, dtype=parked.dtype, device=parked.device)
             self.coming = Coming(weakref.ref(parked), value, self.transfer.fetch(as_bytes(value), parked.room))
 
     def arrived(self) -> Tensor | None:

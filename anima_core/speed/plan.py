@@ -19,8 +19,8 @@ SAID = {
     "offload": "are recomputed from host memory",
 }
 TINY = 1e-12
-WORTH = 0.05  # of a step that streaming more must save: how fast a link is, is known less well than how fast a card computes
-TRIED = 6  # numbers of streamed blocks
+WORTH = 0.05  # of a step that streaming must save: how fast a link is, is known less well than how fast a card computes
+TRIED = 12  # numbers of streamed blocks
 
 Levels = tuple[str, ...]  # of the blocks, in order
 
@@ -82,18 +82,17 @@ class Budget:
 def best(budget: Budget, allowed: Sequence[str] = LEVELS, at_least: int = 0) -> tuple[Budget, Levels]:
     """Return which weights to stream, as the budget with these, and the levels of the blocks: what takes the least time.
 
-    Nothing is streamed where something else is about as fast. Where nothing fits, what takes the least memory is returned.
-    at_least: so many blocks are streamed.
+    Nothing is streamed where that is about as fast. Where nothing fits, what takes the least memory is returned. at_least: so
+    many blocks are streamed.
     """
-    found: tuple[float, Budget, Levels] | None = None
+    found = []
     for away in candidates(budget, allowed, at_least):
         trial = budget.streaming(away)
         levels = choose(trial.costs, trial.room, allowed)
         seconds = trial.seconds(levels) if trial.fits(levels) else math.inf
-        if found is None or seconds < (1 - WORTH) * found[0] or found[0] == seconds == math.inf:
-            found = seconds, trial, levels
-    assert found is not None
-    return found[1:]
+        found.append((seconds * (1 - WORTH) if away == NOWHERE else seconds, trial, levels))
+    _, trial, levels = min(found, key=lambda tried: tried[0])
+    return (trial, levels) if trial.fits(levels) else found[-1][1:]
 
 
 def candidates(budget: Budget, allowed: Sequence[str], at_least: int) -> list[Away]:
@@ -102,7 +101,7 @@ def candidates(budget: Budget, allowed: Sequence[str], at_least: int) -> list[Aw
     The first of these numbers is the smallest at which there is a plan that fits.
     """
     sizes, count = budget.costs.sizes, len(budget.costs.blocks)
-    adaln, least = bool(sizes.adaln), allowed[-1:] * count
+    adaln, least = bool(sizes.adaln), [allowed[-1]] * count
     if not sizes.blocks:
         return [NOWHERE]
     none = [NOWHERE, Away(0, adaln)] if not at_least else []

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+SAMPLE, COPIES = 32_000_000, 3  # bytes, and how often they are copied, to see how fast a link is
+
 # Lets all that is computed from here on wait for a copy.
 Arrival = Callable[[], None]
 
@@ -33,6 +35,10 @@ class Transfer(ABC):
     @abstractmethod
     def settle(self) -> None:
         """Wait until every copy is done, and all that the device was given."""
+
+    def rate(self) -> float | None:
+        """Return the bytes a second that come from the host; None where that was not measured."""
+        return None
 
 
 class Direct(Transfer):
@@ -96,6 +102,24 @@ class Streams(Transfer):
 
     def settle(self) -> None:
         self.backend.synchronize(self.device)
+
+    def rate(self) -> float:
+        """Measure it on a few copies, of which the first may be slow."""
+        source, into = torch.empty(SAMPLE, dtype=torch.uint8), torch.empty(SAMPLE, dtype=torch.uint8, device=self.device)
+        rooms = [source] if lock(self.backend, self.device, source) else []
+        seconds = min(self._timed(into, source) for _ in range(COPIES))
+        unlock(self.backend, self.device, rooms)
+        return SAMPLE / seconds
+
+    def _timed(self, into: Tensor, source: Tensor) -> float:
+        begin, end = (self.backend.Event(enable_timing=True) for _ in range(2))
+        self.inward.wait_stream(self.backend.current_stream(self.device))
+        begin.record(self.inward)
+        with self.backend.stream(self.inward):
+            into.copy_(source, non_blocking=True)
+        end.record(self.inward)
+        end.synchronize()
+        return begin.elapsed_time(end) / 1000
 
 
 def lock(backend: Any, device: torch.device, room: Tensor) -> bool:

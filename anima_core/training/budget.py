@@ -37,7 +37,7 @@ class Counter:
     """Counts what micro-batches of a run cost, each shape once.
 
     build: makes the run's model on the meta device. shapes: those that may be the largest. card: if known. ops: the functions
-    of the run's blocks, fused: whether its adapters take their fast form, if that is decided already.
+    of the run's blocks, fused: whether its adapters take their fast form, if that is decided already. link: see `costs_of`.
     """
 
     def __init__(
@@ -48,7 +48,9 @@ class Counter:
         card: Card | None,
         ops: Ops | None = None,
         fused: bool | None = None,
+        link: float | None = None,
     ) -> None:
+        self.link = link
         self.build, self.config, self.shapes, self.card = build, config, shapes, card
         self.ops = ops or (PLAIN if config.plain else LEAN)
         self.fused = not config.plain if fused is None else fused
@@ -65,7 +67,7 @@ class Counter:
 
     def costs(self, shape: Shape) -> Costs:
         if shape not in self._found:
-            self._found[shape] = costs_of(*self.empty, shape, self.card)
+            self._found[shape] = costs_of(*self.empty, shape, self.card, self.link)
         return self._found[shape]
 
     @property

@@ -1,6 +1,7 @@
 """A run's fit into its memory: planned before the first step, corrected by what that took, lowered when memory runs out.
 
-What is decided is frozen in the run folder. It changes no number: blocks keep more or less, and make again what they do not.
+What is decided is frozen in the run folder. It changes no number: blocks keep more or less, and make again what they do not;
+weights lie here or there. Only modulation whose weights are streamed is made block by block: its sums have another order.
 """
 
 import json
@@ -65,7 +66,8 @@ class Fit:
         self.device, self.card = model.device, card_of(model.device)
         shapes = largest_shapes(batches, plan.text_rows)
         ops, fused = ops_of(model.forms[0]), state.network.fused
-        self.counter = Counter(self.empty, plan.config, shapes, find_card(*self.card), ops, fused)
+        link = streaming.transfer.rate()
+        self.counter = Counter(self.empty, plan.config, shapes, find_card(*self.card), ops, fused, link)
         self.parts, self.tries, self.lowered, self.settled, self.blind = 1, 0, 0, False, ""
 
     def begin(self) -> None:
