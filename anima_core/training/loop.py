@@ -23,7 +23,7 @@ from ..speed.compile_trial import compile_blocks
 from ..speed.compiled import compiling
 from ..speed.forms import apply_away, make_lean
 from ..speed.probe import adapters_proven, proven
-from ..speed.stream import Streaming, stays_on_host
+from ..speed.stream import Away, Streaming, stays_on_host
 from ..speed.transfer import transfer_on
 from . import flow, optimizers, schedules, storage
 from .attending import AttentionChoice
@@ -131,15 +131,7 @@ def build_run(plan: Plan, ranks: Ranks, events: Events) -> "Run":
     config_text = freeze_config(plan) if ranks.first else ""
     away = weights_to_stream(plan)
     cached = cache_data(plan, events, ranks)
-    store = store_for(config.model.dtype, plan.transformer.blocks, plan.device)
-    for text in storage.notes(config.model, store):
-        events.emit("note", text=text)
-    on_host = stays_on_host(away, plan.transformer.blocks)
-    model = load_transformer(config.model.transformer, plan.dtype, plan.device, store, on_host)
-    if config.model.dtype == "int8":
-        events.emit("note", text=storage.in_8_bits(model))
-    streaming = Streaming(model, transfer_on(plan.device))
-    apply_away(model, streaming, away)
+    model, streaming = load_model(plan, away, events)
     network = AdapterNetwork.inject(model, config.network, config.seed)
     data = with_embeddings(plan, cached, model, events, ranks)
     state = build_state(plan, network, content_of(plan) if ranks.first else {}, flat=not config.plain)
@@ -171,6 +163,20 @@ def build_run(plan: Plan, ranks: Ranks, events: Events) -> "Run":
     tile = vae_tile(plan.device, config.vae_tile)
     previews = Previews(config.samples, config.model.vae, tile, samples, data.embeddings)
     return Run(plan, ranks, events, data, model, state, fit, watchdog, reporter, saver, previews)
+
+
+def load_model(plan: Plan, away: Away, events: Events) -> tuple[AnimaTransformer, Streaming]:
+    """Load the model onto its device, but for the weights that are to be streamed: these straight into host memory."""
+    config, blocks = plan.config.model, plan.transformer.blocks
+    store = store_for(config.dtype, blocks, plan.device)
+    for text in storage.notes(config, store):
+        events.emit("note", text=text)
+    model = load_transformer(config.transformer, plan.dtype, plan.device, store, stays_on_host(away, blocks))
+    if config.dtype == "int8":
+        events.emit("note", text=storage.in_8_bits(model))
+    streaming = Streaming(model, transfer_on(plan.device))
+    apply_away(model, streaming, away)
+    return model, streaming
 
 
 def speed_up(model: AnimaTransformer, network: AdapterNetwork, events: Events) -> None:
