@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 from collections import Counter
+from mmap import PAGESIZE
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from anima_core.models.frozen import FloatWeight
+from anima_core.speed import transfer
 from anima_core.speed.forms import apply_levels
 from anima_core.speed.offload import Parked
 from anima_core.speed.stream import Away
@@ -162,30 +164,57 @@ def test_without_either_of_its_waits_it_would_be_noticed(device, monkeypatch, le
         run(device, Watched(CPU, device), EVERYTHING)
 
 
-def test_host_memory_is_locked_to_the_byte_and_unlocked_with_the_transfer():
+def test_host_memory_is_locked_page_by_page_and_unlocked_with_the_transfer():
     device = Device()
-    transfer = Streams(CPU, device)
-    rooms = [transfer.host(size) for size in (1000, 77)]
-    assert device.locked == {room.data_ptr(): room.numel() for room in rooms} and transfer.pageable == 0
-    del transfer
+    streams = Streams(CPU, device)
+    rooms = [streams.host(size) for size in (1000, PAGESIZE + 1)]
+    assert device.locked == {room.data_ptr(): -(-room.numel() // PAGESIZE) * PAGESIZE for room in rooms}
+    assert [room.numel() for room in rooms] == [1000, PAGESIZE + 1] and streams.pageable == 0
+    assert all(address % PAGESIZE == 0 for address in device.locked), "a page that two share cannot be locked twice"
+    del streams
     assert device.locked == {} and device.launched == 1, "only when the device is done with it"
 
 
 def test_what_the_system_does_not_lock_is_used_as_it_is_and_counted():
     """It is asked once: each refusal costs a look at the device, which would tell of it later."""
-    device = Device(grants=1500)
-    transfer = Streams(CPU, device)
-    rooms = [transfer.host(1000) for _ in range(4)]
-    assert len(device.locked) == 1 and transfer.pageable == 3000 and all(room.numel() == 1000 for room in rooms)
-    assert device.launched == 1 and device.grants == -500
+    device = Device(grants=PAGESIZE + 1)
+    streams = Streams(CPU, device)
+    rooms = [streams.host(1000) for _ in range(4)]
+    assert len(device.locked) == 1 and streams.pageable == 3000 and all(room.numel() == 1000 for room in rooms)
+    assert device.launched == 1 and device.grants == 1 - PAGESIZE
 
 
 def test_how_fast_the_link_is_is_measured_and_leaves_nothing_locked():
     device = Device()
-    transfer = Streams(CPU, device)
-    assert transfer.rate() == SAMPLE / 3e-3, "the fastest of some copies"
-    assert device.locked == {} and transfer.pageable == 0
+    streams = Streams(CPU, device)
+    assert streams.rate() == SAMPLE / 3e-3, "the fastest of some copies"
+    assert device.locked == {} and streams.pageable == 0
     assert transfer_on(CPU).rate() is None
+
+
+class Lossy(Streams):
+    def _copy(self, stream: Any, into: Tensor, source: Tensor):
+        return super()._copy(stream, into, torch.zeros_like(source))
+
+
+def fails(device: Any) -> Streams:
+    raise AttributeError("module 'torch._C' has no attribute '_CudaStreamBase'")
+
+
+@pytest.mark.parametrize(
+    "made, why",
+    [
+        (lambda device: Watched(CPU, Device()), ""),
+        (lambda device: Lossy(CPU, Device()), "what is copied beside computing arrives as another"),
+        (fails, "module 'torch._C' has no attribute '_CudaStreamBase'"),
+    ],
+)
+def test_streams_prove_themselves_or_copies_are_made_at_once(monkeypatch, made, why):
+    zeros = torch.zeros
+    monkeypatch.setattr(transfer, "Streams", made)
+    monkeypatch.setattr(torch, "zeros", lambda *size, device=None, **facts: zeros(*size, **facts))
+    found = transfer.transfer_on(torch.device("cuda"))
+    assert found.why == why and isinstance(found, Direct if why else Watched)
 
 
 def test_devices_without_streams_copy_at_once():

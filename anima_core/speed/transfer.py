@@ -3,6 +3,7 @@
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from mmap import PAGESIZE
 from typing import Any
 
 import torch
@@ -16,9 +17,13 @@ Arrival = Callable[[], None]
 
 
 class Transfer(ABC):
-    """Moves bytes. pageable: bytes of host memory that the system did not lock, from which copies are slower."""
+    """Moves bytes. pageable: bytes of host memory that the system did not lock, from which copies are slower.
+
+    why: why it is slower than the device could be, if it is.
+    """
 
     pageable = 0
+    why = ""
 
     @abstractmethod
     def host(self, size: int) -> Tensor:
@@ -44,8 +49,8 @@ class Transfer(ABC):
 class Direct(Transfer):
     """Copies at once: on the CPU, on devices without streams of their own, and on meta, where a meter does not see the host."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.where = "meta" if device.type == "meta" else "cpu"
+    def __init__(self, device: torch.device, why: str = "") -> None:
+        self.where, self.why = "meta" if device.type == "meta" else "cpu", why
 
     def host(self, size: int) -> Tensor:
         with _disable_current_modes():
@@ -78,14 +83,14 @@ class Streams(Transfer):
         weakref.finalize(self, unlock, backend, device, locked).atexit = False  # the process ends: so do its locks
 
     def host(self, size: int) -> Tensor:
-        """Lock exactly the bytes that are asked for: torch's own page-locked memory is rounded up to powers of two."""
-        room = torch.empty(size, dtype=torch.uint8)
-        self.grants = self.grants and lock(self.backend, self.device, room)
+        """Lock the pages of just these bytes: torch's own page-locked memory is rounded up to powers of two."""
+        pages = whole_pages(size)
+        self.grants = self.grants and lock(self.backend, self.device, pages)
         if self.grants:
-            self.locked.append(room)
+            self.locked.append(pages)
         else:
             self.pageable += size
-        return room
+        return pages[:size]
 
     def fetch(self, into: Tensor, source: Tensor) -> Arrival:
         return self._copy(self.inward, into, source)
@@ -105,7 +110,7 @@ class Streams(Transfer):
 
     def rate(self) -> float:
         """Measure it on a few copies, of which the first may be slow."""
-        source, into = torch.empty(SAMPLE, dtype=torch.uint8), torch.empty(SAMPLE, dtype=torch.uint8, device=self.device)
+        source, into = whole_pages(SAMPLE), torch.empty(SAMPLE, dtype=torch.uint8, device=self.device)
         rooms = [source] if lock(self.backend, self.device, source) else []
         seconds = min(self._timed(into, source) for _ in range(COPIES))
         unlock(self.backend, self.device, rooms)
@@ -116,10 +121,18 @@ class Streams(Transfer):
         self.inward.wait_stream(self.backend.current_stream(self.device))
         begin.record(self.inward)
         with self.backend.stream(self.inward):
-            into.copy_(source, non_blocking=True)
+            into.copy_(source[:SAMPLE], non_blocking=True)
         end.record(self.inward)
         end.synchronize()
         return begin.elapsed_time(end) / 1000
+
+
+def whole_pages(size: int) -> Tensor:
+    """Make room of so many bytes or a little more, uint8, that shares no page with anything: no page is locked twice."""
+    pages = -(-size // PAGESIZE) * PAGESIZE
+    room = torch.empty(pages + PAGESIZE, dtype=torch.uint8)
+    begin = -room.data_ptr() % PAGESIZE
+    return room[begin : begin + pages]
 
 
 def lock(backend: Any, device: torch.device, room: Tensor) -> bool:
@@ -142,4 +155,22 @@ def unlock(backend: Any, device: torch.device, rooms: list[Tensor]) -> None:
 
 
 def transfer_on(device: torch.device) -> Transfer:
-    return Streams(device) if device.type == "cuda" else Direct(device)
+    """Return what moves bytes best between the host and a device, if it proves itself there."""
+    if device.type != "cuda":
+        return Direct(device)
+    try:
+        streams = Streams(device)
+        return streams if carries(streams, device) else Direct(device, "what is copied beside computing arrives as another")
+    except (RuntimeError, AttributeError) as error:  # of what only calls itself CUDA
+        return Direct(device, str(error).partition("\n")[0][:120])
+
+
+def carries(transfer: Transfer, device: torch.device) -> bool:
+    """Tell whether some bytes come back from a device as they were."""
+    numbers = (torch.arange(PAGESIZE) % 251).to(torch.uint8)
+    there, back = transfer.host(PAGESIZE).copy_(numbers), transfer.host(PAGESIZE).zero_()
+    place = torch.zeros(PAGESIZE, dtype=torch.uint8, device=device)
+    transfer.fetch(place, there)()
+    transfer.store(back, place)()
+    transfer.settle()
+    return torch.equal(back, numbers)

@@ -204,6 +204,8 @@ class Fit:
         apply_levels(self.model, layout.levels, transfer)
         if transfer.pageable > pageable == 0:
             self.note(f"memory: the system locks no more host memory; {transfer.pageable / GB:.1f} GB are copied more slowly")
+        if transfer.why and (layout.away != NOWHERE or "offload" in layout.levels):
+            self.warn(f"memory: {self.device}: copies from host memory wait for one another ({transfer.why})")
         self.freeze()
 
     def freeze(self) -> None:
