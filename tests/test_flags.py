@@ -47,13 +47,8 @@ def test_a_flag_starts_from_its_settings_default_unless_a_reason_is_given():
 
 @pytest.mark.parametrize(
     "typed, memory",
-    [
-        ((), "auto"),
-        (("--gradient_checkpointing",), "recompute"),
-        (("--no-gradient_checkpointing",), "keep"),
-        (("--cpu_offload_checkpointing",), "offload"),
-        (("--gradient_checkpointing", "--unsloth_offload_checkpointing"), "offload"),
-    ],
+    [((), "auto"), (("--gradient_checkpointing",), "recompute"), (("--no-gradient_checkpointing",), "keep")]
+    + [((flag,), "offload") for flag in ("--cpu_offload_checkpointing", "--unsloth_offload_checkpointing")],
     ids=lambda value: "".join(value),
 )
 def test_a_run_plans_what_it_recomputes_unless_a_flag_says_all_or_none(typed, memory):

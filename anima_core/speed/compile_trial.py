@@ -59,7 +59,15 @@ def left_out(model: AnimaTransformer, network: AdapterNetwork) -> str:
         return "dropout draws from generators of its own, which no graph can hold"
     if not any(map(trained, model.blocks)):
         return "none of them is trained"
+    if first_of(model) is None:
+        return "the weights or inputs of all are in host memory"
     return no_compiler(model.device)
+
+
+def first_of(model: AnimaTransformer) -> int | None:
+    """Return the number of the first block that is trained, and of which nothing is in host memory."""
+    numbered = enumerate(zip(model.blocks, model.forms))
+    return next((i for i, (block, form) in numbered if trained(block) and level_form(form).resident), None)
 
 
 def trial(
@@ -67,9 +75,11 @@ def trial(
 ) -> tuple[float, float, float]:
     """Return the seconds of a block without and with a graph, forward and backward, and how far results are apart.
 
-    The block is the first that is trained, at its own level, with numbers in its adapters that let all gradients differ from 0.
+    The block is the first that is trained and resident, at its own level, with numbers in its adapters that let all gradients
+    differ from 0.
     """
-    index = next(i for i, block in enumerate(model.blocks) if trained(block))
+    index = first_of(model)
+    assert index is not None
     block, form = model.blocks[index], level_form(model.forms[index])
     assert isinstance(block, Block)
     inputs, forms = inputs_of(model, shape), (form, replace(form, compiled=compiled))

@@ -271,7 +271,7 @@ class Inputs:
         trained = self.modulation_trained or any(trains(layers) for layers in block.adaln())
         modulation = tuple(self.empty(1, 3 * self.model.config.width, trained) for _ in block.adaln())
         lot = ParkingLot(Direct(self.model.device))
-        run = LevelForm(level, ops_of(self.model.forms[0]), lot)
+        run = LevelForm(level, ops_of(self.model.forms[0]), lot=lot)
 
         def of(x: Tensor) -> Tensor:
             y = run(block, x, modulation, self.context, self.rope, self.mask)

@@ -54,10 +54,13 @@ class LevelForm:
         return Again(self.ops, self.level == "attention", self.lot if self.level == "offload" else None).first(block, inputs)
 
     def in_graph(self, block: Block, inputs: Sequence[Any]) -> Tensor | None:
-        """Run the compiled block; None where there is none, or it could not have its weights or its input from the host."""
-        if self.compiled is None or self.turn is not None or self.level == "offload":
-            return None
-        return self.compiled(self.level, self.ops, block, inputs)
+        """Run the compiled block, if there is one."""
+        return self.compiled(self.level, self.ops, block, inputs) if self.compiled is not None and self.resident else None
+
+    @property
+    def resident(self) -> bool:
+        """Tell whether nothing of the block comes from host memory, which a graph could not ask for."""
+        return self.turn is None and self.level != "offload"
 
 
 def apply_levels(model: AnimaTransformer, levels: Sequence[str], transfer: Transfer | None = None) -> None:
