@@ -6,11 +6,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from anima_core.adapters.network import AdapterNetwork
 from anima_core.demo.random_transformer import TINY, random_state
-from anima_core.models.frozen import FrozenLinear, FrozenWeight, Scratch
+from anima_core.models.frozen import FloatWeight, FrozenLinear, FrozenWeight, Scratch
+from anima_core.models.int8 import rounded
+from anima_core.models.quantised import fp8, int8
 from anima_core.models.transformer import AnimaTransformer, modulations
 from anima_core.settings import NetworkConfig
 from anima_core.speed.forms import LEVELS, apply_away, apply_levels, make_lean
@@ -304,3 +307,34 @@ def test_pieces_are_packed_to_the_byte():
     assert all(buffer.numel() == 0 for weight in weights for buffer in weight.buffers())
     piece.settle(CPU)
     assert same([buffer for weight in weights for buffer in weight.buffers()], before)
+
+
+def stored_weights() -> list[FrozenWeight]:
+    """A weight of each kind that a model may hold, of numbers of their own."""
+    plain = torch.randn(16, 256)
+    bytes_of = (plain * 40).round().to(torch.int8)
+    scales = torch.rand(16) + 0.5
+    eight = plain.to(torch.float8_e4m3fn)
+    return [
+        FloatWeight(plain.bfloat16()),
+        rounded(plain, 1),
+        rounded(plain, 2),
+        fp8.Float8(eight, scales),
+        fp8.CastFloat8(eight),
+        int8.Int8(bytes_of, torch.tensor(0.5)),
+        int8.RotatedInt8(bytes_of, scales, 16),
+    ]
+
+
+@pytest.mark.parametrize("number", range(len(stored_weights())))
+def test_a_weight_streams_however_it_is_stored(number):
+    weight, other = stored_weights()[number], stored_weights()[number]
+    scratch, expected = Scratch(torch.float32, CPU), torch.empty(weight.shape)
+    weight.write(expected)
+    ring = Ring([Piece([stored], CPU, Late()) for stored in (weight, other, FloatWeight(torch.zeros(1)))], CPU, Late())
+    for index in (0, 1, 2, 0):
+        ring.enter(index, (index + 1) % 3)
+    assert torch.equal(weight.tensor(scratch).float(), expected) and expected.any()
+    ring.enter(1)
+    with pytest.raises((RuntimeError, IndexError)):
+        F.linear(torch.ones(1, 256), weight.tensor(scratch))
