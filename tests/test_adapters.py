@@ -13,8 +13,9 @@ from anima_core.adapters.adapter_type import Adapter, AdapterType
 from anima_core.adapters.dropouts import Dropouts
 from anima_core.adapters.formats import adapter_state, load_into, read_adapter, save_adapter
 from anima_core.adapters.inspection import summarise
-from anima_core.adapters.keys import convert_keys, dotted_name
+from anima_core.adapters.keys import convert_keys
 from anima_core.adapters.layers import AdaptedNorm
+from anima_core.adapters.layouts import locate
 from anima_core.adapters.metadata import build_metadata
 from anima_core.adapters.network import AdapterNetwork, merge
 from anima_core.adapters.targets import linear_names, select_targets
@@ -237,12 +238,17 @@ def test_files_that_do_not_fit_say_why(config, text, tmp_path):
         load_into(AdapterNetwork.inject(model(), config, 0), tmp_path / "a.safetensors")
 
 
+def found_layer(stem: str) -> str | None:
+    place = locate(stem)
+    return place and place.layer
+
+
 def test_every_layer_name_survives_underscores():
     with torch.device("meta"):
         real = AnimaTransformer(REAL)
     names = [name for name, m in real.named_modules() if isinstance(m, nn.Linear | nn.RMSNorm)]
-    assert len(names) > 500 and all(dotted_name(name.replace(".", "_")) == name for name in names)
-    assert dotted_name("down_blocks_0_attentions_1") is None
+    assert len(names) > 500 and all(found_layer(f"lora_unet_{name.replace('.', '_')}") == name for name in names)
+    assert all(found_layer(name) == name for name in names) and locate("lora_unet_down_blocks_0_attentions_1") is None
 
 
 def test_presets_of_the_released_model():

@@ -1,5 +1,6 @@
 """The adapter network: put into a model, taken out again, grouped for the optimizer."""
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from .casts import Casts
 from .dropouts import Dropouts, Part
 from .flat import Flat
 from .layers import AdaptedLinear, AdaptedNorm
-from .targets import learning_rate_of, linear_names, matching, pattern_value, select_targets
+from .targets import alpha_of, learning_rate_of, linear_names, matching, pattern_value, select_targets
 from .types import ADAPTER_TYPES
 
 Adapted = AdaptedLinear | AdaptedNorm
@@ -40,15 +41,17 @@ class AdapterNetwork(nn.Module):
     def inject(cls, model: nn.Module, config: NetworkConfig, seed: int) -> "AdapterNetwork":
         """Wrap the chosen layers of `model`. Raises SettingError for patterns that match nothing."""
         targets = select_targets(model, config)
-        patterns = tuple(pattern_value(item)[0] for item in config.learning_rates)
-        matching(patterns, linear_names(model), "network.learning_rates")
+        for setting in ("alphas", "learning_rates"):
+            patterns = tuple(pattern_value(item)[0] for item in getattr(config, setting))
+            matching(patterns, linear_names(model), f"network.{setting}")
         norms = norm_names(model, targets) if config.train_norm else []
         kind, dropouts = ADAPTER_TYPES[config.type], Dropouts.of(config, seed)
         adapted: dict[str, Adapted] = {}
         for number, (name, rank) in enumerate(targets.items()):
             base = linear(model, name)
             layer = Layer(base.in_features, base.out_features, rank, number, dropouts, seeds.generator(seed, "init", name))
-            adapted[name] = AdaptedLinear(base, kind.build(layer, config).to(base.weight.device))
+            own = dataclasses.replace(config, alpha=alpha_of(name, config)) if config.alphas else config
+            adapted[name] = AdaptedLinear(base, kind.build(layer, own).to(base.weight.device))
         for name in norms:
             norm = model.get_submodule(name)
             assert isinstance(norm, nn.RMSNorm)

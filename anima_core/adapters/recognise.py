@@ -15,10 +15,23 @@ OTHER_TYPES: tuple[tuple[str, frozenset[str]], ...] = (
         "lokr with a core tensor",
         frozenset({"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"}),
     ),
-    ("oft", frozenset({"oft_blocks", "oft_diag", "rescale"})),
+    (
+        "t-lokr (lokr less its start)",
+        frozenset({"lokr_w1", "lokr_w2_a", "lokr_w2_b", "lokr_w1_init", "lokr_w2_a_init", "lokr_w2_b_init"}),
+    ),
+    (
+        "ortho-lora (lora less its start)",
+        frozenset({"q_layer.weight", "p_layer.weight", "q_layer_init.weight", "p_layer_init.weight", "lambda_layer"}),
+    ),
+    (
+        "hydra (several lora_ups and a router)",
+        frozenset({"lora_down.weight", "lora_up_weight", "lora_ups", "router.weight", "router.bias", "inv_scale"})
+        | {f"lora_ups.{number}.weight" for number in range(64)},
+    ),
+    ("oft", frozenset({"oft_blocks", "oft_diag", "rescale", "oft_R", "oft_R.weight"})),
     ("glora", frozenset({"a1.weight", "a2.weight", "b1.weight", "b2.weight"})),
-    ("ia3", frozenset({"weight", "on_input"})),
-    ("vera", frozenset({"vera_lambda_b", "vera_lambda_d"})),
+    ("ia3", frozenset({"weight", "on_input", "ia3_l"})),
+    ("vera", frozenset({"vera_lambda_b", "vera_lambda_d", "vera_A", "vera_B"})),
     (NORM, frozenset({"w_norm", "b_norm"})),
     ("difference of weights", frozenset({"diff", "diff_b"})),
     ("replaced weights", frozenset({"set_weight"})),

@@ -174,7 +174,12 @@ MAPPED = {
         sets(NetworkConfig, "dropout", "network_dropout"),
         Flag("network_args", "list", (), "name=value, see the table of network_args in docs/flags.md."),
         sets(NetworkConfig, "weights", "network_weights"),
-        Flag("dim_from_weights", "switch", False, "Take each layer's rank, and alpha, from --network_weights."),
+        Flag(
+            "dim_from_weights",
+            "switch",
+            False,
+            "Take each layer's rank and alpha from --network_weights, whatever --network_dim and --network_alpha say.",
+        ),
         sets(NetworkConfig, "train_norm"),
     ],
     "optimizer": [
@@ -321,6 +326,7 @@ NETWORK_ARGS = {
     "include_patterns": NetworkArg("", "Further layers: a Python list of regular expressions on the whole name."),
     "exclude_patterns": NetworkArg("", "Layers left out: a Python list of regular expressions on the whole name."),
     "network_reg_dims": NetworkArg("", "Ranks by regular expression on the whole name: re=16,re=0."),
+    "network_reg_alphas": NetworkArg("", "Alphas by regular expression on the whole name: re=8,re=0 (the rank)."),
     "network_reg_lrs": NetworkArg("", "Learning rates by regular expression on the whole name: re=1e-4."),
     "loraplus_lr_ratio": argument("loraplus_lr_ratio"),
     "loraplus_unet_lr_ratio": argument("loraplus_lr_ratio"),
@@ -365,7 +371,7 @@ def setting_words() -> dict[str, str]:
     """Return what the command line calls each setting: `section.field` -> flag, or name within --network_args."""
     within = {arg.setting: f"--network_args {name}" for name, arg in reversed(NETWORK_ARGS.items()) if arg.setting}
     patterns = {"include": "target_modules", "exclude": "exclude_patterns", "ranks": "network_reg_dims"}
-    patterns |= {"learning_rates": "network_reg_lrs"}
+    patterns |= {"alphas": "network_reg_alphas", "learning_rates": "network_reg_lrs"}
     within |= {f"network.{name}": f"--network_args {own}" for name, own in patterns.items()}
     within |= {f"optimizer.{name}": f"--optimizer_args {name}" for name in ("weight_decay", "betas", "eps")}
     within |= {"optimizer.step_rules": "--lr_scheduler_args step_rules", "optimizer.decay_ratio": "--lr_decay_steps"}

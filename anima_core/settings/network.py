@@ -38,6 +38,11 @@ class NetworkConfig:
     ranks: tuple[str, ...] = setting(
         (), "Ranks of certain layers, pattern=rank a line, the first match counts; 0 leaves a layer out.", resume="fixed"
     )
+    alphas: tuple[str, ...] = setting(
+        (),
+        "Alphas of certain layers, pattern=alpha a line, the first match counts; 0 stands for the layer's rank.",
+        resume="fixed",
+    )
     learning_rates: tuple[str, ...] = setting(
         (), "Learning rates of certain layers, pattern=rate a line, the first match counts.", resume="fixed"
     )
@@ -60,12 +65,16 @@ class NetworkConfig:
     )
     decompose_both: bool = setting(False, "Give the small factor of a LoKr a rank as well.", resume="fixed")
     train_norm: bool = setting(False, "Also train the norms' weights.", resume="fixed")
-    weights: str = setting("", "Adapter file to start from, instead of from nothing. Rank and type must fit.", path="read")
+    weights: str = setting(
+        "",
+        "Adapter file of any trainer to start from, instead of from nothing. What is not set here is taken from it.",
+        path="read",
+    )
 
     def __post_init__(self) -> None:
         check(self)
         require(self.factor == -1 or self.factor >= 1, "network.factor", self.factor, "must be -1 or at least 1")
-        for name in ("ranks", "learning_rates"):
+        for name in ("ranks", "alphas", "learning_rates"):
             for item in getattr(self, name):
                 pattern, value = pattern_value(item, f"network.{name}")
                 require(value >= 0, f"network.{name}", f"{pattern}={value:g}", "must be at least 0")

@@ -12,7 +12,7 @@ import torch
 from .. import seeds
 from ..adapters.adapter_type import Layer
 from ..adapters.dropouts import Dropouts
-from ..adapters.formats import left_out, load_into
+from ..adapters.formats import check_blocks, load_into, notes_of
 from ..adapters.network import AdapterNetwork, linear
 from ..adapters.targets import select_targets
 from ..adapters.types import ADAPTER_TYPES
@@ -148,9 +148,11 @@ def check_models(config: TrainConfig) -> TransformerConfig:
 def check_network(config: TrainConfig, sizes: TransformerConfig) -> list[str]:
     """Check that every pattern matches something, that the adapter's type takes its settings, and a file to start from fits.
 
-    Return what of that file is left out. Raises SettingError, FileError.
+    Return what there is to say of that file. Raises SettingError, FileError.
     """
     network = config.network
+    if network.weights:
+        check_blocks(network.weights, sizes.blocks)
     with torch.device("meta"):
         model = AnimaTransformer(sizes)
     targets = select_targets(model, network)
@@ -164,7 +166,7 @@ def check_network(config: TrainConfig, sizes: TransformerConfig) -> list[str]:
     if not network.weights:
         return []
     load_into(AdapterNetwork.inject(model, network, config.seed), network.weights)  # on the meta device: only checked
-    return left_out(network.weights)
+    return notes_of(network.weights)
 
 
 def check_writable(folder: Path) -> None:
