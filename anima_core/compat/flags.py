@@ -13,6 +13,7 @@ from ..errors import SettingError, in_words
 from ..settings import (
     DatasetConfig,
     FlowConfig,
+    MetadataConfig,
     ModelConfig,
     NetworkConfig,
     OptimizerConfig,
@@ -299,6 +300,10 @@ MAPPED = {
         sets(SampleConfig, "steps", "sample_steps"),
         sets(SampleConfig, "cfg", "sample_cfg"),
         sets(OutputConfig, "comment", "training_comment"),
+        *(sets(MetadataConfig, name, f"metadata_{name}") for name in ("title", "author", "description", "license", "tags")),
+        *(sets(MetadataConfig, name, f"metadata_{name}") for name in ("usage_hint", "trigger_phrase", "tag_frequency")),
+        sets(MetadataConfig, "picture", "metadata_thumbnail"),
+        sets(MetadataConfig, "thumbnail", "thumbnail"),
         Flag("log_with", "str", "", "tensorboard also writes TensorBoard files.", choices=("tensorboard", "wandb", "all")),
         Flag("logging_dir", "str", "logs", "Folder of TensorBoard files; given, it also asks for them."),
         Flag("config", "path", "", "A sectioned TOML: [model] [dataset] [training] [lora] [optimizer] [output]."),

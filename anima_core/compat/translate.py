@@ -9,6 +9,7 @@ from ..models.tokenizers import comfyui_tokenizers
 from ..settings import (
     DatasetConfig,
     FlowConfig,
+    MetadataConfig,
     ModelConfig,
     NetworkConfig,
     OutputConfig,
@@ -51,6 +52,7 @@ def train_config(values: Values, explicit: set[str]) -> tuple[TrainConfig, list[
         flow=flow_config(values, notes),
         samples=sample_config(values, notes),
         output=OutputConfig(**settings_for(OutputConfig, values)),
+        metadata=MetadataConfig(**settings_for(MetadataConfig, values)),
         **(settings_for(TrainConfig, values) | {"attention": attention(values, explicit, notes)}),
     )
     return config, notes

@@ -79,7 +79,7 @@ IGNORED = {  # name -> (number of values, reason)
     **dict.fromkeys(("t5_tokenizer_repo_id", "t5_tokenizer_subfolder", "t5_tokenizer_modelscope_repo_id", "t5_tokenizer_modelscope_revision", "t5_tokenizer_modelscope_subfolder"), (1, "nothing is downloaded; the tokenizer is always checked")),
     **dict.fromkeys(("ddp_timeout",), (1, "accelerate's own defaults are used")),
     **dict.fromkeys(("ddp_gradient_as_bucket_view", "ddp_static_graph"), (0, "gradients are one buffer already")),
-    **dict.fromkeys(tuple(f"metadata_{name}" for name in ("title", "author", "description", "license", "tags", "usage_hint", "thumbnail", "merged_from", "trigger_phrase", "preprocessor", "is_negative_embedding")), (1, "metadata is written from the settings")),
+    **dict.fromkeys(tuple(f"metadata_{name}" for name in ("merged_from", "preprocessor", "is_negative_embedding")), (1, "metadata is written from the settings")),
     **dict.fromkeys(("schedulefree_wrapper_args",), ("*", "no optimizer is wrapped; use optimizer_type=AdamWScheduleFree")),
 }  # fmt: skip
 

@@ -33,7 +33,7 @@ from .memory import free_memory, once_more, reset_peak, vae_tile
 from .model_files import remember_digests
 from .preflight import Plan, preflight
 from .prepare import TrainingData, cache_data, with_embeddings
-from .previews import Previews
+from .previews import SAMPLES, Previews
 from .ranks import Ranks
 from .reporting import StepRecord, StepReporter
 from .resume import PACKAGE, contents
@@ -159,7 +159,7 @@ def build_run(plan: Plan, ranks: Ranks, events: Events) -> "Run":
     watchdog = Watchdog(network, data.masked, state.step, remedy=lambda: attention.again(fit.freeze))
     reporter = StepReporter(events, watchdog, state.losses, data.steps, plan.device, world=ranks.world)
     saver = Saver(plan, events, state, reporter, watchdog, data.metadata(), config_text) if ranks.first else None
-    samples = plan.run_dir / "samples"
+    samples = plan.run_dir / SAMPLES
     tile = vae_tile(plan.device, config.vae_tile)
     previews = Previews(config.samples, config.model.vae, tile, samples, data.embeddings)
     return Run(plan, ranks, events, data, model, state, fit, watchdog, reporter, saver, previews)

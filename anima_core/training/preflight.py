@@ -20,6 +20,7 @@ from ..data.cache_folder import CACHE, cache_beside
 from ..data.captions import framed
 from ..data.check import check_datasets, may_be_long
 from ..data.folder import Picture
+from ..data.picture_files import small_jpeg
 from ..data.report import DataReport
 from ..errors import FileError, SettingError
 from ..files import longest_path
@@ -84,6 +85,8 @@ def preflight(config: TrainConfig, ranks: Ranks | None = None, on_event: Listene
     warnings += (*storage.warnings(config.model), *check_network(config, sizes))
     run_dir = config.output.run_dir
     resume_from, passed_over = find_checkpoint(config.output.resume, run_dir) if config.output.resume else (None, [])
+    if config.metadata.picture:
+        small_jpeg(Path(config.metadata.picture), side=64)
     cache_dir = cache_folder(config)
     for folder in (config.output.dir, config.output.adapter_dir or config.output.dir, cache_dir):
         check_writable(Path(folder))
