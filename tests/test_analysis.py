@@ -23,6 +23,7 @@ from .conftest import relative_error
 from .test_adapters import model as tiny_transformer
 from .test_adapters import trained
 from .test_foreign_adapters import diffusers_name
+from .test_quantised import fp8
 
 
 def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -131,6 +132,11 @@ def test_strength_and_likeness_are_those_of_the_whole_matrices(files):
     assert analyse(files / "a.safetensors", files / "a.safetensors").like == pytest.approx(1)
 
 
+def in_fp8(name: str, base: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    data, scale = fp8(base[f"{name}.weight"])
+    return {f"net.{name}.weight": data, f"net.{name}.weight_scale": scale}
+
+
 def test_the_base_may_have_any_names_and_must_be_whole(files):
     base = tiny_transformer().state_dict()
     linears = {key.removesuffix(".weight") for key in base if ".q_proj" in key or "mlp." in key or "_proj." in key}
@@ -141,9 +147,10 @@ def test_the_base_may_have_any_names_and_must_be_whole(files):
     save_file({key: renamed[key] for key in list(renamed)[:5]}, files / "few.safetensors")
     with pytest.raises(FileError, match=r"holds no weight of .* layers\); give the model that it was made for"):
         analyse(files / "a.safetensors", base=files / "few.safetensors")
-    save_file({key: tensor.to(torch.int8) for key, tensor in renamed.items()}, files / "int8.safetensors")
-    with pytest.raises(FileError, match=r"quantised \(I8\); give the bf16 file"):
-        analyse(files / "a.safetensors", base=files / "int8.safetensors")
+    quantised = {key: part for name in linears if name.startswith("blocks.") for key, part in in_fp8(name, base).items()}
+    save_file(quantised, files / "fp8.safetensors")
+    near = analyse(files / "a.safetensors", base=files / "fp8.safetensors")
+    assert [fact.strength for fact in near.facts] == pytest.approx([fact.strength for fact in wanted.facts], rel=0.01)
     save_file({key: torch.zeros(3, 3) for key in renamed}, files / "other.safetensors")
     with pytest.raises(SettingError, match="its tensors do not fit"):
         analyse(files / "a.safetensors", base=files / "other.safetensors")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import FileError, SettingError
-from ..models.checkpoint import FLOAT_DTYPES, read_header, read_tensors
+from ..models.quantised import read_stored, read_weights
 from .formats import read_adapter
 from .keys import Layers
 from .layouts import LEAVES, layer_of
@@ -104,21 +104,17 @@ def sorted_out(layers: Layers, with_base: bool) -> tuple[Layers, list[str]]:
 def weights_of(base: str | Path, layers: Layers) -> Iterator[tuple[str, Tensor]]:
     """Yield each layer's name with its weight, as they lie in the base model's file; without one with an empty tensor.
 
-    Raises FileError for a file that lacks one, or holds it quantised.
+    A quantised one gives the numbers that it stands for. Raises FileError for a file that lacks a weight.
     """
     if not base:
         yield from ((name, torch.empty(0)) for name in layers)
         return
-    header = read_header(base)
-    keys = {key: layer for key in header if (layer := weight_of(key)) in layers}
+    keys = {key: layer for key in read_stored(base) if (layer := weight_of(key)) in layers}
     if missing := [name for name in layers if name not in keys.values()]:
         raise FileError(f"{base}: holds no weight of {missing[0]} ({len(missing)} layers); give the model that it was made for")
-    stored = {header[key].dtype for key in keys} - FLOAT_DTYPES
-    if stored:
-        raise FileError(f"{base}: its weights are quantised ({min(stored)}); give the bf16 file")
-    for key, tensor in read_tensors(base):
+    for key, weight in read_weights(Path(base)):
         if name := keys.get(key):
-            yield name, tensor.float()
+            yield name, weight.numbers(torch.float32, "cpu")
 
 
 def weight_of(key: str) -> str | None:
