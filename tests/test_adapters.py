@@ -238,17 +238,12 @@ def test_files_that_do_not_fit_say_why(config, text, tmp_path):
         load_into(AdapterNetwork.inject(model(), config, 0), tmp_path / "a.safetensors")
 
 
-def found_layer(stem: str) -> str | None:
-    place = locate(stem)
-    return place and place.layer
-
-
 def test_every_layer_name_survives_underscores():
     with torch.device("meta"):
         real = AnimaTransformer(REAL)
     names = [name for name, m in real.named_modules() if isinstance(m, nn.Linear | nn.RMSNorm)]
-    assert len(names) > 500 and all(found_layer(f"lora_unet_{name.replace('.', '_')}") == name for name in names)
-    assert all(found_layer(name) == name for name in names) and locate("lora_unet_down_blocks_0_attentions_1") is None
+    assert len(names) > 500 and [locate(f"lora_unet_{n.replace('.', '_')}").layer for n in names] == names
+    assert [locate(name).layer for name in names] == names and locate("lora_unet_down_blocks_0_attentions_1") is None
 
 
 def test_presets_of_the_released_model():
