@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from anima_core import train
 from anima_core.adapters.formats import adapter_state, convert_file, load_into, notes_of, read_adapter, save_adapter
+from anima_core.adapters.from_file import network_to_continue
 from anima_core.adapters.inspection import summarise
 from anima_core.adapters.network import AdapterNetwork, layer_delta
 from anima_core.cli import main
@@ -20,7 +22,7 @@ from anima_core.settings import NetworkConfig
 from .conftest import relative_error
 from .test_adapters import model as tiny_transformer
 from .test_adapters import trained
-from .tiny import same_tensors
+from .tiny import same_tensors, write
 
 DIFFUSERS = {  # OneTrainer's and diffusers' names of what Anima's checkpoints call …
     "self_attn.q_proj": "attn1.to_q",
@@ -164,6 +166,21 @@ def test_what_is_taken_from_a_file_is_said_and_what_is_typed_wins(model, tmp_pat
     assert both.rank == 2
 
 
+def test_a_run_goes_on_from_another_trainers_file_and_writes_our_own_form(model, tmp_path):
+    """Typed is the file alone; what is saved after a step too small to see is the file's effect, as lora_down and lora_up."""
+    network = trained(NetworkConfig(rank=4, alpha=0, targets="attn", ranks=("*cross_attn*=2",)))
+    save_file(foreign_state(network, "transformer.", diffusers_name, PEFT), tmp_path / "theirs.safetensors")
+    write(tmp_path / "x", "a.png")
+    given = flags(model, tmp_path / "theirs.safetensors", "--output_dir", str(tmp_path), "--learning_rate", "1e-7")
+    given += ["--train_data_dir", str(tmp_path / "x"), "--resolution", "64", "--max_train_steps", "1"]
+    path = train(
+        config_of([*given, "--min_bucket_reso", "32", "--bucket_reso_steps", "16", "--save_precision", "fp32"])
+    ).adapter_path
+    saved, wanted = load_file(path), adapter_state(network)
+    assert saved.keys() == wanted.keys() and not same_tensors(saved, wanted)
+    assert all(torch.allclose(saved[key], wanted[key], atol=1e-6) for key in saved)
+
+
 OWN_SIZES = {
     "ranks and alphas of layers": NetworkConfig(
         rank=4, alpha=2, ranks=("*mlp*=8", "blocks.0.self_attn.q_proj=2"), alphas=("*mlp*=3", "blocks.1.cross_attn.k_proj=16")
@@ -179,6 +196,22 @@ def test_each_layer_keeps_its_own_rank_and_alpha(case, model, tmp_path):
     network = trained(OWN_SIZES[case])
     save_adapter(tmp_path / "a.safetensors", adapter_state(network), {})
     assert same_tensors(adapter_state(continued(model, tmp_path / "a.safetensors")), adapter_state(network))
+
+
+@pytest.mark.parametrize("case", OWN_SIZES)
+def test_a_form_is_filled_in_as_the_file_has_it(case, tmp_path):
+    """Whatever stands in its fields; what no file knows, as a dropout, stays."""
+    network = trained(OWN_SIZES[case])
+    save_adapter(tmp_path / "a.safetensors", adapter_state(network), {})
+    form = NetworkConfig(
+        type="lokr", rank=7, alpha=3, factor=2, targets="all", exclude=("*mlp*",), full_matrix=True, dropout=0.1
+    )
+    found, said = network_to_continue(form, tmp_path / "a.safetensors")
+    assert found.dropout == 0.1 and found.weights == str(tmp_path / "a.safetensors") and f"rank {OWN_SIZES[case].rank}" in said
+    again = AdapterNetwork.inject(tiny_transformer(), found, 5)
+    load_into(again, found.weights)
+    assert same_tensors(adapter_state(again), adapter_state(network))
+    assert network_to_continue(found, found.weights)[1] == ""
 
 
 def fused(state: dict[str, Tensor], names: dict[str, str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -26,6 +26,7 @@ WEIGHTS = "`network.weights`"
 SIZES = "`network.rank` and `network.factor`"
 START_FROM = f"start from a file of {', '.join(ADAPTER_TYPES.names)}"
 FOREIGN = {name for name, _ in OTHER_TYPES} - {NORM}
+EMBEDDING = "llm_adapter.embed"
 BLOCK = re.compile(r"^blocks\.(\d+)\.")
 RELEASED = {28: " (Anima)", 40: " (Anima-2.9B)"}  # blocks of the models that people make adapters for
 
@@ -189,6 +190,8 @@ def _load_layer(name: str, module: Adapter | AdaptedNorm, network: AdapterNetwor
 
 def check_type(layers: Layers, wanted: str) -> None:
     """Check that all layers of a file are of a network's type, or norms. Raises SettingError with the way out."""
+    if EMBEDDING in layers:
+        raise SettingError(f"{WEIGHTS}: {EMBEDDING} is an embedding, which is not trained here; {START_FROM} of linear layers")
     for name, tensors in layers.items():
         found = type_name(tensors)
         if found in (wanted, NORM):

@@ -1,5 +1,6 @@
 """The settings of a network as an adapter file has it: sd-scripts' dim_from_weights, with every layer's own rank."""
 
+import dataclasses
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -15,12 +16,16 @@ from ..settings import NetworkConfig
 from ..settings.network import FULL_MATRIX_RANK
 from .adapter_type import Size
 from .formats import START_FROM, WEIGHTS, check_type, read_shapes
-from .recognise import NORM, type_name, type_of
+from .recognise import NORM, read_layers, type_name, type_of
 from .targets import linear_names, preset_words, words_of
 from .types import ADAPTER_TYPES
 
 Number = TypeVar("Number", int, float)
 BLOCK = re.compile(r"^((?:llm_adapter\.)?blocks)\.(\d+)\.")
+
+# Settings that a file decides -> what they are where it says nothing of them
+SHAPE = {name: getattr(NetworkConfig, name) for name in ("targets", "include", "exclude", "ranks", "alphas", "train_norm")}
+SHAPE |= {name: getattr(NetworkConfig, name) for name in ("factor", "full_matrix", "decompose_both")}
 
 SMALLEST = TransformerConfig(1, 1, 1, 1, 1, 1, 1, 1, LLMAdapterConfig(1, 1, 1, 1, 1, 1, 1))  # no name depends on a size
 
@@ -34,11 +39,11 @@ def network_of(path: str | Path, blocks: int = 0) -> dict[str, Any]:
     layers = read_shapes(path)
     kinds = {name: kind for name, tensors in layers.items() if (kind := type_of(tensors))}
     names = [kind.name for kind in dict.fromkeys(kinds.values())]
-    if len(names) != 1:
-        check_type(layers, names[0] if names else NORM)  # its error says what else the file holds
+    check_type(layers, names[0] if names else NORM)
+    if not names:
         raise SettingError(f"{WEIGHTS}: {path} holds norms only; {START_FROM}")
     kind = ADAPTER_TYPES[names[0]]
-    read = kind.read([layers[name] for name in kinds])
+    read = read_layers(kind, [layers[name] for name in kinds])
     sizes = dict(zip(kinds, read.sizes))
     places = Places(sizes, blocks)
     found = ranks_of({name: size for name, size in sizes.items() if size.rank is not None}, places) | read.settings
@@ -48,6 +53,17 @@ def network_of(path: str | Path, blocks: int = 0) -> dict[str, Any]:
     if any(type_name(tensors) == NORM for tensors in layers.values()):
         found["train_norm"] = True
     return {"type": kind.name, **found}
+
+
+def network_to_continue(config: NetworkConfig, path: str | Path, blocks: int = 0) -> tuple[NetworkConfig, str]:
+    """Return settings with all that an adapter file decides as in that file, from which they start, and what that changed.
+
+    For who cannot tell what was said from what was left as it is: a form whose every field has a value. blocks: of the model;
+    0 where it is not known. Raises FileError, SettingError.
+    """
+    shape = SHAPE | network_of(path, blocks)
+    changed = {name: value for name, value in shape.items() if value != getattr(config, name)}
+    return dataclasses.replace(config, weights=str(path), **shape), said(changed)
 
 
 def default_layers() -> set[str]:
@@ -82,15 +98,15 @@ def most_common(values: Mapping[str, Number]) -> Number:
 
 
 class Places:
-    """Patterns of the layers of a file. blocks: how many the model has; 0: as many as the file."""
+    """Patterns of the layers of a file. blocks: how many the model has; 0: up to the last of the file."""
 
     def __init__(self, names: Iterable[str], blocks: int) -> None:
-        self.numbers: dict[str, set[str]] = defaultdict(set)
+        numbers: dict[bool, set[int]] = defaultdict(set)
         for name in names:
-            self.numbers[glob_of(name)].add(number_of(name))
-        most = max(map(len, self.numbers.values()), default=0)
-        of_llm_adapter = max((len(found) for glob, found in self.numbers.items() if glob.startswith("llm_adapter.")), default=0)
-        self.blocks, self.of_llm_adapter = blocks or most, of_llm_adapter
+            if number := number_of(name):
+                numbers[of_llm_adapter(name)].add(int(number))
+        count = {which: max(found) + 1 for which, found in numbers.items()}
+        self.count = count | ({False: blocks} if blocks else {})
 
     def patterns(self, names: Iterable[str]) -> tuple[str, ...]:
         """Return patterns that match these layers and no others: a glob for a layer of every block, else with the blocks."""
@@ -100,13 +116,17 @@ class Places:
         return tuple(glob if self.everywhere(glob, numbers) else exactly(glob, numbers) for glob, numbers in chosen.items())
 
     def everywhere(self, glob: str, numbers: list[str]) -> bool:
-        return "*" in glob and len(numbers) == (self.of_llm_adapter if glob.startswith("llm_adapter.") else self.blocks)
+        return "*" in glob and len(numbers) == self.count[of_llm_adapter(glob)]
 
     def exceptions(self, values: Mapping[str, Number]) -> tuple[str, ...]:
         """Return `pattern=value` of the layers whose value is not the one that most have."""
         others = sorted(set(values.values()) - {most_common(values)})
         groups = {other: [name for name in values if values[name] == other] for other in others}
         return tuple(f"{pattern}={other!r}" for other, names in groups.items() for pattern in self.patterns(names))
+
+
+def of_llm_adapter(name: str) -> bool:
+    return name.startswith("llm_adapter.")
 
 
 def exactly(glob: str, numbers: list[str]) -> str:

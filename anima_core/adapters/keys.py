@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import SettingError
 from .layouts import DOTTED, KOHYA, layer_of, parts_of_fused
-from .recognise import OTHER_TYPES, SIDE_TENSORS, type_name, type_of
+from .recognise import OTHER_TYPES, SIDE_TENSORS, read_layers, type_name, type_of
 from .types import ADAPTER_TYPES
 
 TRANSFORMER, TEXT_ENCODER, NEITHER = "transformer", "text encoder", "neither"
@@ -141,7 +141,7 @@ def with_alphas(layers: Layers) -> Layers:
     """Add the alpha to each layer of a rank that has none: the rank itself, which is the scale of 1 that ComfyUI gives it."""
     for tensors in layers.values():
         kind = type_of(tensors)
-        rank, alpha = kind.read([tensors]).sizes[0] if kind else (None, None)
+        rank, alpha = read_layers(kind, [tensors]).sizes[0] if kind else (None, None)
         if rank is not None and alpha is None:
             tensors["alpha"] = torch.tensor(float(rank))
     return layers

@@ -1,8 +1,11 @@
 """Which type of adapter a layer of a file is, by the names of its tensors; also those types that are not trained here."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
-from .adapter_type import AdapterType
+from torch import Tensor
+
+from ..errors import SettingError
+from .adapter_type import AdapterType, InFile
 from .types import ADAPTER_TYPES
 
 NORM = "norm"
@@ -45,6 +48,17 @@ def type_of(tensors: Iterable[str]) -> AdapterType | None:
     """Return the type of a layer by the names of its tensors; None for a norm, and for a type that is not ours."""
     names = set(tensors) - {"alpha"}
     return next((kind for kind in ADAPTER_TYPES if names and names <= kind.tensors), None)
+
+
+def read_layers(kind: AdapterType, layers: Sequence[Mapping[str, Tensor]]) -> InFile:
+    """Return what layers of a file are, as their type reads them. Raises SettingError for tensors that do not fit."""
+    try:
+        return kind.read(layers)
+    except (IndexError, KeyError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise SettingError(
+            f"adapter: the tensors of a {kind.name} do not fit one another ({reason}); choose a whole file"
+        ) from None
 
 
 def type_name(tensors: Iterable[str]) -> str:
