@@ -159,9 +159,8 @@ def build_run(plan: Plan, ranks: Ranks, events: Events) -> "Run":
     watchdog = Watchdog(network, data.masked, state.step, remedy=lambda: attention.again(fit.freeze))
     reporter = StepReporter(events, watchdog, state.losses, data.steps, plan.device, world=ranks.world)
     saver = Saver(plan, events, state, reporter, watchdog, data.metadata(), config_text) if ranks.first else None
-    samples = plan.run_dir / SAMPLES
     tile = vae_tile(plan.device, config.vae_tile)
-    previews = Previews(config.samples, config.model.vae, tile, samples, data.embeddings)
+    previews = Previews(config.samples, config.model.vae, tile, plan.run_dir / SAMPLES, data.embeddings)
     return Run(plan, ranks, events, data, model, state, fit, watchdog, reporter, saver, previews)
 
 
