@@ -16,7 +16,7 @@ from .adapter_type import Adapter
 from .keys import TRANSFORMER, Layers, convert_keys, join_key, parts_of, read_key, refuse_foreign
 from .layers import AdaptedNorm
 from .network import AdapterNetwork
-from .recognise import NORM, type_name
+from .recognise import DORA, NORM, type_name, type_of
 from .types import ADAPTER_TYPES
 
 WEIGHTS = "`network.weights`"
@@ -109,6 +109,7 @@ def load_into(network: AdapterNetwork, path: str | Path) -> None:
     layers = read_adapter(path)
     trained = dict(network.trained())
     check_type(layers, network.kind.name)
+    check_dora(layers, network.config.dora)
     missing, unknown = [n for n in trained if n not in layers], [n for n in layers if n not in trained]
     if missing or unknown:
         first = unknown[0] if unknown else missing[0]
@@ -139,11 +140,24 @@ def _load_layer(name: str, module: Adapter | AdaptedNorm, network: AdapterNetwor
 def check_type(layers: Layers, wanted: str) -> None:
     """Check that all layers of a file are of a network's type, or norms. Raises SettingError with the way out."""
     for name, tensors in layers.items():
-        found = type_name(tensors)
-        if found in (wanted, NORM):
+        found, kind = type_name(tensors), type_of(tensors)
+        if found == NORM or (kind is not None and kind.name == wanted):
             continue
-        if found in ADAPTER_TYPES.names:
-            raise SettingError(f"{WEIGHTS}: {name} is a {found}, this network a {wanted}; train a {found}")
+        if kind is not None:
+            raise SettingError(f"{WEIGHTS}: {name} is a {found}, this network a {wanted}; train a {kind.name}")
         what, known = found or f"unknown ({', '.join(sorted(tensors))})", ", ".join(ADAPTER_TYPES.names)
         way_out = f"start from a file of {known}"
         raise SettingError(f"{WEIGHTS}: the type of {name} is {what}, which is not trained here; {way_out}")
+
+
+def check_dora(layers: Layers, wanted: bool) -> None:
+    """Check that a file is a DoRA of the inputs' lengths where a network is one, and none where not. Raises SettingError."""
+    for name, tensors in layers.items():
+        if type_of(tensors) is None:
+            continue
+        if (DORA in tensors) != wanted:
+            what = "is a DoRA, this network is none" if DORA in tensors else "is no DoRA, this network is one"
+            raise SettingError(f"{WEIGHTS}: {name} {what}; set `network.dora` as for the file")
+        if wanted and tensors[DORA].shape[0] != 1:
+            why = "has a length for each output, which ComfyUI applies wrongly and is not trained here"
+            raise SettingError(f"{WEIGHTS}: {name}.{DORA} {why}; start from a file trained with wd_on_output=False")

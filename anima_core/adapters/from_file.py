@@ -14,7 +14,7 @@ from ..settings import NetworkConfig
 from ..settings.network import FULL_MATRIX_RANK
 from .adapter_type import Size
 from .formats import read_adapter
-from .recognise import NORM, type_name, type_of
+from .recognise import DORA, NORM, type_name, type_of
 from .targets import linear_names, preset_words, words_of
 
 SMALLEST = TransformerConfig(1, 1, 1, 1, 1, 1, 1, 1, LLMAdapterConfig(1, 1, 1, 1, 1, 1, 1))  # no name depends on a size
@@ -23,8 +23,8 @@ SMALLEST = TransformerConfig(1, 1, 1, 1, 1, 1, 1, 1, LLMAdapterConfig(1, 1, 1, 1
 def network_of(path: str | Path) -> dict[str, Any]:
     """Return settings of `network` as a file has them.
 
-    Rank and alpha; ranks where layers differ; targets and include where they are not the default; what only its type has. A
-    file of whole factors asks for a full matrix. Raises FileError, SettingError.
+    Rank and alpha; ranks where layers differ; targets and include where they are not the default; what only its type has; whether
+    it is a DoRA. A file of whole factors asks for a full matrix. Raises FileError, SettingError.
     """
     layers = read_adapter(path)
     kinds = {name: kind for name, tensors in layers.items() if (kind := type_of(tensors))}
@@ -39,6 +39,8 @@ def network_of(path: str | Path) -> dict[str, Any]:
     included = patterns(sizes, sizes)
     if set(included) != default_layers():
         found |= {"targets": "", "include": included}
+    if any(DORA in tensors for tensors in layers.values()):
+        found["dora"] = True
     if any(type_name(tensors) == NORM for tensors in layers.values()):
         found["train_norm"] = True
     return found

@@ -21,7 +21,7 @@ from ..settings.network import FULL_MATRIX_RANK
 from ..settings.toml_file import read_toml
 from .attention import attention
 from .dataset_config import DATASET_KEYS, SUBSET_KEYS, datasets_from, overridden, resolution
-from .flags import ALGORITHMS, LYCORIS, MODULE_DEFAULTS, NETWORK_ARGS, known_arguments
+from .flags import ALGORITHMS, LYCORIS, MODULE_DEFAULTS, NETWORK_ARGS, PRESETS, known_arguments
 from .kinds import EXPECTED, KINDS
 from .mapped import settings_for
 from .named_values import boolean, key_values, pairs, python_list
@@ -30,13 +30,14 @@ from .prompts import read_prompts
 from .unmapped import ARGUMENTS_IGNORED, ARGUMENTS_REFUSED, is_on
 
 FOLDERS = ("train_data_dir", "reg_data_dir", "metadata_file", "conditioning_data_dir")  # flags of one folder's pictures
-LAYER_ARGS = {"targets", "target_modules", "include_patterns", "exclude_patterns", "train_llm_adapter"}
+LAYER_ARGS = {"targets", "target_modules", "include_patterns", "exclude_patterns", "train_llm_adapter", "preset"}
 SAID_BY = {  # a setting that a file of weights gives -> the --network_args that say it themselves
     **dict.fromkeys(("targets", "include"), LAYER_ARGS),
     "ranks": {"network_reg_dims"},
     "train_norm": {"train_norm"},
     "factor": {"lokr_factor", "factor"},
     "decompose_both": {"lokr_decompose_both", "decompose_both"},
+    "dora": {"dora_wd"},
 }
 
 Values = dict[str, Any]
@@ -132,7 +133,7 @@ def network_type(module: str, own: dict[str, str]) -> str:
     for kind in ADAPTER_TYPES:
         if module in kind.modules:
             return kind.name
-    expected = tuple(kind.modules[0] for kind in ADAPTER_TYPES)
+    expected = tuple(kind.modules[0] for kind in ADAPTER_TYPES if kind.modules[0].endswith("_anima"))  # it knows no others
     raise SettingError(f"Unsupported network module: {module}. Expected one of: {expected}")
 
 
@@ -174,7 +175,9 @@ def network_config(values: Values, notes: list[str]) -> NetworkConfig:
         found["alpha"] = 0.0
     within = arguments_from(own)
     within["train_norm"] = found.pop("train_norm") or within.get("train_norm", False)
-    found |= targets_from(own, within.pop("targets", "attn+mlp")) | within
+    found |= targets_from(own, within.pop("targets", preset_targets(own, notes))) | within
+    if within.get("dora"):
+        check_side(own, notes)
     return NetworkConfig(**(found | (shape_of_weights(values["network_weights"], own) if values["dim_from_weights"] else {})))
 
 
@@ -196,6 +199,23 @@ def known_arguments_of(values: Values, notes: list[str]) -> dict[str, str]:
         if name in ARGUMENTS_IGNORED and is_on(text):
             notes.append(f"network_args {name} has no effect: {ARGUMENTS_IGNORED[name]}")
     return {name: text for name, text in own.items() if name in NETWORK_ARGS}
+
+
+def check_side(own: dict[str, str], notes: list[str]) -> None:
+    """Refuse a DoRA of the outputs' lengths; LyCORIS trains these when nothing is said, which is told."""
+    why = "ComfyUI divides lengths of outputs by the base weight's norm, which is another model than the trained one"
+    if boolean(own.get("wd_on_output", "false"), "wd_on_output"):
+        raise SettingError(f"network_args: wd_on_output={own['wd_on_output']}: {why}; use wd_on_output=False")
+    if "wd_on_output" not in own:
+        notes.append(f"network_args dora_wd: the lengths are those of the inputs, as with wd_on_output=False: {why}")
+
+
+def preset_targets(own: dict[str, str], notes: list[str]) -> str:
+    """Read LyCORIS' word for the layers. Its other presets name layers by classes that Anima does not have."""
+    preset = own.get("preset", "")
+    if preset not in PRESETS:
+        notes.append(f"network_args preset has no effect: {preset} names no layers of Anima; they are those of targets")
+    return PRESETS.get(preset, PRESETS[""])
 
 
 def targets_from(own: dict[str, str], targets: str) -> Values:
