@@ -49,18 +49,24 @@ class DoRALinear(AdaptedLinear):
             return self.base(x)
         magnitude = self.adapter.get_parameter(SCALE)
         if self.fused and self.multiplier == 1 and (fast := self.adapter.fused(x, self.base)) is not None:
-            return DoRAFunction.apply(x, magnitude, self.norm(), self.adapter.into(SCALE), fast.function, *fast.inputs)
-        scaled = (x * (magnitude[0] / lengths(self.adapter.merged(self.base.weight.float())))).to(x.dtype)
-        y = self.base(scaled)
-        y = y + self.adapter(scaled, y)
+            into = None if self.adapter.casts is None else magnitude.grad  # fp32, also where factors' are gathered in the model's
+            return DoRAFunction.apply(x, magnitude, self.norm(), into, fast.function, *fast.inputs)
+        x_scaled = (x * (magnitude[0] / self.lengths(self.base.weight.float()))).to(x.dtype)
+        y = self.base(x_scaled)
+        y = y + self.adapter(x_scaled, y)
         return y if self.multiplier == 1 else torch.lerp(self.base(x), y, self.multiplier)  # as ComfyUI's strength
 
     def norm(self) -> Tensor:
         """Return ‖W + D‖ of each column, fp32 [in], the sum made in the model's dtype, and once in a micro-batch."""
         adapter = self.adapter
-        norm = lengths(adapter.merged(self.base.weight)) if adapter.norm is None else adapter.norm
+        norm = self.lengths(self.base.weight) if adapter.norm is None else adapter.norm
         adapter.norm = None if adapter.casts is None else norm
         return norm
+
+    @torch.no_grad()
+    def lengths(self, weight: Tensor) -> Tensor:
+        """Return ‖W + D‖ of each column, fp32 [in], the sum made in W's dtype. No operation of it is recorded."""
+        return lengths(self.adapter.merged(weight))
 
 
 class Within:

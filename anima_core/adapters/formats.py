@@ -26,12 +26,16 @@ SIZES = "`network.rank` and `network.factor`"
 def adapter_state(
     network: AdapterNetwork, key_format: str = "diffusion_model", dtype: torch.dtype = torch.float32
 ) -> dict[str, Tensor]:
-    """Return the network as a file's tensors, on the CPU. Alphas stay fp32: fp16 could not hold large ones."""
+    """Return the network as a file's tensors, on the CPU.
+
+    Alphas stay fp32: fp16 could not hold large ones. So do the few lengths of a DoRA's columns: bf16 would move each by 0.2 %.
+    """
     state: dict[str, Tensor] = {}
     copies = network.copied(lambda tensor: tensor.to("cpu", dtype, copy=True))
     for name, module in network.trained():
         for tensor_name, parameter in network.tensors(module).items():
-            state[join_key(name, tensor_name, key_format)] = copies[parameter]
+            fp32 = parameter.detach().to("cpu", copy=True) if tensor_name == DORA else None
+            state[join_key(name, tensor_name, key_format)] = copies[parameter] if fp32 is None else fp32
         if isinstance(module, Adapter):
             state[join_key(name, "alpha", key_format)] = torch.tensor(float(module.alpha))
     return state

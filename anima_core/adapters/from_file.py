@@ -23,8 +23,8 @@ SMALLEST = TransformerConfig(1, 1, 1, 1, 1, 1, 1, 1, LLMAdapterConfig(1, 1, 1, 1
 def network_of(path: str | Path) -> dict[str, Any]:
     """Return settings of `network` as a file has them.
 
-    Rank and alpha; ranks where layers differ; targets and include where they are not the default; what only its type has; whether
-    it is a DoRA. A file of whole factors asks for a full matrix. Raises FileError, SettingError.
+    Rank and alpha; ranks where layers differ; targets and include where they are not the default; what only its type has;
+    whether it is a DoRA. A file of whole factors asks for a full matrix. Raises FileError, SettingError.
     """
     layers = read_adapter(path)
     kinds = {name: kind for name, tensors in layers.items() if (kind := type_of(tensors))}
