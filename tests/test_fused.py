@@ -376,6 +376,10 @@ WORK = {
     "lora": (lambda layer: LoRA(layer, 32.0), (3, 5.6, 1.04), (8, 8.7, 1.08)),
     "lokr": (lambda layer: LoKr(layer, 32.0, 8, False, False), (2, 3.6, 1.0), (9, 8.8, 1.07)),
     "lokr, whole": (lambda layer: LoKr(layer, 32.0, 8, True, False), (2, 3.6, 1.0), (9, 11.7, 1.26)),
+    "loha of rank 8": (lambda layer: LoHa(replace(layer, rank=8), 8.0), (4, 3.6, 1.02), (22, 8.3, 1.15)),
+    "loha of rank 16": (lambda layer: LoHa(replace(layer, rank=16), 8.0), (4, 3.8, 1.07), (22, 10.2, 1.57)),
+    "loha": (lambda layer: LoHa(layer, 32.0), (4, 5.6, 1.02), (25, 14.6, 2.07)),
+    "dora of lora": (lambda layer: LoRA(layer, 32.0), (8, 9.1, 1.04), (16, 16.8, 1.08)),
 }
 
 
@@ -385,6 +389,9 @@ def test_the_work_of_a_layer_does_not_grow(name):
     width, rows = 2048, 4096
     base = nn.Linear(width, width, bias=False).to("meta", torch.bfloat16).requires_grad_(False)
     layer = AdaptedLinear(base, make(layer_of(width, width, 32)).to("meta"))
+    if name.startswith("dora"):
+        decompose(layer.adapter, base)
+        layer = DoRALinear(base, layer.adapter)
     flat = Flat(list(layer.adapter.parameters()))
     flat.whole.grad = torch.zeros_like(flat.whole)
     flat.share_gradient()
