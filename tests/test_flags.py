@@ -100,6 +100,11 @@ def test_a_dataset_file_starts_from_the_same_defaults_but_for_kohyas(tmp_path):
         (["--network_module", "networks.lokr_anima", "--network_dim", "100000", "--network_alpha", "100000"], lambda n: n.rank == 100000 and n.alpha == 0),
         (["--network_module", "networks.lokr"], lambda n: (n.type, n.factor) == ("lokr", -1)),
         (["--network_module", "networks.lokr", "--network_args", "factor=8"], lambda n: n.factor == 8),
+        (["--network_module", "networks.loha", "--network_dim", "8"], lambda n: (n.type, n.rank, n.dora) == ("loha", 8, False)),
+        (["--network_module", "networks.tlora_anima"], lambda n: (n.type, n.tlora_min_rank, n.tlora_schedule) == ("lora", 1, "cosine")),
+        (["--network_module", "networks.tlora_anima", "--network_args", "tlora_min_rank=4", "tlora_rank_schedule=linear"], lambda n: (n.tlora_min_rank, n.tlora_schedule) == (4, "linear")),
+        (["--network_args", "tlora_min_rank=2", "tlora_alpha_rank_scale=2"], lambda n: (n.tlora_min_rank, n.tlora_alpha, n.tlora_schedule) == (2, 2.0, "linear")),
+        (["--network_module", "lycoris.kohya", "--network_args", "algo=loha", "preset=attn-only", "dora_wd=True", "wd_on_output=False"], lambda n: (n.type, n.targets, n.dora) == ("loha", "attn", True)),
         (["--network_module", "lycoris.kohya"], lambda n: n.type == "lora"),
         (["--network_module", "lycoris.kohya", "--network_args", "algo=LoCon", "preset=attn-mlp", "conv_dim=16", "conv_alpha=1"], lambda n: n.type == "lora"),
         (["--network_module", "lycoris.kohya", "--network_args", "algo=lokr", "factor=undefined", "dora_wd=False", "full_matrix=True"], lambda n: (n.type, n.factor, n.full_matrix) == ("lokr", -1, True)),
@@ -113,7 +118,18 @@ def test_network_args(argv, read):
     "argv, text",
     [
         (["--network_args", "conv_dims=4", "x=1"], "network_args: unknown conv_dims, x; known are target_modules"),
-        (["--network_args", "dora_wd=True"], "network_args: dora_wd=True: DoRA is not available"),
+        (
+            ["--network_args", "dora_wd=True", "wd_on_output=True"],
+            "network_args: wd_on_output=True: ComfyUI divides lengths of outputs",
+        ),
+        (
+            ["--network_module", "networks.tlora_anima", "--network_args", "tlora_orthogonal_init=True"],
+            "T-LoRA starts as a LoRA",
+        ),
+        (
+            ["--network_module", "networks.lokr", "--network_args", "tlora_min_rank=1"],
+            "tlora_min_rank=1: only the ranks of a plain",
+        ),
         (["--network_args", "train_block_indices=0-5"], "train_block_indices=0-5: use exclude_patterns"),
         (["--llm_adapter_path", "a.safetensors"], "--llm_adapter_path: the LLM adapter is read from the transformer's file"),
         (["--lr_warmup_steps", "inf"], "lr_warmup_steps=inf: must be a number of steps"),
@@ -124,10 +140,10 @@ def test_network_args(argv, read):
             ["--network_module", "networks.lora"],
             "Unsupported network module: networks.lora. Expected one of: ('networks.lokr_anima', 'networks.lora_anima')",
         ),
-        (["--network_module", "networks.loha"], "Unsupported network module: networks.loha. Expected one of: ("),
+        (["--network_module", "networks.oft"], "Unsupported network module: networks.oft. Expected one of: ("),
         (
-            ["--network_module", "lycoris.kohya", "--network_args", "algo=loha"],
-            "Unsupported network module: lycoris.kohya with algo=loha. Expected",
+            ["--network_module", "lycoris.kohya", "--network_args", "algo=boft"],
+            "Unsupported network module: lycoris.kohya with algo=boft. Expected",
         ),
         (
             ["--network_dims", "4", "--sede", "1"],

@@ -21,8 +21,9 @@ from ..settings.network import FULL_MATRIX_RANK
 from ..settings.toml_file import read_toml
 from .attention import attention
 from .dataset_config import DATASET_KEYS, SUBSET_KEYS, datasets_from, overridden, resolution
-from .flags import ALGORITHMS, LYCORIS, MODULE_DEFAULTS, NETWORK_ARGS, PRESETS, known_arguments
+from .flags import ALGORITHMS, LYCORIS, MODULE_DEFAULTS, NETWORK_ARGS, known_arguments
 from .kinds import EXPECTED, KINDS
+from .lycoris import check_side, preset_targets
 from .mapped import settings_for
 from .named_values import boolean, key_values, pairs, python_list
 from .optimizers import optimizer_config
@@ -199,23 +200,6 @@ def known_arguments_of(values: Values, notes: list[str]) -> dict[str, str]:
         if name in ARGUMENTS_IGNORED and is_on(text):
             notes.append(f"network_args {name} has no effect: {ARGUMENTS_IGNORED[name]}")
     return {name: text for name, text in own.items() if name in NETWORK_ARGS}
-
-
-def check_side(own: dict[str, str], notes: list[str]) -> None:
-    """Refuse a DoRA of the outputs' lengths; LyCORIS trains these when nothing is said, which is told."""
-    why = "ComfyUI divides lengths of outputs by the base weight's norm, which is another model than the trained one"
-    if boolean(own.get("wd_on_output", "false"), "wd_on_output"):
-        raise SettingError(f"network_args: wd_on_output={own['wd_on_output']}: {why}; use wd_on_output=False")
-    if "wd_on_output" not in own:
-        notes.append(f"network_args dora_wd: the lengths are those of the inputs, as with wd_on_output=False: {why}")
-
-
-def preset_targets(own: dict[str, str], notes: list[str]) -> str:
-    """Read LyCORIS' word for the layers. Its other presets name layers by classes that Anima does not have."""
-    preset = own.get("preset", "")
-    if preset not in PRESETS:
-        notes.append(f"network_args preset has no effect: {preset} names no layers of Anima; they are those of targets")
-    return PRESETS.get(preset, PRESETS[""])
 
 
 def targets_from(own: dict[str, str], targets: str) -> Values:
