@@ -26,7 +26,7 @@ WORK = {
     "loha of rank 8": (lambda layer: LoHa(replace(layer, rank=8), 8.0), (4, 3.6, 1.02), (22, 8.3, 1.15)),
     "loha of rank 16": (lambda layer: LoHa(replace(layer, rank=16), 8.0), (4, 3.8, 1.07), (22, 10.2, 1.57)),
     "loha": (lambda layer: LoHa(layer, 32.0), (4, 5.6, 1.02), (25, 14.6, 2.07)),
-    "dora of lora": (lambda layer: LoRA(layer, 32.0), (8, 9.1, 1.04), (16, 16.8, 1.08)),
+    "dora of lora": (lambda layer: LoRA(layer, 32.0), (8, 9.1, 1.04), (14, 16.8, 1.08)),
 }
 
 

@@ -70,18 +70,19 @@ class DoRALinear(AdaptedLinear):
 
 
 class Within:
-    """Stands for the context of a function that is called within another one's."""
+    """Stands for the context of a function that is called within another one's, which keeps its own input instead."""
 
-    def __init__(self) -> None:
-        self.x: Callable[[], Tensor]  # makes what it would have saved
-        self.needs_input_grad: tuple[bool, ...]
+    given: tuple[Tensor, ...] = ()
+    needs_input_grad: tuple[bool, ...] = ()
 
     def save_for_backward(self, x: Tensor) -> None:
-        """Keep nothing: the other function keeps its own input."""
+        """Keep nothing."""
 
     @property
-    def saved_tensors(self) -> tuple[Tensor]:
-        return (self.x(),)
+    def saved_tensors(self) -> tuple[Tensor, ...]:
+        """Hand out what was given for the backward pass, once: only who takes it keeps it."""
+        given, self.given = self.given, ()
+        return given
 
 
 class DoRAFunction(Function):
@@ -96,7 +97,8 @@ class DoRAFunction(Function):
     ) -> Tensor:
         ctx.save_for_backward(x)
         ctx.magnitude, ctx.norm, ctx.into, ctx.function, ctx.within = magnitude, norm, into, function, Within()
-        return function.forward(ctx.within, scaled(x, magnitude, norm), *inputs)
+        ctx.columns = magnitude.detach()[0] / norm
+        return function.forward(ctx.within, scaled(x, ctx.columns), *inputs)
 
     @staticmethod
     @once_differentiable
@@ -105,16 +107,16 @@ class DoRAFunction(Function):
         (x,) = ctx.saved_tensors
         needs_x, needs_magnitude, _, _, _, *needs = ctx.needs_input_grad
         ctx.within.needs_input_grad = (needs_x or needs_magnitude, *needs)
-        ctx.within.x = lambda: scaled(x, ctx.magnitude, ctx.norm)
+        ctx.within.given = (scaled(x, ctx.columns),)
         d, *gradients = ctx.function.backward(ctx.within, g)
         dm = None
         if needs_magnitude:
             total = (flat_rows(d) * flat_rows(x)).sum(0, dtype=torch.float32)
             dm = deliver_as_is((total / ctx.norm)[None], ctx.magnitude, ctx.into)
-        dx = d.mul_(ctx.magnitude.detach()[0] / ctx.norm) if needs_x else None
+        dx = d.mul_(ctx.columns) if needs_x else None
         return dx, dm, None, None, None, *gradients
 
 
-def scaled(x: Tensor, magnitude: Tensor, norm: Tensor) -> Tensor:
-    """Return x ∘ m / n in x's dtype: m / n stays fp32, since bf16 holds no factor between 1 and 1.008."""
-    return torch.mul(x, magnitude.detach()[0] / norm, out=torch.empty_like(x))
+def scaled(x: Tensor, columns: Tensor) -> Tensor:
+    """Return x ∘ c in x's dtype. c [in] stays fp32: bf16 holds no number between 1 and 1.008."""
+    return torch.mul(x, columns, out=torch.empty_like(x))
