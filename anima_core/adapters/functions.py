@@ -202,11 +202,9 @@ class WholeLoHaFunction(Function):
         (x,) = ctx.saved_tensors
         rows, g, shape = flat_rows(x), flat_rows(g), x.shape
         dx = (g @ with_hadamard_in_parts(base.weight, values, scale)).view(shape) if needs_x else None
-        found: list[Tensor | None] = [None] * 4
-        if any(needs):
-            found = [torch.zeros_like(factor, dtype=torch.float32) for factor in ctx.factors]
-            for part in parts(g.shape[1]):
-                add_part_gradients(found, values, product(g[:, part].t(), rows, scale), part)
+        found = [torch.zeros_like(factor, dtype=torch.float32) for factor in ctx.factors if any(needs)]
+        for part in parts(g.shape[1]) if found else ():
+            add_part_gradients(found, values, product(g[:, part].t(), rows, scale), part)
         return dx, *deliver_all(found, needs, ctx.factors, into), None
 
 
@@ -320,6 +318,6 @@ def deliver_as_is(gradient: Tensor, factor: Tensor, into: Tensor | None) -> Tens
 def deliver_all(
     gradients: Sequence[Tensor | None], needs: Sequence[bool], factors: Sequence[Tensor], into: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
-    """Deliver the gradients of some factors that are needed."""
-    both = zip(gradients, needs, factors, into)
-    return [deliver_as_is(found, factor, to) if need and found is not None else None for found, need, factor, to in both]
+    """Deliver the gradients of some factors that are needed. gradients: of all, or none."""
+    every = zip(gradients or [None] * len(factors), needs, factors, into)
+    return [deliver_as_is(found, factor, to) if need and found is not None else None for found, need, factor, to in every]

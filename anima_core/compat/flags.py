@@ -350,7 +350,8 @@ NETWORK_ARGS = {
 LYCORIS = "lycoris.kohya"  # a --network_module whose type stands in --network_args algo
 ALGORITHMS = {"lora": "lora", "locon": "lora", "loha": "loha", "lokr": "lokr"}  # LyCORIS' words -> our types
 PRESETS = {"": "attn+mlp", "attn-mlp": "attn+mlp", "attn-only": "attn"}  # LyCORIS' words -> network.targets
-MODULE_DEFAULTS = {  # (module, type) -> what the settings start from there, where that is not what they start from here
+# (module, type) -> what the settings start from there, where that is not what they start from here
+MODULE_DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
     ("networks.lokr", "lokr"): {"factor": -1},
     (LYCORIS, "lokr"): {"factor": -1},
     ("networks.tlora_anima", "lora"): {"tlora_min_rank": 1, "tlora_schedule": "cosine"},

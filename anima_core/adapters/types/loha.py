@@ -43,7 +43,7 @@ class LoHa(Adapter):
         self.through_pairs = 2 * layer.rank**2 * (layer.inputs + layer.outputs) <= layer.inputs * layer.outputs  # is less work
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        w1_a = self.hada_w1_a
+        w1_a: Tensor = self.hada_w1_a
         if self.training and self.dropouts.active:
             inputs, ranks = self._masks(x)
             x, w1_a = x * inputs, w1_a * ranks
