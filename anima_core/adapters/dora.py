@@ -48,7 +48,7 @@ class DoRALinear(AdaptedLinear):
         if self.multiplier == 0:
             return self.base(x)
         magnitude = self.adapter.get_parameter(SCALE)
-        if self.fused and self.multiplier == 1 and (fast := self.adapter.fused(x, self.base)) is not None:
+        if (fast := self.fast(x)) is not None:
             into = None if self.adapter.casts is None else magnitude.grad  # in fp32, also where those of factors are gathered
             return DoRAFunction.apply(x, magnitude, self.norm(), into, fast.function, *fast.inputs)
         x_scaled = (x * (magnitude[0] / self.lengths(self.base.weight.float()))).to(x.dtype)

@@ -139,7 +139,7 @@ def sectioned_tables() -> list[str]:
     parts += ["| `dataset.data_dir`, `dataset.repeats` | dataset_config `image_dir`, `num_repeats` |"]
     parts += ["| `dataset.caption_tag_dropout_rate`, `training.caption_tag_dropout_rate` | dataset_config, same name |"]
     parts += [
-        "| `lora.network_type` | `--network_module`; lora or lokr |",
+        "| `lora.network_type` | `--network_module`; lora, lokr or loha |",
         "| `lora.lora_name` | `--output_name`, when that is empty |",
     ]
     parts += [
