@@ -14,6 +14,7 @@ from anima_core.adapters.dora import SCALE, DoRALinear, decompose, lengths
 from anima_core.adapters.formats import adapter_state, load_into, save_adapter
 from anima_core.adapters.inspection import summarise
 from anima_core.adapters.network import AdapterNetwork, layer_delta, merge
+from anima_core.adapters.types import ADAPTER_TYPES
 from anima_core.adapters.types.loha import LoHa
 from anima_core.adapters.types.lokr import LoKr
 from anima_core.adapters.types.lora import LoRA
@@ -131,6 +132,20 @@ def test_a_file_of_the_outputs_lengths_is_applied_by_comfyui_as_another_model(co
     tensors = {f"base.{k}": v for k, v in base.items()} | {f"lora.{k}": v for k, v in state.items()}
     theirs = comfyui_oracle("oracle_adapters.py", tensors, strength=1.0)[f"{name}.weight"]
     assert relative_error(theirs, magnitude * whole / whole.norm(dim=1, keepdim=True)) > 1e-2
+
+
+@pytest.mark.parametrize("shape", [(-1, 1), (-1,)])
+def test_a_file_of_the_outputs_lengths_is_understood_as_it_was_trained(shape):
+    """LyCORIS' [out, 1] and PEFT's [out], for whoever looks at such a file, or merges it."""
+    general = pytest.importorskip("lycoris.functional.general")
+    weight, adapter = random(40, 24), LoRA(layer_of(24, 40, 3), 3.0)
+    torch.nn.init.normal_(adapter.lora_up)
+    tensors = {f"{name}.weight": parameter.detach() for name, parameter in adapter.named_parameters()}
+    plain = ADAPTER_TYPES["lora"].delta(tensors, weight)
+    magnitude = 1 + random(40, 1, seed=3).abs()
+    theirs = general.weight_decompose(weight + plain, magnitude, 1, True, backend="torch")
+    ours = ADAPTER_TYPES["lora"].delta(tensors | {SCALE: magnitude.view(shape)}, weight)
+    assert relative_error(weight + ours, theirs) < 1e-6
 
 
 def test_a_files_lengths_are_fp32_whatever_it_is_saved_as():

@@ -21,6 +21,7 @@ from .functions import deliver_as_is, flat_rows
 from .layers import AdaptedLinear
 
 SCALE = "dora_scale"  # the parameter, and what it is called in a file
+Delta = Callable[[Mapping[str, Tensor], Tensor], Tensor]  # see `AdapterType`
 EPS = torch.finfo(torch.float32).eps  # ComfyUI adds it to the norm of an fp32 weight
 
 
@@ -30,15 +31,28 @@ def lengths(weight: Tensor) -> Tensor:
     return torch.linalg.vector_norm(weight, dim=0, dtype=torch.float32) + EPS
 
 
-def delta(tensors: Mapping[str, Tensor], base: Tensor, plain: Callable[[Mapping[str, Tensor], Tensor], Tensor]) -> Tensor:
-    """Return what a layer of a file adds to its base weight, [out, in] fp32. plain: the `delta` of its type."""
-    whole = base + plain(tensors, base)
-    return whole * (tensors[SCALE].float() / lengths(whole)) - base
+def of_files(plain: Delta) -> Delta:
+    """Return a type's `delta` that also knows the files whose columns, or rows, have lengths of their own.
+
+    Those of rows, [out, 1] or PEFT's [out], are taken as they were trained, which ComfyUI does not.
+    """
+
+    def delta(tensors: Mapping[str, Tensor], base: Tensor) -> Tensor:
+        added = plain(tensors, base)
+        if SCALE not in tensors:
+            return added
+        whole, magnitude = base + added, tensors[SCALE].float()
+        if magnitude.shape[0] == 1:
+            return whole * (magnitude / lengths(whole)) - base
+        return whole * (magnitude.view(-1, 1) / lengths(whole.T)[:, None]) - base
+
+    return delta
 
 
 def decompose(adapter: Adapter, base: nn.Linear) -> None:
     """Give an adapter the lengths of the columns, as a parameter that leaves the base layer as it is: fp32 [1, in]."""
-    adapter.register_parameter(SCALE, nn.Parameter(lengths(base.weight)[None]))
+    device = next(adapter.parameters()).device  # the weight may wait elsewhere
+    adapter.register_parameter(SCALE, nn.Parameter(lengths(base.weight)[None].to(device)))
 
 
 class DoRALinear(AdaptedLinear):

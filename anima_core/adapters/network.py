@@ -209,8 +209,8 @@ def layer_delta(network: AdapterNetwork, module: Adapted) -> Tensor:
     """Return what a layer adds to its base weight, fp32: [out, in], or [D] of a norm."""
     if isinstance(module, AdaptedNorm):
         return module.w_norm
-    tensors, base = network.tensors(module.adapter) | {"alpha": torch.tensor(module.adapter.alpha)}, module.weight.float()
-    return dora.delta(tensors, base, network.kind.delta) if dora.SCALE in tensors else network.kind.delta(tensors, base)
+    tensors = network.tensors(module.adapter)
+    return network.kind.delta(tensors | {"alpha": torch.tensor(module.adapter.alpha)}, module.weight.float())
 
 
 class NormHolder(nn.Module):
