@@ -118,18 +118,9 @@ def test_network_args(argv, read):
     "argv, text",
     [
         (["--network_args", "conv_dims=4", "x=1"], "network_args: unknown conv_dims, x; known are target_modules"),
-        (
-            ["--network_args", "dora_wd=True", "wd_on_output=True"],
-            "network_args: wd_on_output=True: ComfyUI divides lengths of outputs",
-        ),
-        (
-            ["--network_module", "networks.tlora_anima", "--network_args", "tlora_orthogonal_init=True"],
-            "T-LoRA starts as a LoRA",
-        ),
-        (
-            ["--network_module", "networks.lokr", "--network_args", "tlora_min_rank=1"],
-            "tlora_min_rank=1: only the ranks of a plain",
-        ),
+        (["--network_args", "dora_wd=True", "wd_on_output=True"], "wd_on_output=True: ComfyUI divides lengths of outputs"),
+        (["--network_args", "tlora_min_rank=1", "tlora_orthogonal_init=True"], "True: T-LoRA starts as a LoRA does"),
+        (["--network_module", "networks.lokr", "--network_args", "tlora_min_rank=1"], "=1: only the ranks of a plain lora"),
         (["--network_args", "train_block_indices=0-5"], "train_block_indices=0-5: use exclude_patterns"),
         (["--llm_adapter_path", "a.safetensors"], "--llm_adapter_path: the LLM adapter is read from the transformer's file"),
         (["--lr_warmup_steps", "inf"], "lr_warmup_steps=inf: must be a number of steps"),

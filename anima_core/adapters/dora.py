@@ -4,8 +4,8 @@ W' = m ∘ (W + D) / ‖W + D‖, W [out, in], D the adapter's, m and the norm o
 outputs, as in the paper. A file's `dora_scale` may also be [out, 1], one number an output, which LyCORIS trains unless told
 otherwise; ComfyUI divides that by the norm of W alone, another model than the one that was trained. So it is not trained here.
 
-The norm gets no gradient, as in the paper's section 4.3, PEFT and OneTrainer; LyCORIS gives it one. With it every factor's
-gradient would hold a product with the whole of W + D, each a pass over that, to turn what m alone may as well do.
+The norm gets no gradient, as in the paper's section 4.3 and in PEFT; LyCORIS gives it one. With it the gradient of each factor
+needs one more product with all of W + D.
 """
 
 from collections.abc import Callable, Mapping

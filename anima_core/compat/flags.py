@@ -25,6 +25,7 @@ from ..settings.optimizer import OPTIMIZERS, SCHEDULES
 from ..settings.setting import name_of, settings_of
 from .attention import MODES
 from .kinds import EXPECTED, FROM_FILE, KINDS
+from .lycoris import LYCORIS
 from .unmapped import ARGUMENTS_IGNORED, ARGUMENTS_REFUSED, IGNORED, REFUSED
 
 # sd-scripts' words -> ours
@@ -347,9 +348,6 @@ NETWORK_ARGS = {
     "train_norm": argument("train_norm"),
     "train_llm_adapter": NetworkArg("", "Also train the LLM adapter."),
 }
-LYCORIS = "lycoris.kohya"  # a --network_module whose type stands in --network_args algo
-ALGORITHMS = {"lora": "lora", "locon": "lora", "loha": "loha", "lokr": "lokr"}  # LyCORIS' words -> our types
-PRESETS = {"": "attn+mlp", "attn-mlp": "attn+mlp", "attn-only": "attn"}  # LyCORIS' words -> network.targets
 # (module, type) -> what the settings start from there, where that is not what they start from here
 MODULE_DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
     ("networks.lokr", "lokr"): {"factor": -1},

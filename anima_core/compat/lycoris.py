@@ -1,8 +1,11 @@
-"""What LyCORIS' --network_args mean that no setting of ours is named after."""
+"""What LyCORIS' words mean that no setting of ours is named after."""
 
 from ..errors import SettingError
-from .flags import PRESETS
 from .named_values import boolean
+
+LYCORIS = "lycoris.kohya"  # a --network_module whose type stands in --network_args algo
+ALGORITHMS = {"lora": "lora", "locon": "lora", "loha": "loha", "lokr": "lokr"}  # -> our types
+PRESETS = {"": "attn+mlp", "attn-mlp": "attn+mlp", "attn-only": "attn"}  # -> network.targets
 
 
 def check_side(own: dict[str, str], notes: list[str]) -> None:

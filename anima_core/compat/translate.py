@@ -21,9 +21,9 @@ from ..settings.network import FULL_MATRIX_RANK
 from ..settings.toml_file import read_toml
 from .attention import attention
 from .dataset_config import DATASET_KEYS, SUBSET_KEYS, datasets_from, overridden, resolution
-from .flags import ALGORITHMS, LYCORIS, MODULE_DEFAULTS, NETWORK_ARGS, known_arguments
+from .flags import MODULE_DEFAULTS, NETWORK_ARGS, known_arguments
 from .kinds import EXPECTED, KINDS
-from .lycoris import check_side, preset_targets
+from .lycoris import ALGORITHMS, LYCORIS, check_side, preset_targets
 from .mapped import settings_for
 from .named_values import boolean, key_values, pairs, python_list
 from .optimizers import optimizer_config
