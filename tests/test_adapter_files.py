@@ -169,10 +169,11 @@ def test_training_starts_from_the_transformers_part_and_says_so(tmp_path, model)
     "names, text",
     [
         (
-            "hada_w1_a hada_w1_b hada_w2_a hada_w2_b alpha",
-            "is loha, which is not trained here; start from a file of lokr, lora",
+            "hada_w1_a hada_w1_b hada_w2_a hada_w2_b hada_t1 hada_t2 alpha",
+            "is loha with core tensors, which is not trained here; start from a file of loha, lokr, lora",
         ),
-        ("lora_down.weight lora_up.weight dora_scale", r"is dora \(lora\), which is not trained here"),
+        ("hada_w1_a hada_w1_b hada_w2_a hada_w2_b dora_scale", r"is a dora \(loha\), this network a lora; train a loha"),
+        ("lora_down.weight lora_up.weight dora_scale", "is a DoRA, this network is none; set network.dora as for the file"),
         ("diff", "is difference of weights, which is not trained here"),
         ("lokr_w1 lokr_w2", "is a lokr, this network a lora; train a lokr"),
     ],
@@ -202,6 +203,9 @@ MIXED = {
     ),
     "lokr, some factors whole by rank": NetworkConfig(type="lokr", rank=12, alpha=4, factor=4),
     "lokr, whole": NetworkConfig(type="lokr", rank=100000, alpha=0, factor=8),
+    "loha": NetworkConfig(type="loha", rank=3, alpha=1, ranks=("*mlp.layer1=5",)),
+    "dora": NetworkConfig(rank=4, alpha=2, dora=True),
+    "dora of loha": NetworkConfig(type="loha", rank=2, alpha=2, targets="attn", dora=True),
 }
 
 

@@ -76,6 +76,7 @@ NETWORKS = {
     "lokr": NetworkConfig(type="lokr", rank=3, alpha=1, factor=4),
     "lokr, both": NetworkConfig(type="lokr", rank=2, alpha=3, factor=8, decompose_both=True),
     "lokr, whole": NetworkConfig(type="lokr", rank=100000, alpha=0, factor=8),
+    "loha": NetworkConfig(type="loha", rank=3, alpha=1),
 }
 
 
@@ -99,6 +100,13 @@ def test_a_type_without_a_small_form_is_made_whole():
 @pytest.mark.parametrize("values, used", [([3.0, 0, 0], 1), ([1.0] * 20, 19), ([], 0), ([0.0, 0.0], 0), ([2.0, 1.0, 0.1], 2)])
 def test_ranks_that_hold_the_energy(values, used):
     assert ENERGY == 0.95 and ranks_used(torch.tensor(values)) == used
+
+
+def test_a_dora_is_measured_with_the_weight_that_it_turns():
+    network = trained(NetworkConfig(rank=4, alpha=2, dora=True))
+    module = network.linears[0]
+    tensors = {name: p.detach() for name, p in network.tensors(module.adapter).items()} | {"alpha": torch.tensor(2.0)}
+    assert relative_error(delta_of(network.kind, tensors, module.weight).whole(), layer_delta(network, module)) < 1e-6
 
 
 @pytest.fixture

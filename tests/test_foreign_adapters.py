@@ -188,6 +188,7 @@ OWN_SIZES = {
     "alphas alone": NetworkConfig(rank=4, alpha=2, alphas=("*layer2=0",)),
     "one block": NetworkConfig(rank=4, alpha=1, targets="", include=("re:^blocks.1.",)),
     "lokr": NetworkConfig(type="lokr", rank=3, alpha=1, factor=4, alphas=("*mlp*=6",)),
+    "dora of loha": NetworkConfig(type="loha", rank=3, alpha=1, dora=True, alphas=("*mlp*=6",)),
 }
 
 
@@ -204,7 +205,7 @@ def test_a_form_is_filled_in_as_the_file_has_it(case, tmp_path):
     network = trained(OWN_SIZES[case])
     save_adapter(tmp_path / "a.safetensors", adapter_state(network), {})
     form = NetworkConfig(
-        type="lokr", rank=7, alpha=3, factor=2, targets="all", exclude=("*mlp*",), full_matrix=True, dropout=0.1
+        type="lokr", rank=7, alpha=3, factor=2, targets="all", exclude=("*mlp*",), dora=True, full_matrix=True, dropout=0.1
     )
     found, said = network_to_continue(form, tmp_path / "a.safetensors")
     assert found.dropout == 0.1 and found.weights == str(tmp_path / "a.safetensors") and f"rank {OWN_SIZES[case].rank}" in said
@@ -284,6 +285,9 @@ LYCORIS = {
     "lokr, both of a rank": dict(algo="lokr", linear_dim=1, linear_alpha=3, factor=8, decompose_both=True),
     "lokr, whole": dict(algo="lokr", linear_dim=64, linear_alpha=2, factor=8, full_matrix=True),
     "lokr, some factors whole": dict(algo="lokr", linear_dim=12, linear_alpha=3, factor=4),
+    "loha": dict(algo="loha", linear_dim=3, linear_alpha=2),
+    "dora": dict(algo="lora", linear_dim=4, linear_alpha=2, dora_wd=True, wd_on_output=False),
+    "dora of lokr": dict(algo="lokr", linear_dim=2, linear_alpha=1, factor=4, dora_wd=True, wd_on_output=False),
 }
 
 

@@ -16,7 +16,7 @@ from ..settings import NetworkConfig
 from ..settings.network import FULL_MATRIX_RANK
 from .adapter_type import Size
 from .formats import START_FROM, WEIGHTS, check_type, read_shapes
-from .recognise import NORM, read_layers, type_name, type_of
+from .recognise import DORA, NORM, read_layers, type_name, type_of
 from .targets import linear_names, preset_words, words_of
 from .types import ADAPTER_TYPES
 
@@ -25,7 +25,7 @@ BLOCK = re.compile(r"^((?:llm_adapter\.)?blocks)\.(\d+)\.")
 
 # Settings that a file decides -> what they are where it says nothing of them
 SHAPE = {name: getattr(NetworkConfig, name) for name in ("targets", "include", "exclude", "ranks", "alphas", "train_norm")}
-SHAPE |= {name: getattr(NetworkConfig, name) for name in ("factor", "full_matrix", "decompose_both")}
+SHAPE |= {name: getattr(NetworkConfig, name) for name in ("factor", "full_matrix", "decompose_both", "dora")}
 
 SMALLEST = TransformerConfig(1, 1, 1, 1, 1, 1, 1, 1, LLMAdapterConfig(1, 1, 1, 1, 1, 1, 1))  # no name depends on a size
 
@@ -34,7 +34,7 @@ def network_of(path: str | Path, blocks: int = 0) -> dict[str, Any]:
     """Return settings of `network` as a file has them. blocks: of the model; 0 where it is not known: those of the file.
 
     Type, rank and alpha; ranks and alphas where layers differ; targets and include where they are not the default; what only
-    its type has. A file of whole factors asks for a full matrix. Raises FileError, SettingError.
+    its type has; whether it is a DoRA. A file of whole factors asks for a full matrix. Raises FileError, SettingError.
     """
     layers = read_shapes(path)
     kinds = {name: kind for name, tensors in layers.items() if (kind := type_of(tensors))}
@@ -50,6 +50,8 @@ def network_of(path: str | Path, blocks: int = 0) -> dict[str, Any]:
     included = places.patterns(sizes)
     if set(included) != default_layers():
         found |= {"targets": "", "include": included}
+    if any(DORA in tensors for tensors in layers.values()):
+        found["dora"] = True
     if any(type_name(tensors) == NORM for tensors in layers.values()):
         found["train_norm"] = True
     return {"type": kind.name, **found}

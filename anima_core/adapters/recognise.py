@@ -6,13 +6,14 @@ from torch import Tensor
 
 from ..errors import SettingError
 from .adapter_type import AdapterType, InFile
+from .dora import SCALE as DORA
 from .types import ADAPTER_TYPES
 
 NORM = "norm"
 
 # Type -> the names of a layer's tensors, all or some of them. The first that covers a layer's names is its type.
 OTHER_TYPES: tuple[tuple[str, frozenset[str]], ...] = (
-    ("loha", frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"})),
+    ("loha with core tensors", frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"})),
     ("lora with a middle factor", frozenset({"lora_down.weight", "lora_mid.weight", "lora_up.weight"})),
     (
         "lokr with a core tensor",
@@ -39,14 +40,13 @@ OTHER_TYPES: tuple[tuple[str, frozenset[str]], ...] = (
     ("difference of weights", frozenset({"diff", "diff_b"})),
     ("replaced weights", frozenset({"set_weight"})),
 )
-DORA = "dora_scale"  # makes a DoRA of any type
 SIDE_TENSORS = {"alpha", DORA, "reshape_weight"}  # beside a type's own
 RANKS = ("lora_down.weight", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")  # the first that a layer has is as high as its rank
 
 
 def type_of(tensors: Iterable[str]) -> AdapterType | None:
-    """Return the type of a layer by the names of its tensors; None for a norm, and for a type that is not ours."""
-    names = set(tensors) - {"alpha"}
+    """Return the type of a layer by the names of its tensors, a DoRA's within; None for a norm, and for a type not ours."""
+    names = set(tensors) - {"alpha", DORA}
     return next((kind for kind in ADAPTER_TYPES if names and names <= kind.tensors), None)
 
 
@@ -64,9 +64,6 @@ def read_layers(kind: AdapterType, layers: Sequence[Mapping[str, Tensor]]) -> In
 def type_name(tensors: Iterable[str]) -> str:
     """Name the type of a layer, ours or another; empty for one that is not known."""
     names = set(tensors)
-    own = type_of(names)
-    if own is not None:
-        return own.name
     plain = names - SIDE_TENSORS
     known = [(kind.name, kind.tensors) for kind in ADAPTER_TYPES]
     name = next((name for name, own in (*known, *OTHER_TYPES) if plain and plain <= own and plain != {"weight"}), "")

@@ -26,6 +26,7 @@ from ..settings.optimizer import OPTIMIZERS, SCHEDULES
 from ..settings.setting import name_of, settings_of
 from .attention import MODES
 from .kinds import EXPECTED, FROM_FILE, KINDS
+from .lycoris import LYCORIS
 from .unmapped import ARGUMENTS_IGNORED, ARGUMENTS_REFUSED, IGNORED, REFUSED
 
 # sd-scripts' words -> ours
@@ -335,7 +336,16 @@ NETWORK_ARGS = {
     "network_reg_lrs": NetworkArg("", "Learning rates by regular expression on the whole name: re=1e-4."),
     "loraplus_lr_ratio": argument("loraplus_lr_ratio"),
     "loraplus_unet_lr_ratio": argument("loraplus_lr_ratio"),
-    "algo": NetworkArg("", "Type, where --network_module is lycoris.kohya: lora, locon or lokr."),
+    "algo": NetworkArg("", "Type, where --network_module is lycoris.kohya: lora, locon, loha or lokr."),
+    "preset": NetworkArg("", "LyCORIS' word for the layers: attn-only or attn-mlp; with any other they are those of targets."),
+    "dora_wd": argument("dora"),
+    "wd_on_output": NetworkArg(
+        "", "Whose lengths dora_wd trains: only false, the inputs'; ComfyUI applies the outputs' wrongly."
+    ),
+    "tlora_min_rank": argument("tlora_min_rank"),
+    "tlora_alpha": argument("tlora_alpha"),
+    "tlora_alpha_rank_scale": argument("tlora_alpha"),
+    "tlora_rank_schedule": argument("tlora_schedule"),
     "lokr_factor": argument("factor"),
     "factor": argument("factor"),
     "lokr_full_matrix": argument("full_matrix"),
@@ -349,11 +359,11 @@ NETWORK_ARGS = {
     "train_norm": argument("train_norm"),
     "train_llm_adapter": NetworkArg("", "Also train the LLM adapter."),
 }
-LYCORIS = "lycoris.kohya"  # a --network_module whose type stands in --network_args algo
-ALGORITHMS = {"lora": "lora", "locon": "lora", "lokr": "lokr"}  # LyCORIS' words -> our types
-MODULE_DEFAULTS = {  # (module, type) -> what the settings start from there, where that is not what they start from here
+# (module, type) -> what the settings start from there, where that is not what they start from here
+MODULE_DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
     ("networks.lokr", "lokr"): {"factor": -1},
     (LYCORIS, "lokr"): {"factor": -1},
+    ("networks.tlora_anima", "lora"): {"tlora_min_rank": 1, "tlora_schedule": "cosine"},
 }
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..errors import AnimaError, SettingError
 
-LAYER_ARGS = {"targets", "target_modules", "include_patterns", "exclude_patterns", "train_llm_adapter"}
+LAYER_ARGS = {"targets", "target_modules", "include_patterns", "exclude_patterns", "train_llm_adapter", "preset"}
 SAID_BY = {  # a setting that a file of weights gives -> flags, and names within --network_args, that say it themselves
     **dict.fromkeys(("targets", "include"), LAYER_ARGS),
     "type": {"network_module"},
@@ -16,6 +16,7 @@ SAID_BY = {  # a setting that a file of weights gives -> flags, and names within
     "train_norm": {"train_norm"},
     "factor": {"lokr_factor", "factor"},
     "decompose_both": {"lokr_decompose_both", "decompose_both"},
+    "dora": {"dora_wd"},
 }
 
 Values = dict[str, Any]

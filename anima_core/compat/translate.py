@@ -22,8 +22,9 @@ from ..settings.network import FULL_MATRIX_RANK
 from ..settings.toml_file import read_toml
 from .attention import attention
 from .dataset_config import DATASET_KEYS, SUBSET_KEYS, datasets_from, overridden, resolution
-from .flags import ALGORITHMS, LYCORIS, MODULE_DEFAULTS, NETWORK_ARGS, known_arguments
+from .flags import MODULE_DEFAULTS, NETWORK_ARGS, known_arguments
 from .kinds import EXPECTED, KINDS
+from .lycoris import ALGORITHMS, LYCORIS, check_side, preset_targets
 from .mapped import settings_for
 from .named_values import boolean, key_values, pairs, python_list
 from .optimizers import optimizer_config
@@ -126,7 +127,7 @@ def network_type(module: str, own: dict[str, str]) -> str:
     for kind in ADAPTER_TYPES:
         if module in kind.modules:
             return kind.name
-    expected = tuple(kind.modules[0] for kind in ADAPTER_TYPES)
+    expected = tuple(kind.modules[0] for kind in ADAPTER_TYPES if kind.modules[0].endswith("_anima"))  # it knows no others
     raise SettingError(f"Unsupported network module: {module}. Expected one of: {expected}")
 
 
@@ -171,7 +172,9 @@ def network_config(values: Values, explicit: set[str], notes: list[str]) -> Netw
         found["alpha"] = 0.0
     within = arguments_from(own)
     within["train_norm"] = found.pop("train_norm") or within.get("train_norm", False)
-    found |= targets_from(own, within.pop("targets", "attn+mlp")) | within
+    found |= targets_from(own, within.pop("targets", preset_targets(own, notes))) | within
+    if within.get("dora"):
+        check_side(own, notes)
     return NetworkConfig(**(found | network_of_weights(values, explicit | own.keys(), notes)))
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ..errors import SettingError
+from .registry import plain
 from .setting import check, require, setting
 
 FULL_MATRIX_RANK = 100000  # sd-scripts-anima: a rank this large asks for a LoKr whose factors are both whole
@@ -64,6 +65,28 @@ class NetworkConfig:
         resume="fixed",
     )
     decompose_both: bool = setting(False, "Give the small factor of a LoKr a rank as well.", resume="fixed")
+    dora: bool = setting(
+        False,
+        "DoRA: the adapter turns each column of a weight, and a number of its own sets the column's length. Closer to full "
+        "training at low ranks, and slower.",
+        resume="fixed",
+    )
+    tlora_min_rank: int = setting(
+        0,
+        "T-LoRA: ranks that a picture of pure noise trains; the less noise, the more, up to all. 0 is off; 1, or an eighth of "
+        "the rank, is usual where there are few pictures.",
+        low=0,
+        resume="fixed",
+    )
+    tlora_alpha: float = setting(
+        1.0,
+        "T-LoRA: exponent of 1 - noise. 1 lets the ranks rise evenly, 2 keeps more of them for little noise.",
+        above=0,
+        resume="fixed",
+    )
+    tlora_schedule: str = setting(
+        "linear", "T-LoRA: how ranks rise as noise falls.", choices=("linear", "cosine"), resume="fixed"
+    )
     train_norm: bool = setting(False, "Also train the norms' weights.", resume="fixed")
     weights: str = setting(
         "",
@@ -74,6 +97,10 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         check(self)
         require(self.factor == -1 or self.factor >= 1, "network.factor", self.factor, "must be -1 or at least 1")
+        if self.tlora_min_rank:
+            name, rule = "network.tlora_min_rank", "only the ranks of a plain lora can follow the noise; set it to 0"
+            require(plain(self.type) == "lora" and not self.dora, name, self.tlora_min_rank, rule)
+            require(self.tlora_min_rank <= self.rank, name, self.tlora_min_rank, f"must be at most the rank, {self.rank}")
         for name in ("ranks", "alphas", "learning_rates"):
             for item in getattr(self, name):
                 pattern, value = pattern_value(item, f"network.{name}")

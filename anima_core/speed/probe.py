@@ -89,7 +89,7 @@ def adapter_difference(module: AdaptedLinear) -> float:
 
     base = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     base.weight = nn.Parameter(random(*weight.shape).to(weight.dtype), requires_grad=False)
-    layer = AdaptedLinear(base, deepcopy(module.adapter).eval())  # without dropout
+    layer = type(module)(base, deepcopy(module.adapter).eval())  # without dropout
     for parameter in layer.adapter.parameters():
         parameter.data = random(*parameter.shape)
     x, g = (random(ROWS, side).mul_(side**0.5).to(weight.dtype) for side in (weight.shape[1], weight.shape[0]))

@@ -306,7 +306,7 @@ class Run:
             if index == len(batches):
                 batches.append(next(feed))
             for batch in self.fit.split(batches[index]):
-                with self.state.network.micro_batch(batch.number, batch.part):
+                with self.state.network.micro_batch(batch.number, batch.part, batch.t):
                     part_loss = self.forward(batch) / batch.divisor
                     self.state.gradient.backward(part_loss)
                 loss += part_loss.detach()
