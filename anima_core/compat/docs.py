@@ -12,8 +12,9 @@ from ..errors import in_words
 from ..settings import OptimizerConfig
 from ..settings.optimizer import OPTIMIZERS
 from . import dataset_config, front_ends, root_toml
-from .flags import MAPPED, MODULE_DEFAULTS, NETWORK_ARGS, OTHER_DEFAULTS, setting_words
+from .flags import MAPPED, OTHER_DEFAULTS, setting_words
 from .lycoris import ALGORITHMS, LYCORIS
+from .network_args import MODULE_DEFAULTS, NETWORK_ARGS
 from .optimizers import CAME, PRODIGY, WORDS
 from .unmapped import ARGUMENTS_IGNORED, ARGUMENTS_REFUSED, IGNORED, REFUSED
 

@@ -22,11 +22,12 @@ from ..settings.network import FULL_MATRIX_RANK
 from ..settings.toml_file import read_toml
 from .attention import attention
 from .dataset_config import DATASET_KEYS, SUBSET_KEYS, datasets_from, overridden, resolution
-from .flags import MODULE_DEFAULTS, NETWORK_ARGS, known_arguments
+from .flags import known_arguments
 from .kinds import EXPECTED, KINDS
 from .lycoris import ALGORITHMS, LYCORIS, check_side, preset_targets
 from .mapped import settings_for
 from .named_values import boolean, key_values, pairs, python_list
+from .network_args import MODULE_DEFAULTS, NETWORK_ARGS
 from .optimizers import optimizer_config
 from .prompts import read_prompts
 from .started_from import network_of_weights
