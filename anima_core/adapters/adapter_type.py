@@ -42,6 +42,7 @@ class Adapter(nn.Module):
     alpha: float
     zero_init: str  # name of the parameter that starts at zero
     products: Mapping[str, tuple[str, str]] = {}  # that its fast form computes with beside the parameters: two factors each
+    in_graphs = True  # of torch.compile: its `forward` makes nothing of the weight's size, nor what differs between steps
     gathers = False  # gradients in the model's dtype: one launch less for each factor, and the bytes of its casts once more
 
     # While a micro-batch runs, in the model's dtype, see `casts`: parameters and products; what gathers the gradients

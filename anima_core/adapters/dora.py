@@ -51,6 +51,7 @@ def of_files(plain: Delta) -> Delta:
 
 def decompose(adapter: Adapter, base: nn.Linear) -> None:
     """Give an adapter the lengths of the columns, as a parameter that leaves the base layer as it is: fp32 [1, in]."""
+    adapter.in_graphs = False
     device = next(adapter.parameters()).device  # the weight may wait elsewhere
     adapter.register_parameter(SCALE, nn.Parameter(lengths(base.weight)[None].to(device)))
 

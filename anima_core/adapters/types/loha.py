@@ -28,6 +28,7 @@ class LoHa(Adapter):
     """
 
     zero_init = "hada_w2_a"
+    in_graphs = False
 
     def __init__(self, layer: Layer, alpha: float) -> None:
         super().__init__()

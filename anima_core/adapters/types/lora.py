@@ -29,6 +29,7 @@ class LoRA(Adapter):
         self.alpha = alpha or float(layer.rank)
         self.scale = self.alpha / layer.rank
         self.dropouts, self.number, self.noise_ranks = layer.dropouts, layer.number, layer.noise_ranks
+        self.in_graphs = layer.noise_ranks is None
         self.lora_down = nn.Parameter(kaiming((layer.rank, layer.inputs), layer.generator))
         self.lora_up = nn.Parameter(torch.zeros(layer.outputs, layer.rank))
 
