@@ -187,8 +187,8 @@ class OnDevice:
     def __init__(self, model: AnimaTransformer) -> None:
         self.model = model
 
-    def place(self, text: dict[str, Tensor]) -> tuple[Tensor, None]:
-        return text["embeds"].to(self.model.device, non_blocking=True), None
+    def place(self, text: dict[str, Tensor]) -> tuple[Tensor, None, int]:
+        return text["embeds"].to(self.model.device, non_blocking=True), None, 0
 
 
 def count(step: Any) -> dict:
