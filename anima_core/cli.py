@@ -1,4 +1,4 @@
-"""The command line: python -m anima_core train | check | plan | report | demo | inspect | convert.
+"""The command line: python -m anima_core train | check | plan | report | demo | inspect | convert | analyse.
 
 Exit status: 0 success, 1 a failure in the run, 2 a refused setting or file, 130 interrupted (state saved first).
 """
@@ -16,7 +16,8 @@ from typing import Any
 
 from .compat.arguments import Parser, add_arguments, data_request_from, parse, request_from, write_config
 from .compat.flags import setting_words
-from .errors import AnimaError, Interrupted, SettingError, in_words, printable
+from .errors import AnimaError, FileError, Interrupted, SettingError, in_words, printable
+from .files import unused, write_whole
 from .progress_bar import ProgressBar
 from .settings.train import KEY_FORMATS
 from .version import __version__
@@ -51,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="anima_core", description="Train LoRA and LoKr adapters for Anima.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"anima_core {__version__}")
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="train | check | plan | report | demo | inspect | convert"
+        dest="command", required=True, metavar="train | check | plan | report | demo | inspect | convert | analyse"
     )
     train = commands.add_parser("train", help="train an adapter", allow_abbrev=False)
     add_arguments(train)
@@ -75,6 +76,11 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--output_dir", default="demo", help="folder of everything that the demo writes")
     demo.add_argument("--steps", type=int, default=0, help="training steps; 0: as many as the demo needs")
     demo.set_defaults(run=run_demo)
+    add_adapter_commands(commands)
+    return parser
+
+
+def add_adapter_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
     inspect = commands.add_parser("inspect", help="what is in an adapter file of any trainer")
     inspect.add_argument("adapter")
     inspect.set_defaults(run=run_inspect)
@@ -83,7 +89,12 @@ def build_parser() -> argparse.ArgumentParser:
     convert.add_argument("--to", required=True, choices=KEY_FORMATS)
     convert.add_argument("--output", required=True, help="the file to write")
     convert.set_defaults(run=run_convert)
-    return parser
+    analyse = commands.add_parser("analyse", help="how strongly an adapter changes what, and with how much of its rank")
+    analyse.add_argument("adapter")
+    analyse.add_argument("--with", dest="other", default="", metavar="OTHER", help="another adapter to compare with")
+    analyse.add_argument("--base", default="", help="the model's file: strength is then told relative to its weights")
+    analyse.add_argument("--output", default="", help="the picture to write; without it <adapter>-analysis.png in this folder")
+    analyse.set_defaults(run=run_analyse)
 
 
 def run_train(args: argparse.Namespace) -> None:
@@ -230,3 +241,32 @@ def run_convert(args: argparse.Namespace) -> None:
     own, text_encoder = convert_file(args.adapter, args.output, args.to)
     kept = f", {text_encoder} of the text encoder kept as they are" if text_encoder else ""
     print(f"{own} tensors renamed to {args.to}{kept}: {args.output}")
+
+
+def run_analyse(args: argparse.Namespace) -> None:
+    """Print a table and a sentence, and draw the same as a heat-map. A picture that is there already stays."""
+    path = analysis_picture(args.adapter, args.output)
+    from .adapters.analysis import analyse
+    from .adapters.findings import sentence, table
+    from .report.heat_map import heat_map
+
+    found = analyse(args.adapter, args.other, args.base)
+    print("\n".join([*table(found), *found.left_out, sentence(found)]))
+    try:
+        write_whole(path, lambda temporary: heat_map(found).save(temporary, format="PNG"))
+    except OSError as error:
+        raise FileError(f"{path}: cannot be written ({error.strerror}); choose another --output") from None
+    print(f"picture: {path}")
+
+
+def analysis_picture(adapter: str, output: str) -> Path:
+    """Return where the picture of an analysis goes. Raises SettingError for another ending, FileError for what is there."""
+    if not output:
+        free = unused(Path(f"{Path(adapter).stem}-analysis"), lambda path: Path(f"{path}.png").exists())
+        return Path(f"{free}.png")
+    path = Path(output)
+    if path.suffix.lower() != ".png":
+        raise SettingError(f"--output {path}: the picture is a PNG; name it so")
+    if path.exists():
+        raise FileError(f"{path}: is there already; choose another name")
+    return path

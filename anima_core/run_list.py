@@ -15,7 +15,7 @@ from .training.state import checkpoints_in, step_of
 
 T = TypeVar("T")
 ENDS = (1 << 14, 1 << 20)  # bytes of a log's end in which its last step is looked for: previews may stand behind it
-SHOWN = {"lora": "LoRA", "lokr": "LoKr"}
+SHOWN = {"lora": "LoRA", "lokr": "LoKr", "loha": "LoHa"}
 
 
 @dataclass(frozen=True)
@@ -168,4 +168,5 @@ def step_event(line: bytes) -> dict[str, Any] | None:
 def words(network: NetworkConfig) -> str:
     """Say what a run trains: "LoRA rank 32"."""
     size = "full matrices" if network.type == "lokr" and network.full_matrix else f"rank {network.rank}"
-    return f"{SHOWN.get(network.type, network.type)} {size}"
+    kind = f"{'DoRA of ' if network.dora else ''}{SHOWN.get(network.type, network.type)}"
+    return f"{'T-' if network.tlora_min_rank else ''}{kind} {size}"

@@ -83,6 +83,11 @@ class WholeLoKr:
 ADAPTERS = {"lora": LoRA, "lokr": LoKr, "lokr_full": WholeLoKr}
 
 
+def floor_of(case: Case) -> str:
+    """Name the adapter that a case is held against: its own, else a LoRA of its rank."""
+    return case.network if case.network in ADAPTERS else "lora"
+
+
 class Floor:
     """One call does the products of one step. All blocks share the weights of one, which no cache holds at real size."""
 
@@ -93,7 +98,7 @@ class Floor:
         self.make: Maker = lambda *shape: torch.randn(shape, device=device, dtype=dtype) / shape[-1] ** 0.5
         self.products = products(case)
         self.weights = [self.make(p.outputs, p.inputs) for p in self.products]
-        self.adapters = [ADAPTERS[case.network](p, case.rank, self.make) for p in self.products]
+        self.adapters = [ADAPTERS[floor_of(case)](p, case.rank, self.make) for p in self.products]
         self.inputs = {(p.rows, p.inputs): self.make(p.rows, p.inputs) for p in self.products}
         self.gradients = {(p.rows, p.outputs): self.make(p.rows, p.outputs) for p in self.products}
         image, text = self.heads(case.tokens), self.heads(MIN_TEXT_ROWS)
@@ -152,14 +157,14 @@ def analytic_flops(case: Case) -> float:
 
 def adapter_flops(case: Case, p: Product) -> float:
     """Forward and backward of one layer's adapter, with a gradient for its input."""
-    if case.network == "lora":
+    if floor_of(case) == "lora":
         return 3 * 2.0 * case.rank * p.rows * (p.inputs + p.outputs)
     (l, k), (m, n) = factorization(p.outputs, 8), factorization(p.inputs, 8)  # noqa: E741, the formula's names
-    if case.network == "lokr":
+    if floor_of(case) == "lokr":
         return 2.0 * case.rank * p.rows * (2 * (p.inputs + p.outputs) + 3 * l * m)
     return 2.0 * p.rows * k * (m * n + m * l + l * m + m * n)
 
 
 def last_product(case: Case, p: Product) -> float:
     """What an adapter saves where its input needs no gradient: the product that would give it."""
-    return 2.0 * case.rank * p.rows * p.inputs if case.network == "lora" else 0.0
+    return 2.0 * case.rank * p.rows * p.inputs if floor_of(case) == "lora" else 0.0

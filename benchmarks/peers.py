@@ -20,10 +20,10 @@ from anima_core.demo.random_transformer import REAL, TINY
 from anima_core.models.checkpoint import DTYPES
 from anima_core.speed.forms import LEVELS
 
-from .floor import Floor
+from .floor import ADAPTERS, Floor
 from .machine import RESULTS, best_device, environment, find_checkout, peaks_of, seconds_of, write_report
 from .peer_forms import ComfyStep, PeerStep, SdScriptsStep, prepare_comfyui
-from .training_step import META, NETWORKS, Case, OurStep, batch_of, count, leave_zero, random_weights
+from .training_step import META, Case, OurStep, batch_of, count, leave_zero, random_weights
 
 Form = Floor | OurStep | PeerStep
 
@@ -85,7 +85,7 @@ HEAD = (
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", type=torch.device, default=best_device())
-    parser.add_argument("--network", nargs="+", choices=list(NETWORKS), default=["lora", "lokr", "lokr_full"])
+    parser.add_argument("--network", nargs="+", choices=list(ADAPTERS), default=["lora", "lokr", "lokr_full"])
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--px", type=int, default=None, help="side; 1024 on CUDA, else 512")
     parser.add_argument("--batch", type=int, default=1)

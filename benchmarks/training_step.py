@@ -39,6 +39,9 @@ NETWORKS: dict[str, Callable[[int], NetworkConfig]] = {
     "lora": lambda rank: NetworkConfig(rank=rank, alpha=rank),
     "lokr": lambda rank: NetworkConfig(type="lokr", rank=rank, alpha=rank),
     "lokr_full": lambda rank: NetworkConfig(type="lokr", full_matrix=True),
+    "loha": lambda rank: NetworkConfig(type="loha", rank=rank, alpha=rank),
+    "dora": lambda rank: NetworkConfig(rank=rank, alpha=rank, dora=True),
+    "tlora": lambda rank: NetworkConfig(rank=rank, alpha=rank, tlora_min_rank=1),
 }
 META = torch.device("meta")
 MAX_NORM = 1.0

@@ -13,13 +13,15 @@ from anima_core.adapters.adapter_type import Adapter, AdapterType
 from anima_core.adapters.dropouts import Dropouts
 from anima_core.adapters.formats import adapter_state, load_into, read_adapter, save_adapter
 from anima_core.adapters.inspection import summarise
-from anima_core.adapters.keys import convert_keys, dotted_name
+from anima_core.adapters.keys import convert_keys
 from anima_core.adapters.layers import AdaptedNorm
+from anima_core.adapters.layouts import locate
 from anima_core.adapters.metadata import build_metadata
 from anima_core.adapters.network import AdapterNetwork, merge
 from anima_core.adapters.targets import linear_names, select_targets
 from anima_core.adapters.types import lokr as lokr_type
 from anima_core.adapters.types import lora as lora_type
+from anima_core.adapters.types.loha import LoHa
 from anima_core.adapters.types.lokr import LoKr, factorization
 from anima_core.adapters.types.lora import LoRA
 from anima_core.demo.random_transformer import REAL, TINY, random_state
@@ -40,6 +42,13 @@ LAYOUTS = {
     "lokr low rank alpha 0": NetworkConfig(type="lokr", rank=3, alpha=0, factor=4),
     "lokr both": NetworkConfig(type="lokr", rank=2, alpha=3, factor=-1, decompose_both=True, targets="+adaln"),
     "lokr whole by rank": NetworkConfig(type="lokr", rank=64, alpha=16, factor=8),
+    "loha": NetworkConfig(type="loha", rank=3, alpha=1, targets="+adaln"),
+    "loha of a high rank": NetworkConfig(type="loha", rank=8, alpha=0),
+    "dora of lora, norms": NetworkConfig(rank=4, alpha=2, dora=True, train_norm=True),
+    "dora of lokr": NetworkConfig(type="lokr", rank=3, alpha=1, factor=4, dora=True),
+    "dora of lokr both": NetworkConfig(type="lokr", rank=2, alpha=3, factor=-1, decompose_both=True, dora=True),
+    "dora of loha": NetworkConfig(type="loha", rank=2, alpha=1, dora=True),
+    "t-lora": NetworkConfig(rank=4, alpha=2, tlora_min_rank=1),
 }
 
 
@@ -241,8 +250,8 @@ def test_every_layer_name_survives_underscores():
     with torch.device("meta"):
         real = AnimaTransformer(REAL)
     names = [name for name, m in real.named_modules() if isinstance(m, nn.Linear | nn.RMSNorm)]
-    assert len(names) > 500 and all(dotted_name(name.replace(".", "_")) == name for name in names)
-    assert dotted_name("down_blocks_0_attentions_1") is None
+    assert len(names) > 500 and [locate(f"lora_unet_{n.replace('.', '_')}").layer for n in names] == names
+    assert [locate(name).layer for name in names] == names and locate("lora_unet_down_blocks_0_attentions_1") is None
 
 
 def test_presets_of_the_released_model():
@@ -299,7 +308,7 @@ def test_same_seed_same_start_whatever_else_is_trained():
     assert not torch.equal(b["blocks.0.mlp.layer1"].lora_down, other["blocks.0.mlp.layer1"].lora_down)
 
 
-@pytest.mark.parametrize("kind", ["lora", "lokr"])
+@pytest.mark.parametrize("kind", ["lora", "lokr", "loha"])
 def test_dropout_repeats_within_a_step_and_changes_between(kind):
     config = NetworkConfig(type=kind, rank=2, factor=4, dropout=0.3, rank_dropout=0.3, module_dropout=0.2)
     network = trained(config)
@@ -314,11 +323,12 @@ def test_dropout_repeats_within_a_step_and_changes_between(kind):
     assert torch.equal(live(*inputs()), live(*inputs()))
 
 
-def test_dropout_keeps_the_mean():
+@pytest.mark.parametrize("kind", [LoRA, LoHa])
+def test_dropout_keeps_the_mean(kind):
     off, on = Dropouts(0, 0, 0, 0), Dropouts(0, 0.2, 0.2, 0.0)
-    layers = [LoRA(layer_of(16, 8, 4, dropouts), 4) for dropouts in (off, on)]
+    layers = [kind(layer_of(16, 8, 4, dropouts), 4) for dropouts in (off, on)]
     for layer in layers:
-        torch.nn.init.normal_(layer.lora_up, generator=torch.Generator().manual_seed(1))
+        torch.nn.init.normal_(getattr(layer, kind.zero_init), generator=torch.Generator().manual_seed(1))
     x = torch.randn(1, 16)
     total = torch.zeros(1, 8)
     for draw in range(3000):

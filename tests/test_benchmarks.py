@@ -33,6 +33,12 @@ COSTS = {
     ("lokr_full", "keep"): (174, 23.5, 45.8),
     ("lokr_full", "cheap"): (198, 13.4, 45.8),
     ("lokr_full", "attention"): (242, 3.1, 55.5),
+    ("loha", "keep"): (407, 23.5, 57.0),
+    ("loha", "attention"): (502, 3.1, 66.9),
+    ("dora", "keep"): (286, 23.5, 43.7),
+    ("dora", "attention"): (381, 3.1, 53.7),
+    ("tlora", "keep"): (204, 23.5, 43.4),
+    ("tlora", "attention"): (290, 3.1, 53.4),
 }
 
 

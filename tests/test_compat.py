@@ -146,7 +146,7 @@ def edited(root: Path, old: str, new: str) -> str:
         ("lora_rank = 100000", "lora_rnak = 8", "line 39: unknown key lora.lora_rnak; did you mean lora_rank?"),
         ("seed = 7", 'seed = "seven"', "line 31: training.seed='seven': must be a whole number"),
         ("grad_checkpoint = true", "grad_checkpoint = 1", "training.grad_checkpoint=1: must be true or false"),
-        ('network_type = "lokr"', 'network_type = "loha"', "lora.network_type='loha': must be one of lokr, lora"),
+        ('network_type = "lokr"', 'network_type = "oft"', "lora.network_type='oft': must be one of loha, lokr, lora"),
         ('t5_tokenizer_dir = "t5"', "", "Input config is missing model.t5_tokenizer_dir/model.t5_tokenizer_path."),
         ("[output]", "[ouput]", "unknown table [ouput]"),
         ("[model]", "[model", "not valid TOML"),

@@ -288,6 +288,12 @@ def test_without_a_compiler_it_is_said_why(monkeypatch):
     assert no_compiler(torch.device("cuda")) == ""
 
 
+@pytest.mark.parametrize("settings", [dict(type="loha"), dict(dora=True), dict(tlora_min_rank=1)])
+def test_adapters_whose_plain_form_is_not_for_graphs_take_the_fast_one_and_say_so(settings):
+    ((event, text),) = said(*adapted(NetworkConfig(rank=4, **settings)))
+    assert event == "note" and text.startswith("blocks are not compiled: the plain form of these adapters makes whole weights")
+
+
 def test_dropout_takes_the_plain_path_and_says_so():
     ((event, text),) = said(*adapted(NetworkConfig(rank=4, rank_dropout=0.1)))
     assert event == "note" and text.startswith("blocks are not compiled: dropout")

@@ -115,7 +115,6 @@ def test_network_args(argv, read):
     "argv, text",
     [
         (["--network_args", "conv_dims=4", "x=1"], "network_args: unknown conv_dims, x; known are target_modules"),
-        (["--network_args", "dora_wd=True"], "network_args: dora_wd=True: DoRA is not available"),
         (["--network_args", "train_block_indices=0-5"], "train_block_indices=0-5: use exclude_patterns"),
         (["--llm_adapter_path", "a.safetensors"], "--llm_adapter_path: the LLM adapter is read from the transformer's file"),
         (["--lr_warmup_steps", "inf"], "lr_warmup_steps=inf: must be a number of steps"),
@@ -126,10 +125,10 @@ def test_network_args(argv, read):
             ["--network_module", "networks.lora"],
             "Unsupported network module: networks.lora. Expected one of: ('networks.lokr_anima', 'networks.lora_anima')",
         ),
-        (["--network_module", "networks.loha"], "Unsupported network module: networks.loha. Expected one of: ("),
+        (["--network_module", "networks.oft"], "Unsupported network module: networks.oft. Expected one of: ("),
         (
-            ["--network_module", "lycoris.kohya", "--network_args", "algo=loha"],
-            "Unsupported network module: lycoris.kohya with algo=loha. Expected",
+            ["--network_module", "lycoris.kohya", "--network_args", "algo=boft"],
+            "Unsupported network module: lycoris.kohya with algo=boft. Expected",
         ),
         (
             ["--network_dims", "4", "--sede", "1"],

@@ -9,7 +9,7 @@ from anima_core.compat.arguments import config_from_file
 from anima_core.compat.flags import known_names
 from anima_core.compat.optimizers import PRODIGY
 from anima_core.errors import SettingError
-from anima_core.settings import TrainConfig
+from anima_core.settings import NetworkConfig, TrainConfig
 
 from .test_flags import FOLDER, REQUIRED, config, request
 
@@ -232,7 +232,7 @@ def test_all_unknown_keys_of_a_dataset_file_are_named_at_once(tmp_path):
 @pytest.mark.parametrize(
     "text, said",
     [
-        ("lora_type = 'tlora'\n", "line 6: lora_type='tlora': only lora, locon, lokr are trained"),
+        ("lora_type = 'vera'\n", "line 6: lora_type='vera': only lora, locon, dora, tlora, loha, lokr are trained"),
         ("model_train_type = 'anima-finetune'\n", "line 6: model_train_type=anima-finetune: only adapters are trained"),
         ("conditioning = true\n", "line 6: conditioning: image editing is not trained here"),
         ("llm_adapter_path = 'a'\n", "line 6: llm_adapter_path: the LLM adapter is read from the transformer's file"),
@@ -246,6 +246,37 @@ def test_what_is_not_read_is_named(tmp_path, text, said):
     with pytest.raises(SettingError) as refused:
         flat(tmp_path, text)
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "text, network",
+    [
+        ("lora_type = 'loha'\nnetwork_dim = 8\n", NetworkConfig(type="loha", rank=8, alpha=1)),
+        ("lora_type = 'dora'\ndora_wd = false\nnetwork_dim = 8\n", NetworkConfig(rank=8, alpha=1, dora=True)),
+        ("lora_type = 'lora'\ntlora_min_rank = 1\nnetwork_dim = 8\n", NetworkConfig(rank=8, alpha=1)),
+        (
+            "lora_type = 'tlora'\ntlora_min_rank = '2'\ntlora_rank_schedule = 'linear'\ntlora_orthogonal_init = false\n",
+            NetworkConfig(rank=4, alpha=1, tlora_min_rank=2),
+        ),
+        (
+            "network_module = 'networks.tlora_anima'\ntlora_min_rank = 2\n",
+            NetworkConfig(rank=4, alpha=1, tlora_min_rank=2, tlora_schedule="cosine"),
+        ),
+        (
+            "network_module = 'lycoris.kohya'\nlycoris_algo = 'loha'\ndora_wd = true\n",
+            NetworkConfig(type="loha", rank=4, alpha=1, dora=True),
+        ),
+    ],
+)
+def test_the_types_of_a_page(tmp_path, text, network):
+    """Fields of T-LoRA stand there for every type, and count for one."""
+    assert flat(tmp_path, text).config.network == network
+
+
+def test_a_dora_says_whose_lengths_it_trains(tmp_path):
+    notes = flat(tmp_path, "network_module = 'lycoris.kohya'\ndora_wd = true\n").notes
+    assert any("the lengths are those of the inputs, as with wd_on_output=False" in note for note in notes)
+    assert not flat(tmp_path, "network_args = ['dora_wd=True', 'wd_on_output=False']\n").notes
 
 
 def test_what_is_refused_only_where_it_is_asked_for(tmp_path):

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from anima_core.adapters.casts import Casts
 from anima_core.adapters.layers import AdaptedLinear
+from anima_core.adapters.types.loha import LoHa
 from anima_core.adapters.types.lokr import LoKr
 from anima_core.adapters.types.lora import LoRA
 from anima_core.models.frozen import FloatWeight, FrozenLinear, FrozenWeight, Scratch
@@ -19,6 +20,7 @@ ADAPTERS = {
     "lora": lambda layer: LoRA(layer, 3.0),
     "lokr": lambda layer: LoKr(layer, 3.0, 8, False, False),
     "lokr whole": lambda layer: LoKr(layer, 3.0, 8, True, False),
+    "loha": lambda layer: LoHa(layer, 3.0),
 }
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

@@ -30,6 +30,8 @@ NETWORKS = {
     "dropout": NetworkConfig(rank=32, alpha=32, dropout=0.1),
     "norms": NetworkConfig(rank=32, alpha=32, train_norm=True),
     "adaln and norms": NetworkConfig(rank=32, alpha=32, targets="attn+mlp+adaln", train_norm=True),
+    "loha": NetworkConfig(type="loha", rank=32, alpha=32),
+    "dora": NetworkConfig(rank=32, alpha=32, dora=True),
     "last blocks": NetworkConfig(rank=32, alpha=32, include=("re:blocks\\.2[0-9]\\.",), targets=""),
 }
 BF16 = torch.bfloat16
@@ -92,6 +94,8 @@ def test_the_readmes_table_is_what_is_computed():
         ("dropout", ["attention", "attention", "keep", "keep"], BF16),
         ("norms", ["attention", "cheap", "keep", "keep"], BF16),
         ("adaln and norms", ["attention", "cheap", "cheap", "keep"], BF16),
+        ("loha", ["checkpoint", "attention", "cheap", "keep"], BF16),
+        ("dora", ["checkpoint", "attention", "cheap", "keep"], BF16),
         ("last blocks", ["checkpoint"] * 2 + ["cheap"] * 26, BF16),
     ],
 )

@@ -80,6 +80,8 @@ def raises(*_):
             "lora differs by inf",
         ),
         ("lokr", "LoKrFunction.backward", lambda found: (found[0] * 2, *found[1:]), "lokr differs by 1.0e+00"),
+        ("loha of two ranks", "LoHaFunction.backward", lambda found: (found[0] * 2, *found[1:]), "loha differs by 1.0e+00"),
+        ("dora", "LoRAFunction.backward", lambda found: (found[0] * 2, *found[1:]), "lora differs by 1.0e+00"),
         ("lokr whole", "WholeLoKrFunction.forward", raises, "not implemented for this backend"),
     ],
 )

@@ -46,8 +46,10 @@ def events(folder: Path, name: str = "x") -> list[dict]:
     return [json.loads(line) for line in (folder / f"{name}-run" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def test_two_processes_equal_one_with_twice_the_accumulation(model, pictures, tmp_path):
+@pytest.mark.parametrize("module", ["networks.lora_anima", "networks.tlora_anima"])
+def test_two_processes_equal_one_with_twice_the_accumulation(model, pictures, tmp_path, module):
     extra = dict(shuffle_caption=None, network_dropout=0.1, flip_aug=None, save_precision="fp32", max_train_steps=5)
+    extra |= dict(network_module=module)
     common = [*flags(model, pictures, "OUT", **extra), "--shuffle_caption", "--flip_aug"]
     common += ["--optimizer_args", "eps=1e-3"]  # else AdamW makes steps of full size from gradients that are rounding alone
 

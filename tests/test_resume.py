@@ -51,6 +51,12 @@ def configurations(folder) -> dict[str, dict]:
             cache_text=False,
         ),
         "dropout of every kind, norms, recomputation, previews": dict(network=dropped, memory="recompute", samples=previews),
+        "LoHa, DoRA, dropout, EMA": dict(
+            network=NetworkConfig(type="loha", rank=2, alpha=2, dora=True, rank_dropout=0.2), ema_decay=0.9, memory="recompute"
+        ),
+        "T-LoRA, accumulation": dict(
+            network=NetworkConfig(rank=4, alpha=2, tlora_min_rank=1, tlora_schedule="cosine"), gradient_accumulation_steps=2
+        ),
         "Prodigy, shifted t, Huber, noise offset, latents in memory": dict(
             optimizer=prodigy,
             flow=FlowConfig(timestep_sampling="shift", shift=3.0, loss="huber", noise_offset=0.1, weighting="cosmap"),
@@ -61,8 +67,8 @@ def configurations(folder) -> dict[str, dict]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(5), ids=list(configurations(Path())))
-def test_resume_is_exact_in_five_configurations(model, pictures, tmp_path, number):
+@pytest.mark.parametrize("number", range(7), ids=list(configurations(Path())))
+def test_resume_is_exact_in_seven_configurations(model, pictures, tmp_path, number):
     """Cut twice, after the first step and later."""
     changes = list(configurations(pictures).values())[number]
     settings = dict(max_train_steps=STEPS) | changes

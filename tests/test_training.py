@@ -48,6 +48,12 @@ LAYOUTS = {
     "lokr full": NetworkConfig(type="lokr", rank=100000, alpha=0),
     "lokr low rank": NetworkConfig(type="lokr", rank=2, alpha=1, factor=4),
     "lokr both": NetworkConfig(type="lokr", rank=2, alpha=4, factor=-1, decompose_both=True),
+    "loha": NetworkConfig(type="loha", rank=2, alpha=2),
+    "loha of a high rank": NetworkConfig(type="loha", rank=8, alpha=4, targets="+adaln"),
+    "dora": NetworkConfig(rank=4, alpha=2, dora=True, train_norm=True),
+    "dora of lokr": NetworkConfig(type="lokr", rank=2, alpha=1, factor=4, dora=True),
+    "dora of loha": NetworkConfig(type="loha", rank=2, alpha=2, dora=True),
+    "t-lora": NetworkConfig(rank=4, alpha=4, tlora_min_rank=1, targets="+adaln+llm_adapter"),
 }
 
 
@@ -95,12 +101,21 @@ def fixed_loss(config, adapter=None, pictures=None):
     return sum(losses) / len(losses)
 
 
+LEARNERS = {
+    "lora": NetworkConfig(rank=16, alpha=16, targets="all"),
+    "lokr": NetworkConfig(type="lokr", factor=4, full_matrix=True, targets="all"),
+    "loha": NetworkConfig(type="loha", rank=8, alpha=8, targets="all"),
+    "dora": NetworkConfig(rank=16, alpha=16, targets="all", dora=True),
+    "t-lora": NetworkConfig(rank=16, alpha=16, targets="all", tlora_min_rank=2),
+}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.long) for seed in (2, 3))])
-@pytest.mark.parametrize("kind", ["lora", "lokr"])
+@pytest.mark.parametrize("kind", LEARNERS)
 def test_training_learns(model, pictures, tmp_path, seed, kind):
-    """150 steps take a third off the loss on fixed t and noise, for every seed and both networks."""
-    network = NetworkConfig(type=kind, rank=16, alpha=16, factor=4, full_matrix=kind == "lokr", targets="all")
+    """150 steps take a third off the loss on fixed t and noise, for every seed and every type."""
+    network = LEARNERS[kind]
     config = train_config(model, pictures, tmp_path, network=network, seed=seed, max_train_steps=150, dataset={"batch_size": 3})
     before = fixed_loss(config)
     after = fixed_loss(config, train(config).adapter_path)

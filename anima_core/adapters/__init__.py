@@ -1,1 +1,1 @@
-"""LoRA and LoKr: the modules, how they are put into a model, and the files they are saved as."""
+"""Adapters: their types, how they are put into a model, and the files they are saved as."""

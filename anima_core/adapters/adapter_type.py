@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
 
 from ..settings import NetworkConfig
 from .dropouts import Dropouts
+from .noise_ranks import NoiseRanks
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,14 @@ class Layer:
     number: int
     dropouts: Dropouts
     generator: torch.Generator  # of the initial values: neither device nor the order of layers changes them
+    noise_ranks: NoiseRanks | None = None  # where noise decides how many of the ranks are trained
+
+
+class Fast(NamedTuple):
+    """The fast form of an adapted layer: an autograd function, and its inputs after x."""
+
+    function: type[Function]
+    inputs: tuple[Any, ...]
 
 
 class Adapter(nn.Module):
@@ -32,15 +42,21 @@ class Adapter(nn.Module):
     alpha: float
     zero_init: str  # name of the parameter that starts at zero
     products: Mapping[str, tuple[str, str]] = {}  # that its fast form computes with beside the parameters: two factors each
+    in_graphs = True  # of torch.compile: its `forward` makes nothing of the weight's size, nor what differs between steps
     gathers = False  # gradients in the model's dtype: one launch less for each factor, and the bytes of its casts once more
 
     # While a micro-batch runs, in the model's dtype, see `casts`: parameters and products; what gathers the gradients
     casts: Mapping[str, Tensor] | None = None
     sums: Mapping[str, Tensor] = {}
+    norm: Tensor | None = None  # of the columns of base weight and correction, where it was asked for, see `dora`
 
-    def fused(self, x: Tensor, base: nn.Linear) -> Tensor | None:
+    def fused(self, x: Tensor, base: nn.Linear) -> Fast | None:
         """Return base(x) and the correction as one autograd function; None where a type, or its dropout, has no such form."""
         return None
+
+    def merged(self, weight: Tensor) -> Tensor:
+        """Return base weight and correction in one new tensor, [out, in] in the weight's dtype, without gradient."""
+        raise NotImplementedError
 
     def cast(self, name: str, dtype: torch.dtype) -> Tensor:
         """Return a parameter or a product in a dtype, without gradient."""

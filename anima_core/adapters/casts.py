@@ -92,11 +92,11 @@ class Casts:
         self._begin()
         try:
             for adapter, casts, sums in zip(self.adapters, self.of_adapters, self.sums_of_adapters):
-                adapter.casts, adapter.sums = casts, sums
+                adapter.casts, adapter.sums, adapter.norm = casts, sums, None
             yield
         finally:
             for adapter in self.adapters:
-                adapter.casts, adapter.sums = None, {}
+                adapter.casts, adapter.sums, adapter.norm = None, {}, None
         for flat, total in self.sums:
             if flat.whole.grad is not None:
                 flat.whole.grad.add_(total)

@@ -5,14 +5,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from ..errors import FileError
-from ..models.checkpoint import TensorInfo, read_header, read_metadata, readable
+from ..models.checkpoint import read_header, read_metadata
 from ..models.kinds import not_an_adapter
-from .keys import LOADED, TEXT_ENCODER, Parts, parts_of
+from .formats import header_tensors
+from .keys import LOADED, TEXT_ENCODER, Parts, cut_key, parts_of
+from .layouts import DOTTED_PREFIXES, KOHYA_PREFIXES, locate, parts_of_fused
+from .peft_config import with_config_alphas
 from .recognise import RANKS, type_name, type_of
 from .targets import words_of
 
@@ -23,7 +24,7 @@ def summarise(path: str | Path) -> dict[str, Any]:
     Only the header and the alphas are read. Raises FileError for what is no adapter.
     """
     header = read_header(path)
-    parts = parts_of(with_alphas(path, header))
+    parts = parts_of(with_config_alphas(path, header_tensors(path)))
     types = type_lines(parts)
     if not header:
         raise FileError(f"{path}: holds no tensors; choose an adapter file")
@@ -34,6 +35,7 @@ def summarise(path: str | Path) -> dict[str, Any]:
         "file": Path(path).name,
         "types": types,
         "places": places(parts),
+        "names": names_of(header),
         "keys": f"{len(header)}, such as {next(iter(header))}",
         "dtype": ", ".join(sorted({info.dtype for info in header.values()})),
         "size": f"{Path(path).stat().st_size / 1e6:.1f} MB",
@@ -46,14 +48,18 @@ def summarise(path: str | Path) -> dict[str, Any]:
     return found
 
 
-def with_alphas(path: str | Path, header: Mapping[str, TensorInfo]) -> dict[str, Tensor]:
-    """Return a file's tensors without their values, but for the alphas."""
-    tensors = {key: torch.empty(info.shape, device="meta") for key, info in header.items()}
-    with readable(path), safe_open(str(path), framework="pt", device="cpu") as file:
-        for key, tensor in tensors.items():
-            if key.endswith(".alpha") and tensor.numel() == 1:
-                tensors[key] = file.get_tensor(key)
-    return tensors
+def names_of(keys: Iterable[str]) -> str:
+    """Say whose names a file's layers of the transformer have: "diffusers' after transformer. (diffusers, OneTrainer)"."""
+    places = [place for stem in dict.fromkeys(cut_key(key)[0] for key in keys) if (place := locate(stem))]
+    found = Counter((place.names, place.prefix) for place in places)
+    fused = sum(bool(parts_of_fused(place.layer)) for place in places)
+    texts = [f"{names} {behind(prefix)}" for (names, prefix), _ in found.most_common()]
+    return "; ".join([*texts, *[f"{fused} layers are several of Anima's in one"] * (fused > 0)]) or "of no layer of Anima"
+
+
+def behind(prefix: str) -> str:
+    who = KOHYA_PREFIXES.get(prefix) or DOTTED_PREFIXES.get(prefix)
+    return f"after {prefix}{f' ({who})' if who else ''}" if prefix else "alone"
 
 
 def type_lines(parts: Parts) -> dict[str, str]:

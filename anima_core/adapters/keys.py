@@ -2,7 +2,7 @@
 
 Two families of key names load in ComfyUI for Anima's transformer: `diffusion_model.<dotted>` and kohya's
 `lora_unet_<underscored>`; and two for its text encoder, `text_encoders.` and `lora_te_layers_` (docs/model.md §7.5). Other
-trainers' files hold further ones, which ComfyUI passes over; they are read here where they mean a layer of Anima.
+trainers' files hold further ones, which ComfyUI passes over; they are read here where they mean a layer of Anima (`layouts`).
 """
 
 import re
@@ -11,18 +11,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..errors import SettingError
-from .recognise import OTHER_TYPES, SIDE_TENSORS
+from .layouts import DOTTED, KOHYA, layer_of, parts_of_fused
+from .recognise import OTHER_TYPES, SIDE_TENSORS, read_layers, type_name, type_of
 from .types import ADAPTER_TYPES
 
-DOTTED, KOHYA = "diffusion_model.", "lora_unet_"
 TRANSFORMER, TEXT_ENCODER, NEITHER = "transformer", "text encoder", "neither"
 
-# Prefixes of the transformer's layers, ComfyUI's first; a key may also begin with the layer itself.
-DOTTED_PREFIXES = (DOTTED, "base_model.model.", "model.diffusion_model.", "transformer.", "net.")
-KOHYA_PREFIXES = (KOHYA, "lora_unet_net_", "lycoris_", "lora_transformer_")
 TEXT_PREFIXES = ("text_encoder", "lora_te")
 LOADED = (DOTTED, KOHYA, "text_encoders.", "lora_te_layers_")  # what ComfyUI 0.29 reads
 
@@ -31,36 +29,19 @@ ALIASES = {
     f".{theirs}{default}.weight": name
     for theirs, name in (("lora_A", "lora_down.weight"), ("lora_B", "lora_up.weight"))
     for default in ("", ".default")
-} | {".lora.down.weight": "lora_down.weight", ".lora.up.weight": "lora_up.weight"}
+} | {
+    ".lora.down.weight": "lora_down.weight",
+    ".lora.up.weight": "lora_up.weight",
+    ".lora_magnitude_vector": "dora_scale",
+    ".lora_magnitude_vector.weight": "dora_scale",
+}
 NAMES = {f".{name}" for kind in ADAPTER_TYPES for name in kind.tensors}
 NAMES |= {f".{name}" for _, names in OTHER_TYPES for name in names} | {f".{name}" for name in SIDE_TENSORS}
 SUFFIX = re.compile(rf"({'|'.join(re.escape(name) for name in sorted((NAMES | ALIASES.keys()), key=len, reverse=True))})$")
 
-# Anima's module names hold underscores of their own; a kohya key is unambiguous against this grammar.
-LEAVES = (
-    r"(?:self_attn|cross_attn)_(?:q_proj|k_proj|v_proj|output_proj|o_proj|q_norm|k_norm)"
-    r"|mlp_(?:layer1|layer2|0|2)"
-    r"|adaln_modulation_(?:self_attn|cross_attn|mlp)_[12]"
-    r"|norm_(?:self_attn|cross_attn|mlp)"
-)
-BLOCK = re.compile(rf"^(?P<bridge>llm_adapter_)?blocks_(?P<index>\d+)_(?P<leaf>{LEAVES})$")
-GROUPS = re.compile(r"^(self_attn|cross_attn|mlp|adaln_modulation_(?:self_attn|cross_attn|mlp))_(.+)$")
-SINGLE_MODULES = {
-    name.replace(".", "_"): name
-    for name in (
-        "x_embedder.proj.1",
-        "t_embedder.1.linear_1",
-        "t_embedder.1.linear_2",
-        "t_embedding_norm",
-        "final_layer.linear",
-        "final_layer.adaln_modulation.1",
-        "final_layer.adaln_modulation.2",
-        "llm_adapter.embed",
-        "llm_adapter.in_proj",
-        "llm_adapter.out_proj",
-        "llm_adapter.norm",
-    )
-}
+# A layer's tensors whose rows are those of its outputs, and those that all of its outputs share
+OF_OUTPUTS = frozenset({"lora_up.weight", "hada_w1_a", "hada_w2_a", "lokr_w1", "lokr_w1_a", "diff", "diff_b"})
+SHARED = frozenset({"alpha", "lora_down.weight", "hada_w1_b", "hada_w2_b", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"})
 
 
 class Key(NamedTuple):
@@ -84,47 +65,31 @@ class Parts:
 
 
 def parts_of(tensors: Mapping[str, Tensor]) -> Parts:
-    """Sort a file's tensors by part and layer, under the names that we write."""
+    """Sort a file's tensors by part and layer, under the names that we write. Raises SettingError for what is there twice."""
     found = Parts()
     layers = {TRANSFORMER: found.transformer, TEXT_ENCODER: found.text_encoder, NEITHER: found.others}
     for key, tensor in tensors.items():
         part, layer, name = read_key(key)
+        if name in layers[part][layer]:
+            raise SettingError(f"adapter key: {key}: a second {name} of {layer}; leave one of them out")
         layers[part][layer][name] = tensor
     return found
 
 
-def read_key(key: str) -> Key:
-    """Read a key of any trainer's file."""
+def cut_key(key: str) -> tuple[str, str]:
+    """Cut a key into what it says of the layer, and the tensor's name."""
     found = SUFFIX.search(key)
     stem, _, name = key.rpartition(".") if found is None else (key[: found.start()], "", found[1].removeprefix("."))
-    name = ALIASES.get(f".{name}", name)
+    return stem, ALIASES.get(f".{name}", name)
+
+
+def read_key(key: str) -> Key:
+    """Read a key of any trainer's file."""
+    stem, name = cut_key(key)
     if stem.startswith(TEXT_PREFIXES):
         return Key(TEXT_ENCODER, stem, name)
     layer = layer_of(stem)
     return Key(NEITHER, stem, name) if layer is None else Key(TRANSFORMER, layer, name)
-
-
-def layer_of(stem: str) -> str | None:
-    """Return the dotted name of Anima's layer that a key without its tensor's name means; None for another model's."""
-    for prefix in KOHYA_PREFIXES:
-        if stem.startswith(prefix) and (layer := dotted_name(stem[len(prefix) :])):
-            return layer
-    while prefix := next((prefix for prefix in DOTTED_PREFIXES if stem.startswith(prefix)), ""):
-        stem = stem[len(prefix) :]
-    return stem if dotted_name(stem.replace(".", "_")) == stem else None
-
-
-def dotted_name(underscored: str) -> str | None:
-    """Return Anima's name of a layer for kohya's underscored one; None where there is no such layer."""
-    if underscored in SINGLE_MODULES:
-        return SINGLE_MODULES[underscored]
-    found = BLOCK.match(underscored)
-    if found is None:
-        return None
-    leaf = found["leaf"]
-    if not leaf.startswith("norm_"):
-        leaf = GROUPS.sub(r"\1.\2", leaf)
-    return f"{'llm_adapter.' if found['bridge'] else ''}blocks.{found['index']}.{leaf}"
 
 
 def join_key(layer: str, name: str, key_format: str) -> str:
@@ -135,19 +100,51 @@ def join_key(layer: str, name: str, key_format: str) -> str:
 
 
 def convert_keys(state: Mapping[str, Tensor], to: str) -> dict[str, Tensor]:
-    """Return the same tensors, the transformer's under the names of one family, the text encoder's as they are.
+    """Return the same adapter, the transformer's layers under the names of one family, the text encoder's as they are.
 
-    Raises SettingError for tensors that belong to neither.
+    Fused layers are split, and alphas written where the file has none. Raises SettingError for tensors that belong to
+    neither, and for a fused layer that cannot be split.
     """
-    found: dict[str, Tensor] = {}
-    foreign = []
-    for key, tensor in state.items():
-        part, layer, name = read_key(key)
-        if part == NEITHER:
-            foreign.append(key)
-        found[join_key(layer, name, to) if part == TRANSFORMER else key] = tensor
-    refuse_foreign(foreign)
+    parts = parts_of(state)
+    refuse_foreign(f"{layer}.{name}" for layer, tensors in parts.others.items() for name in tensors)
+    layers = with_alphas(split_fused(parts.transformer))
+    found = {join_key(layer, name, to): tensor for layer, tensors in layers.items() for name, tensor in tensors.items()}
+    return found | {key: tensor for key, tensor in state.items() if read_key(key).part == TEXT_ENCODER}
+
+
+def split_fused(layers: Mapping[str, Mapping[str, Tensor]]) -> Layers:
+    """Split layers that are several of our model, such as a trainer's qkv: what inputs meet is shared, outputs have own rows.
+
+    Raises SettingError for tensors that no such cut divides.
+    """
+    found: Layers = {}
+    for layer, tensors in layers.items():
+        parts = parts_of_fused(layer)
+        if not parts:
+            found[layer] = dict(tensors)
+            continue
+        uneven = [name for name, tensor in tensors.items() if not divides(name, tensor, len(parts))]
+        if uneven:
+            what = f"{type_name(tensors) or 'layer'} of {len(parts)} layers in one, whose {uneven[0]} cannot be cut"
+            raise SettingError(f"adapter key: {layer}: a {what}; save it with q, k and v apart in its own trainer")
+        for number, part in enumerate(parts):
+            cut = {name: tensor.chunk(len(parts))[number] for name, tensor in tensors.items() if name in OF_OUTPUTS}
+            found[part] = {name: cut.get(name, tensor).clone() for name, tensor in tensors.items()}
     return found
+
+
+def divides(name: str, tensor: Tensor, parts: int) -> bool:
+    return name in SHARED or (name in OF_OUTPUTS and tensor.ndim > 0 and tensor.shape[0] % parts == 0)
+
+
+def with_alphas(layers: Layers) -> Layers:
+    """Add the alpha to each layer of a rank that has none: the rank itself, which is the scale of 1 that ComfyUI gives it."""
+    for tensors in layers.values():
+        kind = type_of(tensors)
+        rank, alpha = read_layers(kind, [tensors]).sizes[0] if kind else (None, None)
+        if rank is not None and alpha is None:
+            tensors["alpha"] = torch.tensor(float(rank))
+    return layers
 
 
 def refuse_foreign(keys: Iterable[str]) -> None:

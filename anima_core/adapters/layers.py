@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .adapter_type import Adapter
+from .adapter_type import Adapter, Fast
 
 
 class AdaptedLinear(nn.Module):
@@ -26,14 +26,18 @@ class AdaptedLinear(nn.Module):
         return self.base.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        fused = self.fused and self.multiplier == 1 and not torch.compiler.is_compiling()
-        if fused and (whole := self.adapter.fused(x, self.base)) is not None:
-            return whole
+        if (fast := self.fast(x)) is not None:
+            return fast.function.apply(x, *fast.inputs)
         y = self.base(x)
         if self.multiplier == 0:
             return y
         correction = self.adapter(x, y)
         return y + (correction if self.multiplier == 1 else correction * self.multiplier)
+
+    def fast(self, x: Tensor) -> Fast | None:
+        """Return the fast form where there is one and it is to be taken."""
+        wanted = self.fused and self.multiplier == 1 and not torch.compiler.is_compiling()
+        return self.adapter.fused(x, self.base) if wanted else None
 
 
 class AdaptedNorm(nn.Module):

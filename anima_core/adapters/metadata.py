@@ -14,7 +14,7 @@ from pathlib import PurePath
 from torch import Tensor
 
 from ..models.checkpoint import tensor_bytes
-from ..settings import NetworkConfig, TrainConfig, to_dict
+from ..settings import MetadataConfig, NetworkConfig, TrainConfig, to_dict
 from ..version import __version__
 from .types import ADAPTER_TYPES
 
@@ -29,7 +29,7 @@ def file_name(path: str) -> str:
 def build_metadata(config: TrainConfig, extra: dict[str, str], state: dict[str, Tensor]) -> dict[str, str]:
     """Return everything as strings, as the format wants. extra: what only the run knows (steps, times, pictures)."""
     found = network_metadata(config.network) | training_metadata(config) | model_metadata(config)
-    return found | {
+    return found | said_by(config.metadata) | {
         "sshs_model_hash": tensor_hash(state),
         "anima_trainer.version": __version__,
         "anima_trainer.config": json.dumps(to_dict(config, path=file_name)),
@@ -84,6 +84,12 @@ def model_metadata(config: TrainConfig) -> dict[str, str]:
         "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime()),
         "modelspec.resolution": f"{width}x{height}",
     }
+
+
+def said_by(metadata: MetadataConfig) -> dict[str, str]:
+    """Return what whoever trained it says of the adapter."""
+    names = ("title", "author", "description", "license", "tags", "usage_hint", "trigger_phrase")
+    return {f"modelspec.{name}": text for name in names if (text := getattr(metadata, name))}
 
 
 def tensor_hash(state: Mapping[str, Tensor]) -> str:

@@ -1,8 +1,9 @@
 """The adapter network: put into a model, taken out again, grouped for the optimizer."""
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,12 +12,14 @@ from torch import Tensor, nn
 from .. import seeds
 from ..models.frozen import home
 from ..settings import NetworkConfig
+from . import dora
 from .adapter_type import Adapter, Layer
 from .casts import Casts
 from .dropouts import Dropouts, Part
 from .flat import Flat
 from .layers import AdaptedLinear, AdaptedNorm
-from .targets import learning_rate_of, linear_names, matching, pattern_value, select_targets
+from .noise_ranks import NoiseRanks
+from .targets import alpha_of, learning_rate_of, linear_names, matching, pattern_value, select_targets
 from .types import ADAPTER_TYPES
 
 Adapted = AdaptedLinear | AdaptedNorm
@@ -25,13 +28,20 @@ Adapted = AdaptedLinear | AdaptedNorm
 class AdapterNetwork(nn.Module):
     """All adapters of one model. Its parameters are registered here, fp32; the base model stays frozen and unchanged."""
 
-    def __init__(self, model: nn.Module, config: NetworkConfig, adapted: dict[str, Adapted], dropouts: Dropouts) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: NetworkConfig,
+        adapted: dict[str, Adapted],
+        dropouts: Dropouts,
+        noise_ranks: NoiseRanks | None = None,
+    ) -> None:
         super().__init__()
         self._model = [model]  # in a list: the model's parameters are not this module's
         self.config = config
         self.kind = ADAPTER_TYPES[config.type]
         self.adapted = adapted
-        self.dropouts = dropouts
+        self.dropouts, self.noise_ranks = dropouts, noise_ranks
         self.flat: tuple[Flat, ...] = ()  # of the groups, see `flatten`
         self._casts: Casts | None = None
         trained = {name: m.adapter if isinstance(m, AdaptedLinear) else NormHolder(m) for name, m in adapted.items()}
@@ -41,22 +51,28 @@ class AdapterNetwork(nn.Module):
     def inject(cls, model: nn.Module, config: NetworkConfig, seed: int) -> "AdapterNetwork":
         """Wrap the chosen layers of `model`. Raises SettingError for patterns that match nothing."""
         targets = select_targets(model, config)
-        patterns = tuple(pattern_value(item)[0] for item in config.learning_rates)
-        matching(patterns, linear_names(model), "network.learning_rates")
+        for setting in ("alphas", "learning_rates"):
+            patterns = tuple(pattern_value(item)[0] for item in getattr(config, setting))
+            matching(patterns, linear_names(model), f"network.{setting}")
         norms = norm_names(model, targets) if config.train_norm else []
         kind, dropouts = ADAPTER_TYPES[config.type], Dropouts.of(config, seed)
+        ranks = NoiseRanks(config) if config.tlora_min_rank else None
         adapted: dict[str, Adapted] = {}
         for number, (name, rank) in enumerate(targets.items()):
-            base = linear(model, name)
-            layer = Layer(base.in_features, base.out_features, rank, number, dropouts, seeds.generator(seed, "init", name))
-            adapted[name] = AdaptedLinear(base, kind.build(layer, config).to(home(base).device))
+            base, generator = linear(model, name), seeds.generator(seed, "init", name)
+            layer = Layer(base.in_features, base.out_features, rank, number, dropouts, generator, ranks)
+            own = dataclasses.replace(config, alpha=alpha_of(name, config)) if config.alphas else config
+            adapter = kind.build(layer, own).to(home(base).device)
+            if config.dora:
+                dora.decompose(adapter, base)
+            adapted[name] = (dora.DoRALinear if config.dora else AdaptedLinear)(base, adapter)
         for name in norms:
             norm = model.get_submodule(name)
             assert isinstance(norm, nn.RMSNorm)
             adapted[name] = AdaptedNorm(norm)
         for name, module in adapted.items():
             replace_module(model, name, module)
-        return cls(model, config, adapted, dropouts)
+        return cls(model, config, adapted, dropouts, ranks)
 
     @property
     def model(self) -> nn.Module:
@@ -101,14 +117,16 @@ class AdapterNetwork(nn.Module):
             module.fused = value
 
     @contextmanager
-    def micro_batch(self, number: int, part: Part | None = None) -> Iterator[None]:
+    def micro_batch(self, number: int, part: Part | None = None, t: Tensor | None = None) -> Iterator[None]:
         """Run forward and backward of one micro-batch, or of a part of it, inside. Dropout masks follow from its number.
+
+        t: the noise of its pictures, [B], which a T-LoRA's ranks follow.
 
         No parameter may change inside: fused layers compute with casts that were made on entry, and add gradients straight to
         the `.grad` of parameters that have one.
         """
         self.dropouts.micro_batch, self.dropouts.part = number, part
-        with self.casts.in_use():
+        with self.casts.in_use(), self.noise_ranks.of_pictures(t) if self.noise_ranks else nullcontext():
             yield
 
     @property

@@ -98,10 +98,19 @@ def matching(patterns: tuple[str, ...], names: list[str], setting: str) -> set[s
     return found
 
 
+def alpha_of(name: str, config: NetworkConfig) -> float:
+    """Return the alpha of the first pattern of `alphas` that matches, else that of all."""
+    return first_match(name, config.alphas, "network.alphas", config.alpha)
+
+
 def learning_rate_of(name: str, config: NetworkConfig, base: float) -> float:
     """Return the rate of the first pattern of `learning_rates` that matches, else the base."""
-    for item in config.learning_rates:
+    return first_match(name, config.learning_rates, "network.learning_rates", base)
+
+
+def first_match(name: str, items: tuple[str, ...], setting: str, default: float) -> float:
+    for item in items:
         pattern, value = pattern_value(item)
-        if pattern_matcher(pattern, "network.learning_rates")(name):
+        if pattern_matcher(pattern, setting)(name):
             return value
-    return base
+    return default

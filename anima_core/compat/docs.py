@@ -12,7 +12,9 @@ from ..errors import in_words
 from ..settings import OptimizerConfig
 from ..settings.optimizer import OPTIMIZERS
 from . import dataset_config, front_ends, root_toml
-from .flags import ALGORITHMS, LYCORIS, MAPPED, MODULE_DEFAULTS, NETWORK_ARGS, OTHER_DEFAULTS, setting_words
+from .flags import MAPPED, OTHER_DEFAULTS, setting_words
+from .lycoris import ALGORITHMS, LYCORIS
+from .network_args import MODULE_DEFAULTS, NETWORK_ARGS
 from .optimizers import CAME, PRODIGY, WORDS
 from .unmapped import ARGUMENTS_IGNORED, ARGUMENTS_REFUSED, IGNORED, REFUSED
 
@@ -139,7 +141,7 @@ def sectioned_tables() -> list[str]:
     parts += ["| `dataset.data_dir`, `dataset.repeats` | dataset_config `image_dir`, `num_repeats` |"]
     parts += ["| `dataset.caption_tag_dropout_rate`, `training.caption_tag_dropout_rate` | dataset_config, same name |"]
     parts += [
-        "| `lora.network_type` | `--network_module`; lora or lokr |",
+        "| `lora.network_type` | `--network_module`; lora, lokr or loha |",
         "| `lora.lora_name` | `--output_name`, when that is empty |",
     ]
     parts += [

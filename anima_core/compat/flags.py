@@ -13,6 +13,7 @@ from ..errors import SettingError, in_words
 from ..settings import (
     DatasetConfig,
     FlowConfig,
+    MetadataConfig,
     ModelConfig,
     NetworkConfig,
     OptimizerConfig,
@@ -25,6 +26,7 @@ from ..settings.optimizer import OPTIMIZERS, SCHEDULES
 from ..settings.setting import name_of, settings_of
 from .attention import MODES
 from .kinds import EXPECTED, FROM_FILE, KINDS
+from .network_args import NETWORK_ARGS
 from .unmapped import ARGUMENTS_IGNORED, ARGUMENTS_REFUSED, IGNORED, REFUSED
 
 # sd-scripts' words -> ours
@@ -174,7 +176,12 @@ MAPPED = {
         sets(NetworkConfig, "dropout", "network_dropout"),
         Flag("network_args", "list", (), "name=value, see the table of network_args in docs/flags.md."),
         sets(NetworkConfig, "weights", "network_weights"),
-        Flag("dim_from_weights", "switch", False, "Take each layer's rank, and alpha, from --network_weights."),
+        Flag(
+            "dim_from_weights",
+            "switch",
+            False,
+            "Take each layer's rank and alpha from --network_weights, whatever --network_dim and --network_alpha say.",
+        ),
         sets(NetworkConfig, "train_norm"),
     ],
     "optimizer": [
@@ -302,55 +309,16 @@ MAPPED = {
         sets(SampleConfig, "steps", "sample_steps"),
         sets(SampleConfig, "cfg", "sample_cfg"),
         sets(OutputConfig, "comment", "training_comment"),
+        *(sets(MetadataConfig, name, f"metadata_{name}") for name in ("title", "author", "description", "license", "tags")),
+        *(sets(MetadataConfig, name, f"metadata_{name}") for name in ("usage_hint", "trigger_phrase", "tag_frequency")),
+        sets(MetadataConfig, "picture", "metadata_thumbnail"),
+        sets(MetadataConfig, "thumbnail", "thumbnail"),
         Flag("log_with", "str", "", "tensorboard also writes TensorBoard files.", choices=("tensorboard", "wandb", "all")),
         Flag("logging_dir", "str", "logs", "Folder of TensorBoard files; given, it also asks for them."),
         Flag("config", "path", "", "A sectioned TOML: [model] [dataset] [training] [lora] [optimizer] [output]."),
         Flag("config_file", "path", "", "A sectioned TOML, or a flat one of these flags."),
         Flag("output_config", "switch", False, "Write the settings as one TOML and stop."),
     ],
-}
-
-
-@dataclass(frozen=True)
-class NetworkArg:
-    """A name that --network_args takes. setting: the `section.field` it sets; empty where `translate` has a rule."""
-
-    setting: str
-    help: str
-
-
-def argument(field_name: str) -> NetworkArg:
-    return NetworkArg(name_of(NetworkConfig, field_name), settings_of(NetworkConfig)[field_name].help)
-
-
-NETWORK_ARGS = {
-    "target_modules": NetworkArg("", "Patterns of layers, comma-separated, instead of the preset."),
-    "targets": argument("targets"),
-    "include_patterns": NetworkArg("", "Further layers: a Python list of regular expressions on the whole name."),
-    "exclude_patterns": NetworkArg("", "Layers left out: a Python list of regular expressions on the whole name."),
-    "network_reg_dims": NetworkArg("", "Ranks by regular expression on the whole name: re=16,re=0."),
-    "network_reg_lrs": NetworkArg("", "Learning rates by regular expression on the whole name: re=1e-4."),
-    "loraplus_lr_ratio": argument("loraplus_lr_ratio"),
-    "loraplus_unet_lr_ratio": argument("loraplus_lr_ratio"),
-    "algo": NetworkArg("", "Type, where --network_module is lycoris.kohya: lora, locon or lokr."),
-    "lokr_factor": argument("factor"),
-    "factor": argument("factor"),
-    "lokr_full_matrix": argument("full_matrix"),
-    "full_matrix": argument("full_matrix"),
-    "lokr_decompose_both": argument("decompose_both"),
-    "decompose_both": argument("decompose_both"),
-    "rank_dropout": argument("rank_dropout"),
-    "lokr_rank_dropout": argument("rank_dropout"),
-    "module_dropout": argument("module_dropout"),
-    "lokr_module_dropout": argument("module_dropout"),
-    "train_norm": argument("train_norm"),
-    "train_llm_adapter": NetworkArg("", "Also train the LLM adapter."),
-}
-LYCORIS = "lycoris.kohya"  # a --network_module whose type stands in --network_args algo
-ALGORITHMS = {"lora": "lora", "locon": "lora", "lokr": "lokr"}  # LyCORIS' words -> our types
-MODULE_DEFAULTS = {  # (module, type) -> what the settings start from there, where that is not what they start from here
-    ("networks.lokr", "lokr"): {"factor": -1},
-    (LYCORIS, "lokr"): {"factor": -1},
 }
 
 
@@ -373,7 +341,7 @@ def setting_words() -> dict[str, str]:
     """Return what the command line calls each setting: `section.field` -> flag, or name within --network_args."""
     within = {arg.setting: f"--network_args {name}" for name, arg in reversed(NETWORK_ARGS.items()) if arg.setting}
     patterns = {"include": "target_modules", "exclude": "exclude_patterns", "ranks": "network_reg_dims"}
-    patterns |= {"learning_rates": "network_reg_lrs"}
+    patterns |= {"alphas": "network_reg_alphas", "learning_rates": "network_reg_lrs"}
     within |= {f"network.{name}": f"--network_args {own}" for name, own in patterns.items()}
     within |= {f"optimizer.{name}": f"--optimizer_args {name}" for name in ("weight_decay", "betas", "eps")}
     within |= {"optimizer.step_rules": "--lr_scheduler_args step_rules", "optimizer.decay_ratio": "--lr_decay_steps"}

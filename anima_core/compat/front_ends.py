@@ -23,10 +23,11 @@ RENAMED = {  # -> flag
     "source_image_dir": "train_data_dir",
     "prompt_file": "sample_prompts",
 }
+TLORA = ("tlora_min_rank", "tlora_rank_schedule", "tlora_orthogonal_init")
 ARGUMENTS = {  # the page for LyCORIS -> name within --network_args
     "lycoris_algo": "algo",
     "lokr_factor": "factor",
-    **{name: name for name in ("full_matrix", "decompose_both", "rank_dropout", "module_dropout", "dropout", "conv_dim", "conv_alpha", "use_cp", "use_scalar", "dora_wd", "bypass_mode", "rank_dropout_scale", "block_size", "constraint", "rescaled", "rs_lora")},
+    **{name: name for name in ("full_matrix", "decompose_both", "rank_dropout", "module_dropout", "dropout", "conv_dim", "conv_alpha", "use_cp", "use_scalar", "dora_wd", "wd_on_output", "bypass_mode", "rank_dropout_scale", "block_size", "constraint", "rescaled", "rs_lora", *TLORA)},
 }  # fmt: skip
 OPTIMIZER = {"weight_decay": "weight_decay", "betas": "betas", "eps": "eps"}  # -> name within --optimizer_args
 LISTS = {"network_args_custom": "network_args", "optimizer_args_custom": "optimizer_args"}  # -> flag that they add to
@@ -37,7 +38,14 @@ PREVIEWS = {  # of one prompt -> its flag
     "sample_seed": "d",
 }
 CADENCE = ("sample_prompts", "sample_every_n_steps", "sample_every_n_epochs", "sample_at_first", "sample_at_end")
-TYPES = {"lora": "networks.lora_anima", "locon": "networks.lora_anima", "lokr": "networks.lokr"}  # lora_type -> network_module
+TYPES = {  # lora_type -> network_module
+    "lora": "networks.lora_anima",
+    "locon": "networks.lora_anima",
+    "dora": "networks.lora_anima",
+    "tlora": "networks.tlora_anima",
+    "loha": "networks.loha",
+    "lokr": "networks.lokr",
+}
 RULES = ("enable_preview", "positive_prompts", "lora_type", "model_train_type", "fast_variant")
 PRESET = ("name", "version", "author", "train_type", "description")  # what [metadata] says of a preset
 
@@ -78,10 +86,12 @@ def flag_values(own: Mapping[str, Any], flags: Values) -> Values:
     values = dict(flags)
     for key, flag in LISTS.items():
         values[flag] = [*values.get(flag, ()), *own.get(key, ())]
-    add_missing(values, "network_args", {name: own[key] for key, name in ARGUMENTS.items() if key in own})
+    values.setdefault("network_module", network_module(own))
+    named = {name: own[key] for key, name in ARGUMENTS.items() if key in own and (key not in TLORA or is_tlora(values))}
+    dora = {"dora_wd": True} if own.get("lora_type") == "dora" else {}
+    add_missing(values, "network_args", named | dora)
     optimizer = OPTIMIZER | keys_of(values.get("optimizer_type", ""))
     add_missing(values, "optimizer_args", {name: own[key] for key, name in optimizer.items() if key in own})
-    values.setdefault("network_module", network_module(own))
     if not is_on(own.get("enable_preview", True)):
         return {name: value for name, value in values.items() if value not in ("", []) and name not in CADENCE}
     if "positive_prompts" in own:
@@ -93,6 +103,11 @@ def add_missing(values: Values, flag: str, arguments: Values) -> None:
     """Add name=value for what the list itself does not name: the page's fields and the list that it made of them."""
     named = {item.partition("=")[0].strip() for item in values.get(flag, ())}
     values[flag] = [*values.get(flag, ()), *(f"{name}={value}" for name, value in arguments.items() if name not in named)]
+
+
+def is_tlora(values: Values) -> bool:
+    """Tell whether the fields of the page for T-LoRA count; there they stand with their defaults for other types, too."""
+    return values["network_module"] == TYPES["tlora"]
 
 
 def network_module(own: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from ..models.tokenizers import comfyui_tokenizers
 from ..settings import (
     DatasetConfig,
     FlowConfig,
+    MetadataConfig,
     ModelConfig,
     NetworkConfig,
     OutputConfig,
@@ -21,24 +22,18 @@ from ..settings.network import FULL_MATRIX_RANK
 from ..settings.toml_file import read_toml
 from .attention import attention
 from .dataset_config import DATASET_KEYS, SUBSET_KEYS, datasets_from, overridden, resolution
-from .flags import ALGORITHMS, LYCORIS, MODULE_DEFAULTS, NETWORK_ARGS, known_arguments
+from .flags import known_arguments
 from .kinds import EXPECTED, KINDS
+from .lycoris import ALGORITHMS, LYCORIS, check_side, preset_targets
 from .mapped import settings_for
 from .named_values import boolean, key_values, pairs, python_list
+from .network_args import MODULE_DEFAULTS, NETWORK_ARGS
 from .optimizers import optimizer_config
 from .prompts import read_prompts
+from .started_from import network_of_weights
 from .unmapped import ARGUMENTS_IGNORED, ARGUMENTS_REFUSED, is_on
 
 FOLDERS = ("train_data_dir", "reg_data_dir", "metadata_file", "conditioning_data_dir")  # flags of one folder's pictures
-LAYER_ARGS = {"targets", "target_modules", "include_patterns", "exclude_patterns", "train_llm_adapter"}
-SAID_BY = {  # a setting that a file of weights gives -> the --network_args that say it themselves
-    **dict.fromkeys(("targets", "include"), LAYER_ARGS),
-    "ranks": {"network_reg_dims"},
-    "train_norm": {"train_norm"},
-    "factor": {"lokr_factor", "factor"},
-    "decompose_both": {"lokr_decompose_both", "decompose_both"},
-}
-
 Values = dict[str, Any]
 
 
@@ -54,11 +49,12 @@ def train_config(values: Values, explicit: set[str]) -> tuple[TrainConfig, list[
     config = TrainConfig(
         model=model_config(values, notes),
         datasets=datasets,
-        network=network_config(values, notes),
+        network=network_config(values, explicit, notes),
         optimizer=optimizer,
         flow=flow_config(values, notes),
         samples=sample_config(values, notes),
         output=OutputConfig(**settings_for(OutputConfig, values)),
+        metadata=MetadataConfig(**settings_for(MetadataConfig, values)),
         **(run_settings(values) | {"attention": attention(values, explicit, notes)}),
     )
     return config, notes
@@ -138,7 +134,7 @@ def network_type(module: str, own: dict[str, str]) -> str:
     for kind in ADAPTER_TYPES:
         if module in kind.modules:
             return kind.name
-    expected = tuple(kind.modules[0] for kind in ADAPTER_TYPES)
+    expected = tuple(kind.modules[0] for kind in ADAPTER_TYPES if kind.modules[0].endswith("_anima"))  # it knows no others
     raise SettingError(f"Unsupported network module: {module}. Expected one of: {expected}")
 
 
@@ -170,8 +166,11 @@ def sigma_density(values: Values) -> Values:
     return {"timestep_sampling": "mode", "mode_scale": 0.0} if shifted else {"timestep_sampling": "uniform"}
 
 
-def network_config(values: Values, notes: list[str]) -> NetworkConfig:
-    """Read the network's flags and --network_args. A LoKr of two whole factors takes no alpha."""
+def network_config(values: Values, explicit: set[str], notes: list[str]) -> NetworkConfig:
+    """Read the network's flags and --network_args. A LoKr of two whole factors takes no alpha.
+
+    A file to start from gives what is not said.
+    """
     own = known_arguments_of(values, notes)
     module = values["network_module"]
     kind = network_type(module, own)
@@ -180,8 +179,10 @@ def network_config(values: Values, notes: list[str]) -> NetworkConfig:
         found["alpha"] = 0.0
     within = arguments_from(own)
     within["train_norm"] = found.pop("train_norm") or within.get("train_norm", False)
-    found |= targets_from(own, within.pop("targets", "attn+mlp")) | within
-    return NetworkConfig(**(found | (shape_of_weights(values["network_weights"], own) if values["dim_from_weights"] else {})))
+    found |= targets_from(own, within.pop("targets", preset_targets(own, notes))) | within
+    if within.get("dora"):
+        check_side(own, notes)
+    return NetworkConfig(**(found | network_of_weights(values, explicit | own.keys(), notes)))
 
 
 def arguments(values: Values) -> dict[str, str]:
@@ -212,8 +213,9 @@ def targets_from(own: dict[str, str], targets: str) -> Values:
     exclude = tuple(f"re:^(?:{p})$" for p in python_list(own.get("exclude_patterns", ""), "exclude_patterns"))
     if "target_modules" in own:
         targets, include = "", (*include, *(p.strip() for p in own["target_modules"].split(",") if p.strip()))
-    ranks, rates = (pairs(own.get(name, ""), name) for name in ("network_reg_dims", "network_reg_lrs"))
-    return {"targets": targets, "include": include, "exclude": exclude, "ranks": ranks, "learning_rates": rates}
+    each = {"ranks": "network_reg_dims", "alphas": "network_reg_alphas", "learning_rates": "network_reg_lrs"}
+    of_layers = {setting: pairs(own.get(name, ""), name) for setting, name in each.items()}
+    return {"targets": targets, "include": include, "exclude": exclude, **of_layers}
 
 
 def arguments_from(own: dict[str, str]) -> Values:
@@ -229,18 +231,6 @@ def arguments_from(own: dict[str, str]) -> Values:
         except ValueError:
             raise SettingError(f"network_args: {key}={text}: must be {EXPECTED[KINDS[kind]]}") from None
     return found
-
-
-def shape_of_weights(path: str, own: dict[str, str]) -> Values:
-    """Read dim_from_weights: the settings that give each layer the rank that it has in the adapter file.
-
-    Layers and ranks that --network_args names hold.
-    """
-    from ..adapters.from_file import network_of
-
-    if not path:
-        raise SettingError("dim_from_weights: needs --network_weights")
-    return {name: value for name, value in network_of(path).items() if not own.keys() & SAID_BY.get(name, set())}
 
 
 def dataset_configs(values: Values, explicit: set[str]) -> tuple[tuple[DatasetConfig, ...], list[str]]:

@@ -76,7 +76,7 @@ IGNORED = {  # name -> (number of values, reason)
     **dict.fromkeys(("t5_tokenizer_repo_id", "t5_tokenizer_subfolder", "t5_tokenizer_modelscope_repo_id", "t5_tokenizer_modelscope_revision", "t5_tokenizer_modelscope_subfolder"), (1, "nothing is downloaded; the tokenizer is always checked")),
     **dict.fromkeys(("ddp_timeout",), (1, "accelerate's own defaults are used")),
     **dict.fromkeys(("ddp_gradient_as_bucket_view", "ddp_static_graph"), (0, "gradients are one buffer already")),
-    **dict.fromkeys(tuple(f"metadata_{name}" for name in ("title", "author", "description", "license", "tags", "usage_hint", "thumbnail", "merged_from", "trigger_phrase", "preprocessor", "is_negative_embedding")), (1, "metadata is written from the settings")),
+    **dict.fromkeys(tuple(f"metadata_{name}" for name in ("merged_from", "preprocessor", "is_negative_embedding")), (1, "metadata is written from the settings")),
     **dict.fromkeys(("schedulefree_wrapper_args",), ("*", "no optimizer is wrapped; use optimizer_type=AdamWScheduleFree")),
 }  # fmt: skip
 
@@ -99,18 +99,16 @@ ARGUMENTS_IGNORED = {
     **dict.fromkeys(
         ("conv_dim", "conv_alpha", "use_tucker", "use_cp", "use_conv_cp", "disable_conv_cp"), "only linear layers are trained"
     ),
-    "preset": "the layers are those of targets",
     "dropout": "use --network_dropout",
     "bypass_mode": "it changes no number",
     "rank_dropout_scale": "the ranks that are kept are always scaled",
     "block_size": "belongs to another algorithm",
-    "wd_on_output": "belongs to another algorithm",
     "train_t5xxl": _TEXT,
     "loraplus_text_encoder_lr_ratio": _TEXT,
     "verbose": "docs and notes name the layers",
 }
 ARGUMENTS_REFUSED = {
-    "dora_wd": "DoRA is not available; leave it out",
+    "tlora_orthogonal_init": "T-LoRA starts as a LoRA does here; leave it out",
     "use_scalar": "a learnt scale is not available; leave it out",
     "rs_lora": "the scale is alpha / rank; leave it out, and multiply --network_alpha by the root of the rank",
     "unbalanced_factorization": "factors are only balanced; leave it out",

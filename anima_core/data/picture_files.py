@@ -1,5 +1,6 @@
 """Picture files: what is in one, whether it is whole, and its pixels as RGB. No torch: scanning starts at once."""
 
+import base64
 import hashlib
 import io
 import warnings
@@ -154,6 +155,11 @@ def small_jpeg(path: Path, side: int) -> bytes:
     data = io.BytesIO()
     thumbnail(path, side).save(data, "JPEG", quality=85)
     return data.getvalue()
+
+
+def data_url(path: Path, side: int = 256) -> str:
+    """Return a picture as a text that carries it, a JPEG with no side above `side`. Raises FileError."""
+    return f"data:image/jpeg;base64,{base64.b64encode(small_jpeg(path, side)).decode()}"
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -28,7 +28,8 @@ ADAPTER = "an adapter: give it as `network.weights`"
 
 # What stands in tensor names, the first match counts -> what the file is
 NAMES = (
-    (r"(^|\.|_)(lora_(down|up|A|B|mid)|lokr_[wt]|hada_[wt]|oft_(blocks|diag)|dora_scale)|\.(diff|diff_b|set_weight|w_norm|on_input)$", ADAPTER),
+    (r"^lllite_", "a ControlNet-LLLite, which changes layers by a picture and is not trained here: give a LoRA or LoKr, or none"),
+    (r"(^|\.|_)(lora_(down|up|A|B|mid)|lokr_[wt]|hada_[wt]|oft_(blocks|diag|R)|vera_|ia3_l|q_layer|dora_scale)|\.(diff|diff_b|set_weight|w_norm|on_input)$", ADAPTER),
     (r"(^|\.)transformer_blocks\.0\.", "a transformer with diffusers' names: give ComfyUI's single file, anima-….safetensors"),
     (r"(^|\.)llm_adapter\.", "an Anima transformer: give it as the transformer"),
     (r"decoder\.middle\.0\.residual", "a Qwen-Image VAE: give it as the VAE"),

@@ -1,6 +1,7 @@
 """Every setting, declared once, and how settings are read and written."""
 
 from .data import DatasetConfig, SubsetConfig
+from .metadata import MetadataConfig
 from .network import NetworkConfig
 from .optimizer import OptimizerConfig
 from .samples import SampleConfig
@@ -11,6 +12,7 @@ from .train import FlowConfig, ModelConfig, OutputConfig, TrainConfig
 __all__ = [
     "DatasetConfig",
     "FlowConfig",
+    "MetadataConfig",
     "ModelConfig",
     "NetworkConfig",
     "OptimizerConfig",

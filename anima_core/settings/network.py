@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ..errors import SettingError
+from .registry import plain
 from .setting import check, require, setting
 
 FULL_MATRIX_RANK = 100000  # sd-scripts-anima: a rank this large asks for a LoKr whose factors are both whole
@@ -38,6 +39,11 @@ class NetworkConfig:
     ranks: tuple[str, ...] = setting(
         (), "Ranks of certain layers, pattern=rank a line, the first match counts; 0 leaves a layer out.", resume="fixed"
     )
+    alphas: tuple[str, ...] = setting(
+        (),
+        "Alphas of certain layers, pattern=alpha a line, the first match counts; 0 stands for the layer's rank.",
+        resume="fixed",
+    )
     learning_rates: tuple[str, ...] = setting(
         (), "Learning rates of certain layers, pattern=rate a line, the first match counts.", resume="fixed"
     )
@@ -59,13 +65,43 @@ class NetworkConfig:
         resume="fixed",
     )
     decompose_both: bool = setting(False, "Give the small factor of a LoKr a rank as well.", resume="fixed")
+    dora: bool = setting(
+        False,
+        "DoRA: the adapter turns each column of a weight, and a number of its own sets the column's length. Closer to full "
+        "training at low ranks, and slower.",
+        resume="fixed",
+    )
+    tlora_min_rank: int = setting(
+        0,
+        "T-LoRA: ranks that a picture of pure noise trains; the less noise, the more, up to all. 0 is off; 1, or an eighth of "
+        "the rank, is usual where there are few pictures.",
+        low=0,
+        resume="fixed",
+    )
+    tlora_alpha: float = setting(
+        1.0,
+        "T-LoRA: exponent of 1 - noise. 1 lets the ranks rise evenly, 2 keeps more of them for little noise.",
+        above=0,
+        resume="fixed",
+    )
+    tlora_schedule: str = setting(
+        "linear", "T-LoRA: how ranks rise as noise falls.", choices=("linear", "cosine"), resume="fixed"
+    )
     train_norm: bool = setting(False, "Also train the norms' weights.", resume="fixed")
-    weights: str = setting("", "Adapter file to start from, instead of from nothing. Rank and type must fit.", path="read")
+    weights: str = setting(
+        "",
+        "Adapter file of any trainer to start from, instead of from nothing. What is not set here is taken from it.",
+        path="read",
+    )
 
     def __post_init__(self) -> None:
         check(self)
         require(self.factor == -1 or self.factor >= 1, "network.factor", self.factor, "must be -1 or at least 1")
-        for name in ("ranks", "learning_rates"):
+        if self.tlora_min_rank:
+            name, rule = "network.tlora_min_rank", "only the ranks of a plain lora can follow the noise; set it to 0"
+            require(plain(self.type) == "lora" and not self.dora, name, self.tlora_min_rank, rule)
+            require(self.tlora_min_rank <= self.rank, name, self.tlora_min_rank, f"must be at most the rank, {self.rank}")
+        for name in ("ranks", "alphas", "learning_rates"):
             for item in getattr(self, name):
                 pattern, value = pattern_value(item, f"network.{name}")
                 require(value >= 0, f"network.{name}", f"{pattern}={value:g}", "must be at least 0")

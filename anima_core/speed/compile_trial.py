@@ -57,6 +57,8 @@ def left_out(model: AnimaTransformer, network: AdapterNetwork) -> str:
     """Return why blocks are not to be compiled at all; empty where they may be."""
     if network.dropouts.active:
         return "dropout draws from generators of its own, which no graph can hold"
+    if not all(module.adapter.in_graphs for module in network.linears):
+        return "the plain form of these adapters makes whole weights, or masks by noise, which a graph would keep"
     if not any(map(trained, model.blocks)):
         return "none of them is trained"
     if first_of(model) is None:

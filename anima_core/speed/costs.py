@@ -169,7 +169,7 @@ def costs_of(
     card, inputs = card if card and card.tflops else TYPICAL, Inputs(model, shape)
     found: dict[Any, dict[str, Cost]] = {}
     kinds = [inputs.kind(block) for block in inputs.blocks]
-    with network.micro_batch(0):
+    with network.micro_batch(0, t=torch.zeros(shape.pictures)):
         before = measured(card, inputs.text, inputs.hidden) if trains(model.llm_adapter) else Cost()
         for block, kind in zip(inputs.blocks, kinds):
             if kind not in found:

@@ -91,7 +91,7 @@ def adapter_difference(module: AdaptedLinear) -> float:
 
     base = nn.Linear(inputs, outputs, bias=False, device="meta")
     base.weight = nn.Parameter(random(outputs, inputs).to(like.dtype), requires_grad=False)
-    layer = AdaptedLinear(base, deepcopy(module.adapter).eval())  # without dropout
+    layer = type(module)(base, deepcopy(module.adapter).eval())  # without dropout
     for parameter in layer.adapter.parameters():
         parameter.data = random(*parameter.shape)
     x, g = (random(ROWS, side).mul_(side**0.5).to(like.dtype) for side in (inputs, outputs))

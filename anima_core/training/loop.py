@@ -36,7 +36,7 @@ from .memory import free_memory, once_more, reset_peak, vae_tile
 from .model_files import remember_digests
 from .preflight import Plan, preflight
 from .prepare import TrainingData, cache_data, with_embeddings
-from .previews import Previews
+from .previews import SAMPLES, Previews
 from .ranks import Ranks
 from .reporting import StepRecord, StepReporter
 from .resume import PACKAGE, contents
@@ -159,9 +159,8 @@ def build_run(plan: Plan, ranks: Ranks, events: Events) -> "Run":
     watchdog = Watchdog(network, data.masked, state.step, remedy=lambda: attention.again(fit.freeze))
     reporter = StepReporter(events, watchdog, state.losses, data.steps, plan.device, world=ranks.world)
     saver = Saver(plan, events, state, reporter, watchdog, data.metadata(), config_text) if ranks.first else None
-    samples = plan.run_dir / "samples"
     tile = vae_tile(plan.device, config.vae_tile)
-    previews = Previews(config.samples, config.model.vae, tile, samples, data.embeddings)
+    previews = Previews(config.samples, config.model.vae, tile, plan.run_dir / SAMPLES, data.embeddings)
     return Run(plan, ranks, events, data, model, state, fit, watchdog, reporter, saver, previews)
 
 
@@ -321,7 +320,7 @@ class Run:
             if index == len(batches):
                 batches.append(next(feed))
             for batch in self.fit.split(batches[index]):
-                with self.state.network.micro_batch(batch.number, batch.part):
+                with self.state.network.micro_batch(batch.number, batch.part, batch.t):
                     part_loss = self.forward(batch) / batch.divisor
                     self.state.gradient.backward(part_loss)
                 loss += part_loss.detach()

@@ -12,7 +12,7 @@ import torch
 from .. import seeds
 from ..adapters.adapter_type import Layer
 from ..adapters.dropouts import Dropouts
-from ..adapters.formats import left_out, load_into
+from ..adapters.formats import check_blocks, load_into, notes_of
 from ..adapters.network import AdapterNetwork, linear
 from ..adapters.targets import select_targets
 from ..adapters.types import ADAPTER_TYPES
@@ -20,6 +20,7 @@ from ..data.cache_folder import CACHE, cache_beside
 from ..data.captions import framed
 from ..data.check import check_datasets, may_be_long
 from ..data.folder import Picture
+from ..data.picture_files import small_jpeg
 from ..data.report import DataReport
 from ..errors import FileError, SettingError
 from ..files import longest_path
@@ -84,6 +85,8 @@ def preflight(config: TrainConfig, ranks: Ranks | None = None, on_event: Listene
     warnings += (*storage.warnings(config.model), *check_network(config, sizes))
     run_dir = config.output.run_dir
     resume_from, passed_over = find_checkpoint(config.output.resume, run_dir) if config.output.resume else (None, [])
+    if config.metadata.picture:
+        small_jpeg(Path(config.metadata.picture), side=64)
     cache_dir = cache_folder(config)
     for folder in (config.output.dir, config.output.adapter_dir or config.output.dir, cache_dir):
         check_writable(Path(folder))
@@ -148,9 +151,11 @@ def check_models(config: TrainConfig) -> TransformerConfig:
 def check_network(config: TrainConfig, sizes: TransformerConfig) -> list[str]:
     """Check that every pattern matches something, that the adapter's type takes its settings, and a file to start from fits.
 
-    Return what of that file is left out. Raises SettingError, FileError.
+    Return what there is to say of that file. Raises SettingError, FileError.
     """
     network = config.network
+    if network.weights:
+        check_blocks(network.weights, sizes.blocks)
     with torch.device("meta"):
         model = AnimaTransformer(sizes)
     targets = select_targets(model, network)
@@ -164,7 +169,7 @@ def check_network(config: TrainConfig, sizes: TransformerConfig) -> list[str]:
     if not network.weights:
         return []
     load_into(AdapterNetwork.inject(model, network, config.seed), network.weights)  # on the meta device: only checked
-    return left_out(network.weights)
+    return notes_of(network.weights)
 
 
 def check_writable(folder: Path) -> None:

@@ -11,6 +11,7 @@ from ..data.batches import Batches, Draw, Item, build_items
 from ..data.cache import TensorCache, encoded_at_once, everything
 from ..data.captions import process_caption
 from ..data.check import steps_per_epoch
+from ..data.described import data_metadata
 from ..data.embeddings import CachedEmbeddings, LiveEmbeddings, TextEmbeddings, taken
 from ..data.latents import LatentStore, has_mask
 from ..data.text import TextStore
@@ -66,10 +67,7 @@ class TrainingData:
         return any(has_mask(item.picture) for item in self.items)
 
     def metadata(self) -> dict[str, str]:
-        pictures = {item.picture.path for item in self.items}
-        return {
-            "ss_num_train_images": str(len(self.items)),
-            "ss_num_pictures": str(len(pictures)),
+        return data_metadata(self.items, self.config.metadata.tag_frequency) | {
             "ss_num_batches_per_epoch": str(self.batches_per_epoch),
             "ss_num_epochs": str(self.epochs),
         }

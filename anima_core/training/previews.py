@@ -1,5 +1,6 @@
 """Preview pictures while training. They draw from their own generators and never end a run."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,15 @@ from ..settings import SampleConfig
 from ..settings.samples import PreviewRequest
 from .events import Events
 from .memory import free_memory
+
+SAMPLES = "samples"  # the folder of previews in that of the run
+NAME = re.compile(r"step-(\d{8})-(\d+)\.png")
+
+
+def newest(folder: Path, step: int) -> Path | None:
+    """Return the first preview of the last step at which any was drawn, no later than a step; None without previews."""
+    found = [(int(name[1]), -int(name[2]), path) for path in folder.glob("step-*.png") if (name := NAME.fullmatch(path.name))]
+    return max((entry for entry in found if entry[0] <= step), default=(0, 0, None))[2]
 
 
 class Previews:

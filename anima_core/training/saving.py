@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ..adapters.formats import adapter_state, save_adapter
 from ..adapters.metadata import build_metadata
-from ..errors import AnimaError
+from ..data.picture_files import data_url
+from ..errors import AnimaError, FileError
 from ..files import unused
 from ..models.checkpoint import DTYPES
 from ..settings import OutputConfig
@@ -16,6 +17,7 @@ from ..speed.forms import recomputes_blocks
 from . import storage
 from .events import Events
 from .preflight import Plan
+from .previews import SAMPLES, newest
 from .reporting import StepReporter
 from .resume import PACKAGE
 from .saves import AUTO, EPOCH, RESCUE, STEP, WISH, Keep, Saves, moved_into
@@ -97,16 +99,32 @@ class Saver:
         """Write the adapter file. averaged: as a user gets it; else as the parameters are, the averages being broken."""
         extra = self.metadata | {
             "ss_steps": str(self.state.step),
+            "ss_mixed_precision": str(self.plan.dtype).removeprefix("torch."),
+            "ss_num_blocks": str(self.plan.transformer.blocks),
             "ss_gradient_checkpointing": str(recomputes_blocks(self.state.network.model)),
             **storage.metadata(self.state.network.model),
             "ss_training_started_at": str(self.started),
             "ss_training_finished_at": str(time.time()),
         }
         extra |= {"anima_trainer.optimizer": self.state.content[PACKAGE]} if PACKAGE in self.state.content else {}
+        if picture := self.thumbnail():
+            extra["modelspec.thumbnail"] = picture
         with self.state.saved_weights() if averaged else contextlib.nullcontext():
             tensors = adapter_state(self.state.network, self.output.key_format, DTYPES[self.output.save_dtype])
             save_adapter(path, tensors, build_metadata(self.plan.config, extra, tensors))
         self.events.emit("saved", step=self.state.step, path=str(path))
+
+    def thumbnail(self) -> str:
+        """Return a small picture for the file's metadata: that of the settings, or the newest preview; empty without one."""
+        config = self.plan.config.metadata
+        path = Path(config.picture) if config.picture else newest(self.plan.run_dir / SAMPLES, self.state.step)
+        if not config.thumbnail or path is None:
+            return ""
+        try:
+            return data_url(path)
+        except FileError as error:
+            self.events.emit("warning", text=f"the adapter carries no thumbnail: {error}")
+            return ""
 
     def finish(self, reason: str) -> None:
         """Save the run's adapter and its last checkpoint: a finished run may be given more steps."""

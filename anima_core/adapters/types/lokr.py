@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ...settings import NetworkConfig
 from ...settings.network import FULL_MATRIX_RANK
-from ..adapter_type import Adapter, AdapterType, InFile, Layer, Size, alpha_of
+from ..adapter_type import Adapter, AdapterType, Fast, InFile, Layer, Size, alpha_of
 from ..dropouts import kaiming, keep_mask
-from ..functions import Fused, LoKrFunction, WholeLoKrFunction
+from ..functions import Fused, LoKrFunction, WholeLoKrFunction, with_kron
 
 
 def factorization(dimension: int, factor: int) -> tuple[int, int]:
@@ -88,7 +88,7 @@ class LoKr(Adapter):
             hidden = hidden * masks[1]
         return F.linear(torch.matmul(w1, hidden), self.lokr_w2_a.to(x.dtype)).flatten(-2)
 
-    def fused(self, x: Tensor, base: nn.Linear) -> Tensor | None:
+    def fused(self, x: Tensor, base: nn.Linear) -> Fast | None:
         if self.training and self.dropouts.active:
             return None
         w1 = self.w1()
@@ -101,7 +101,11 @@ class LoKr(Adapter):
         values = value, *(self.cast(name, x.dtype) for name in (*names, *self.products))
         fused = Fused(base, values, self.scale, (into, *(self.into(name) for name in names)))
         function = WholeLoKrFunction if whole else LoKrFunction
-        return function.apply(x, w1, *(getattr(self, name) for name in names), fused)
+        return Fast(function, (w1, *(getattr(self, name) for name in names), fused))
+
+    def merged(self, weight: Tensor) -> Tensor:
+        w1 = self.cast("lokr_w1", weight.dtype) if hasattr(self, "lokr_w1") else self.w1().detach().to(weight.dtype)
+        return with_kron(weight.detach(), w1, self.cast("lokr_w2", weight.dtype), self.scale)
 
     def _masks(self, x: Tensor) -> tuple[Tensor, Tensor]:
         rates, generator = self.dropouts, self.dropouts.generator(self.number, x.device)
