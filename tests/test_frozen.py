@@ -9,7 +9,7 @@ from anima_core.adapters.layers import AdaptedLinear
 from anima_core.adapters.types.loha import LoHa
 from anima_core.adapters.types.lokr import LoKr
 from anima_core.adapters.types.lora import LoRA
-from anima_core.models.frozen import FloatWeight, FrozenLinear, FrozenWeight, Scratch
+from anima_core.models.frozen import FloatWeight, FrozenLinear, FrozenWeight, Scratch, numbers_at_home
 from anima_core.models.int8 import COARSE, Int8Weight, quantised, rounded
 from anima_core.models.int8 import error as lost
 from anima_core.speed.counting import Meter
@@ -108,6 +108,17 @@ def test_it_follows_a_model_to_a_device_but_not_into_another_dtype():
     assert model[1].weight.dtype == torch.bfloat16
     model.to("meta")
     assert {buffer.device.type for buffer in model.buffers()} == {"meta"}
+
+
+@pytest.mark.parametrize("kind", ["float", "int8"])
+def test_what_is_read_of_a_weight_that_waits_elsewhere_is_where_it_computes(kind):
+    """As a DoRA does before the first step: here the host is the CPU, and meta the device."""
+    layer = stored(kind)
+    assert torch.equal(numbers_at_home(layer), layer.weight)
+    layer.scratch = Scratch(torch.bfloat16, "meta")
+    found = numbers_at_home(layer)
+    assert (found.device.type, found.dtype, found.shape) == ("meta", torch.bfloat16, (80, 48))
+    assert next(layer.stored.buffers()).device.type == "cpu", "it still waits there"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

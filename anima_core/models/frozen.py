@@ -152,6 +152,16 @@ def home(layer: nn.Linear) -> Tensor:
     return layer.scratch.room if isinstance(layer, FrozenLinear) else layer.weight
 
 
+@torch.no_grad()
+def numbers_at_home(layer: nn.Linear) -> Tensor:
+    """Return the weight of a layer where it computes, whatever it is stored as and wherever that is: to be read once."""
+    if not isinstance(layer, FrozenLinear):
+        return layer.weight
+    numbers = torch.empty(layer.stored.shape, dtype=home(layer).dtype, device=next(layer.stored.buffers()).device)
+    layer.stored.write(numbers)
+    return numbers.to(home(layer).device)
+
+
 def frozen_linears(model: nn.Module) -> Iterator[tuple[str, FrozenLinear]]:
     """Yield the layers of a model whose weights are stored in another way than as a parameter, by name."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, FrozenLinear))
