@@ -27,18 +27,17 @@ from anima_core.demo.files import DemoFiles, write_demo
 from anima_core.demo.random_transformer import REAL, TINY, write_random_transformer
 from anima_core.demo.run import FLAGS
 from anima_core.models.checkpoint import strip_prefix
-from anima_core.models.frozen import FloatWeight, Scratch
+from anima_core.models.frozen import FloatWeight
 from anima_core.models.int8 import error, quantised
-from anima_core.models.kept import FREEZABLE, store_for
+from anima_core.models.kept import FREEZABLE
 from anima_core.models.llm_adapter import MIN_TEXT_ROWS
-from anima_core.models.loading import with_frozen
 from anima_core.models.quantised import read_weights
 from anima_core.models.transformer import AnimaTransformer, load_transformer
 from anima_core.settings import NetworkConfig, TrainConfig
 from anima_core.training.loop import train
 
 from .machine import RESULTS, environment, write_report
-from .training_step import Case, leave_zero, model_of, random_weights
+from .training_step import Case, in_8_bits, leave_zero, model_of, random_weights
 
 CPU = torch.device("cpu")
 BASES = ("fp32", "bf16", "int8")
@@ -73,13 +72,6 @@ def of_file(path: Path) -> Iterator[tuple[str, Tensor]]:
         name = strip_prefix(key)
         if FREEZABLE.fullmatch(name) and weight.kind == FloatWeight.kind:
             yield name, weight.numbers(torch.float32, CPU)
-
-
-def in_8_bits(model: AnimaTransformer) -> AnimaTransformer:
-    """Put a model's own weights into 8 bits, as loading does."""
-    store = store_for("int8", model.config.blocks, CPU)
-    kept = {name: store(name, FloatWeight(p.data)) for name, p in model.named_parameters()}
-    return with_frozen(model, {n: w for n, w in kept.items() if w is not None}, Scratch(model.dtype, CPU))
 
 
 def adapter_gradient(model: AnimaTransformer, side: int) -> list[Tensor]:

@@ -13,10 +13,6 @@ from functools import cache
 import torch
 
 from anima_core.demo.random_transformer import REAL
-from anima_core.models.frozen import Scratch
-from anima_core.models.int8 import Int8Weight
-from anima_core.models.kept import FREEZABLE
-from anima_core.models.loading import with_frozen
 from anima_core.models.transformer import AnimaTransformer
 from anima_core.settings import DatasetConfig, ModelConfig, NetworkConfig, SubsetConfig, TrainConfig
 from anima_core.speed.cards import GB, Card
@@ -24,6 +20,8 @@ from anima_core.speed.costs import Shape, empty
 from anima_core.speed.forms import LEVELS
 from anima_core.training.budget import TOKEN, Counter
 from anima_core.training.forecast import forecast_on
+
+from .training_step import in_8_bits
 
 CARDS, SIDES = (4, 6, 8, 10, 12, 16, 24), (512, 768, 1024)
 LORA, LOKR = NetworkConfig(rank=32, alpha=32), NetworkConfig(type="lokr", factor=8, full_matrix=True)
@@ -59,12 +57,9 @@ def counter(table: Table, side: int) -> Counter:
 
 
 def model_of(table: Table) -> AnimaTransformer:
-    """Build a model without a byte of it; in 8 bits all blocks but the outer two are, as `models.kept` has it."""
+    """Build a model without a byte of it."""
     model = empty(replace(REAL, blocks=table.blocks), torch.bfloat16)
-    found = {name: FREEZABLE.fullmatch(name) for name, _ in model.named_parameters()}
-    inner = [name for name, place in found.items() if place and 0 < int(place[1]) < table.blocks - 1]
-    weights = {name: Int8Weight.empty(model.get_parameter(name).shape) for name in inner if table.int8}
-    return with_frozen(model, weights, Scratch(torch.bfloat16, "meta"))
+    return in_8_bits(model) if table.int8 else model
 
 
 def cell(table: Table, side: int, card: Card) -> str:

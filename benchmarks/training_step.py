@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from anima_core.adapters.network import AdapterNetwork
 from anima_core.demo.random_transformer import REAL
 from anima_core.models.checkpoint import DTYPES
-from anima_core.models.frozen import Scratch
-from anima_core.models.int8 import Int8Weight, rounded
-from anima_core.models.kept import FREEZABLE
+from anima_core.models.frozen import FloatWeight, Scratch
+from anima_core.models.kept import store_for
 from anima_core.models.llm_adapter import MIN_TEXT_ROWS
 from anima_core.models.loading import with_frozen
 from anima_core.models.transformer import PATCH, AnimaTransformer, TransformerConfig
@@ -53,7 +52,7 @@ Weights = dict[str, Tensor]
 class Case:
     """What is trained. level: of every block; plain: in the slow obvious forms; blocks: of the model; sizes: its others.
 
-    int8: whether the blocks' large layers are stored so. away: the weights that are streamed.
+    int8: whether the blocks' large layers are stored so, but for the outer two. away: the weights that are streamed.
     """
 
     network: str = "lora"
@@ -105,15 +104,15 @@ def model_of(case: Case, weights: Weights) -> AnimaTransformer:
     with META:
         model = bare_model(case.config)
     model.load_state_dict(weights, assign=True)
-    if case.int8:
-        with_frozen(
-            model, {n: in_int8(w) for n, w in weights.items() if FREEZABLE.fullmatch(n)}, Scratch(model.dtype, model.device)
-        )
-    return model.requires_grad_(False)
+    return (in_8_bits(model) if case.int8 else model).requires_grad_(False)
 
 
-def in_int8(weight: Tensor) -> Int8Weight:
-    return Int8Weight.empty(weight.shape) if weight.is_meta else rounded(weight.float(), groups=1)
+def in_8_bits(model: AnimaTransformer) -> AnimaTransformer:
+    """Put a model's own weights into 8 bits, as loading with int8 does; it may be without a byte of them."""
+    store = store_for("int8", model.config.blocks, model.device)
+    kept = {name: store(name, FloatWeight(p.data)) for name, p in model.named_parameters()}
+    weights = {name: weight for name, weight in kept.items() if weight is not None}
+    return with_frozen(model, weights, Scratch(model.dtype, model.device))
 
 
 def batch_of(case: Case, device: torch.device) -> Batch:
@@ -148,7 +147,9 @@ class OurStep:
     def __init__(self, case: Case, weights: Weights, batch: Batch) -> None:
         self.case, self.batch = case, batch
         model = model_of(case, weights)
-        self.run = run_of(model, AdapterNetwork.inject(model, case.adapter, 0).train(), case.plain)
+        network = AdapterNetwork.inject(model, case.adapter, 0).train()
+        network.holds_casts = case.level != "offload"  # as in a run of the least memory
+        self.run = run_of(model, network, case.plain)
         levels = [case.level] * case.blocks
         if case.plain:
             apply_levels(model, levels)

@@ -7,8 +7,12 @@ import torch
 from torch import nn
 
 from anima_core.adapters.network import AdapterNetwork
+from anima_core.demo.random_transformer import TINY, random_state
+from anima_core.models.transformer import AnimaTransformer
+from anima_core.settings import NetworkConfig, OptimizerConfig
 from anima_core.speed.counting import Meter
 from anima_core.training.gradient import FlatGradient
+from anima_core.training.state import fresh_state
 
 from .conftest import relative_error
 from .test_fused import NETWORKS, gradients, loss_of, network_of, share_gradients
@@ -106,3 +110,28 @@ def test_a_layer_that_is_called_twice_gathers_both_gradients():
     ]
     for parameter, total in zip(network.parameters(), wanted):
         assert relative_error(parameter.grad, total) < 1e-2  # in bf16 the second is added with a rounding
+
+
+@pytest.mark.parametrize("kind", ["lora", "lokr"])
+def test_without_casts_that_are_held_gradients_are_the_same(kind):
+    """To the bit where a factor's gradients are added one by one; a LoKr's are gathered in bf16 before, rounded once more."""
+    found = []
+    for holds in (True, False):
+        model = AnimaTransformer(TINY)
+        model.load_state_dict(random_state(TINY, torch.Generator().manual_seed(0)))
+        model.to(torch.bfloat16).requires_grad_(False)
+        network = AdapterNetwork.inject(model, NetworkConfig(type=kind, rank=4, alpha=4), 0).train()
+        network.holds_casts = holds
+        state = fresh_state(network, OptimizerConfig(), False)
+        torch.manual_seed(0)
+        for parameter in network.parameters():
+            parameter.data.normal_(std=0.1)
+        for number in range(2):
+            with network.micro_batch(number):
+                inputs = torch.randn(1, 16, 8, 8), torch.rand(1), torch.randn(1, 512, 64)
+                state.gradient.backward(model(*inputs).square().mean())
+        assert (network.casts.bytes > 0) == holds
+        found.append(state.gradient.buffer.clone())
+    held, made = found
+    assert held.abs().sum() > 0
+    assert torch.equal(held, made) if kind == "lora" else (held - made).norm() < 0.02 * held.norm()

@@ -218,7 +218,7 @@ def test_no_gradient_is_computed_that_nobody_needs(name):
         made[wanted] = products.made
     assert made[True][6, inputs] > 0 and (made[False][6, inputs] == 0 or name.startswith("dora")), "its lengths read it"
     assert sum(made[True].values()) > sum(made[False].values()) or name.startswith("dora")
-    if "loha" not in name:
+    if "loha" not in name and name != "lokr, primes":  # whose w2, made of two factors, is as large as the base
         assert made[True][outputs, inputs] == made[True][inputs, outputs] == 0
 
 

@@ -57,6 +57,14 @@ class Timer:
         return end.at - self.at
 
 
+def bytes_of(tensor: Tensor) -> range:
+    return range(tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes)
+
+
+def overlap(one: range, other: range) -> bool:
+    return one.start < other.stop and other.start < one.stop
+
+
 class Device:
     """Stands for torch.cuda: computes and copies at once, and remembers in which order a device might have."""
 
@@ -64,8 +72,8 @@ class Device:
 
     def __init__(self, grants: int = 10**9) -> None:
         self.computing, self.on = Stream(), None
-        self.used: Counter[int] = Counter()  # storage -> its last use by the computing stream
-        self.copied: dict[int, tuple[Stream, int]] = {}  # storage -> the last copy into it
+        self.used: Counter[range] = Counter()  # bytes -> their last use by the computing stream
+        self.copied: dict[range, tuple[Stream, int]] = {}  # bytes -> the last copy into them
         self.grants, self.locked, self.launched = grants, {}, 0
 
     def current_stream(self, device: Any) -> Stream:
@@ -78,16 +86,17 @@ class Device:
         self.on = before
 
     def copy(self, stream: Stream, into: Tensor) -> None:
-        storage = into.untyped_storage().data_ptr()
-        assert stream.after[self.computing] >= self.used[storage], "what is there is still computed with"
-        self.copied[storage] = stream, stream.work()
+        place = bytes_of(into)
+        for other in [other for other in self.copied if overlap(place, other)]:
+            assert stream.after[self.computing] >= self.used[other], "what is there is still computed with"
+            del self.copied[other]
+        self.copied[place] = stream, stream.work()
 
     def use(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage().data_ptr()
-        if storage in self.copied:
-            stream, number = self.copied[storage]
+        for place in [place for place in self.copied if overlap(place, bytes_of(tensor))]:
+            stream, number = self.copied[place]
             assert self.computing.after[stream] >= number, "it has not arrived"
-            self.used[storage] = self.computing.work()
+            self.used[place] = self.computing.work()
 
     def cudart(self) -> "Device":
         return self

@@ -6,7 +6,7 @@ for parts of one where a LoHa's rank is so high that this is cheaper. The slow f
 `forward`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,12 +19,12 @@ from torch.autograd.function import once_differentiable
 class Fused(NamedTuple):
     """What a fused layer computes with, beside x and the trained factors.
 
-    values: the factors in x's dtype. into: what the gradient of each is added to; None where autograd is to take it.
-    mask: of the inner values of each picture, [B, r], where not all count.
+    make: gives the factors in x's dtype, forward and again backward. into: what the gradient of each is added to; None where
+    autograd is to take it. mask: of the inner values of each picture, [B, r], where not all count.
     """
 
     base: nn.Linear
-    values: tuple[Tensor, ...]
+    make: Callable[[], tuple[Tensor, ...]]
     scale: float
     into: tuple[Tensor | None, ...]
     mask: Tensor | None = None
@@ -37,7 +37,7 @@ class LoRAFunction(Function):
     def forward(ctx: Any, x: Tensor, down: Tensor, up: Tensor, fused: Fused) -> Tensor:
         ctx.save_for_backward(x)
         ctx.factors, ctx.fused = (down, up), fused
-        a, b = fused.values
+        a, b = fused.make()
         rows = flat_rows(x)
         y = F.linear(rows, fused.base.weight, fused.base.bias)
         y.addmm_(masked_(rows @ a.t(), fused.mask), b.t(), alpha=fused.scale)
@@ -47,8 +47,8 @@ class LoRAFunction(Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """Compute, with p = m ∘ g up: dx = g W + s p down, d down = s pᵀ x, d up = s gᵀ (m ∘ x downᵀ)."""
-        base, (a, b), scale, (into_down, into_up), mask = ctx.fused
-        down, up = ctx.factors
+        base, make, scale, (into_down, into_up), mask = ctx.fused
+        (down, up), (a, b) = ctx.factors, make()
         needs_x, needs_down, needs_up, _ = ctx.needs_input_grad
         (x,) = ctx.saved_tensors
         rows, g = flat_rows(x), flat_rows(g)
@@ -68,8 +68,8 @@ class LoRAFunction(Function):
 class LoKrFunction(Function):
     """y = x (W + s kron(w1, up down))ᵀ. x [..., m * n], w1 [l, m], up [k, r], down [r, n].
 
-    values: also up down, which is made of all layers at once. y and dx are as in `WholeLoKrFunction`; the factors' gradients go
-    through r inner values for each piece of a row, so that nothing on the way is as wide as x or y.
+    make: gives also up down, which is made of all layers at once. y and dx are as in `WholeLoKrFunction`; the factors'
+    gradients go through r inner values for each piece of a row, so that nothing on the way is as wide as x or y.
     """
 
     @staticmethod
@@ -86,8 +86,8 @@ class LoKrFunction(Function):
         h [r, N * m] and p [r, N * l] have the inner values first: w1 mixes the pieces of all rows in one plain product, and its
         own gradient is one.
         """
-        _, (one, a, b, _), scale, (into_w1, into_up, into_down), _ = ctx.fused
-        w1, up, down = ctx.factors
+        _, make, scale, (into_w1, into_up, into_down), _ = ctx.fused
+        (w1, up, down), (one, a, b, _) = ctx.factors, make()
         needs_x, needs_w1, needs_up, needs_down, _ = ctx.needs_input_grad
         (x,) = ctx.saved_tensors
         x_pieces, g_pieces = pieces(flat_rows(x), one.shape[1]), pieces(flat_rows(g), len(one))
@@ -125,8 +125,8 @@ class WholeLoKrFunction(Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """Compute dx = g (W + s kron(w1, w2)), d w2 = s gᵀ (w1 x), d w1 = s (g w2) xᵀ, the last two in pieces of each row."""
-        _, (one, two), scale, (into_w1, into_w2), _ = ctx.fused
-        w1, w2 = ctx.factors
+        _, make, scale, (into_w1, into_w2), _ = ctx.fused
+        (w1, w2), (one, two) = ctx.factors, make()
         needs_x, needs_w1, needs_w2, _ = ctx.needs_input_grad
         (x,) = ctx.saved_tensors
         x_pieces, g_pieces = pieces(flat_rows(x), one.shape[1]), pieces(flat_rows(g), len(one))
@@ -149,20 +149,21 @@ class LoHaFunction(Function):
     a1[o, i] a2[o, j], and column n of b [r², in] all b1[i, n] b2[j, n]. So the sum with W is one product into W, made where it
     is used and dropped, and the factors' gradients are a LoRA's of rank r², contracted: 4 r² (in + out) FLOPs a row. By the
     gradient of the whole weight they are 2 in out, see `WholeLoHaFunction`.
-    values: the factors as they are trained: their products round less than those of rounded ones.
+    make: gives the factors as they are trained: their products round less than those of rounded ones.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor, fused: Fused) -> Tensor:
         ctx.save_for_backward(x)
         ctx.factors, ctx.fused = (a1, b1, a2, b2), fused
-        return F.linear(x, with_hadamard(fused.base.weight, fused.values, fused.scale), fused.base.bias)
+        return F.linear(x, with_hadamard(fused.base.weight, fused.make(), fused.scale), fused.base.bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """Compute dx = g (W + s a b), d b = s (g a)ᵀ x, d a = s gᵀ (x bᵀ); of each pair its two factors' share."""
-        base, values, scale, into, _ = ctx.fused
+        base, make, scale, into, _ = ctx.fused
+        values = make()
         a1, b1, a2, b2 = values
         needs_x, *needs, _ = ctx.needs_input_grad
         (x,) = ctx.saved_tensors
@@ -184,20 +185,21 @@ class WholeLoHaFunction(Function):
     """The same, for ranks whose square is large: the factors' gradients from that of the whole weight, a part of it at a time.
 
     A part is some rows of it, `PART`: beside the sum with W nothing of its size is there at a time. 2 in out FLOPs a row, and
-    12 r in out once. values: the factors in x's dtype.
+    12 r in out once. make: gives the factors in x's dtype.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor, fused: Fused) -> Tensor:
         ctx.save_for_backward(x)
         ctx.factors, ctx.fused = (a1, b1, a2, b2), fused
-        return F.linear(x, with_hadamard_in_parts(fused.base.weight, fused.values, fused.scale), fused.base.bias)
+        return F.linear(x, with_hadamard_in_parts(fused.base.weight, fused.make(), fused.scale), fused.base.bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """Compute dx = g (W + D), and with G = s gᵀ x, P = G ∘ a2 b2: d a1 = P b1ᵀ, d b1 = a1ᵀ P, and so the other two."""
-        base, values, scale, into, _ = ctx.fused
+        base, make, scale, into, _ = ctx.fused
+        values = make()
         needs_x, *needs, _ = ctx.needs_input_grad
         (x,) = ctx.saved_tensors
         rows, g, shape = flat_rows(x), flat_rows(g), x.shape
@@ -246,7 +248,8 @@ def with_hadamard_in_parts(weight: Tensor, factors: tuple[Tensor, ...], scale: f
 
 
 def merged(fused: Fused) -> Tensor:
-    return with_kron(fused.base.weight, fused.values[0], fused.values[-1], fused.scale)
+    values = fused.make()
+    return with_kron(fused.base.weight, values[0], values[-1], fused.scale)
 
 
 def with_kron(weight: Tensor, w1: Tensor, w2: Tensor, scale: float) -> Tensor:

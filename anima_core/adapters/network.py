@@ -43,6 +43,7 @@ class AdapterNetwork(nn.Module):
         self.adapted = adapted
         self.dropouts, self.noise_ranks = dropouts, noise_ranks
         self.flat: tuple[Flat, ...] = ()  # of the groups, see `flatten`
+        self.holds_casts = True  # else each layer makes its own where it computes: less memory, and more launches
         self._casts: Casts | None = None
         trained = {name: m.adapter if isinstance(m, AdaptedLinear) else NormHolder(m) for name, m in adapted.items()}
         self.adapters = nn.ModuleDict({name.replace(".", "/"): module for name, module in trained.items()})
@@ -133,9 +134,9 @@ class AdapterNetwork(nn.Module):
     def casts(self) -> Casts:
         """The factors in the model's dtype, for fused layers: laid out when they are first asked for, and kept."""
         if self._casts is None:
-            linears = self.linears
+            linears, flats = (self.linears, self.flat) if self.holds_casts else ([], ())
             dtype = home(linears[0].base).dtype if linears else torch.float32
-            self._casts = Casts([module.adapter for module in linears], self.flat, dtype)
+            self._casts = Casts([module.adapter for module in linears], flats, dtype)
         return self._casts
 
     def parameter_groups(self, base_lr: float, weight_decay: float) -> list[dict[str, Any]]:

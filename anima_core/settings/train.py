@@ -193,7 +193,7 @@ class TrainConfig:
     memory: str = setting(
         "auto",
         "What is computed again in the backward pass: auto as little as fits the free memory, recompute every block, offload "
-        "the same with the blocks' inputs in host memory, keep no matrix product and no attention.",
+        "the same in the least memory, the blocks' inputs in the computer's own, keep no matrix product and no attention.",
         choices=MEMORY,
         resume="free",
         shapes=False,
@@ -207,8 +207,8 @@ class TrainConfig:
     )
     blocks_to_swap: int = setting(
         0,
-        "Blocks whose frozen weights wait in host memory and come to the device for their turn, at least; 0: as many as the "
-        "memory of the device asks for, usually none.",
+        "Blocks whose frozen weights wait in the computer's memory and come to the card for their turn, at least; 0: as many "
+        "as the card's memory asks for, usually none.",
         low=0,
         resume="free",
         shapes=False,

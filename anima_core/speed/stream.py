@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -42,7 +43,7 @@ def spans_of(tensors: Iterable[Tensor]) -> list[Span]:
     spans, begin = [], 0
     for tensor in tensors:
         spans.append(Span(begin, begin + tensor.nbytes, tensor.dtype, tensor.shape))
-        begin += -(-tensor.nbytes // ALIGNED) * ALIGNED
+        begin += aligned(tensor.nbytes)
     return spans
 
 
@@ -78,27 +79,31 @@ class Piece:
 
 
 class Ring:
-    """Pieces that take turns on the device. One is open at a time. moves: how often a piece was fetched."""
+    """Pieces that take turns on the device, in one room whose two ends are the places. One is open at a time.
+
+    The room is as large as the largest two that follow one another, so that large ones cost their size once. moves: how often
+    a piece was fetched.
+    """
 
     def __init__(self, pieces: Sequence[Piece], device: torch.device, transfer: Transfer) -> None:
         self.pieces, self.transfer = list(pieces), transfer
-        size = max(piece.size for piece in pieces)
-        self.places = [torch.empty(size, dtype=torch.uint8, device=device) for _ in pieces[:PLACES]]
-        self.views = [[piece.views(place) for place in self.places] for piece in pieces]
-        self.holds: list[int | None] = [None for _ in self.places]
-        self.arrivals: list[Arrival] = [lambda: None for _ in self.places]
+        self.room = torch.empty(room_for([aligned(piece.size) for piece in pieces]), dtype=torch.uint8, device=device)
+        self.ends = [[self.room[: piece.size], self.room[len(self.room) - aligned(piece.size) :]] for piece in pieces]
+        self.views = [[piece.views(end) for end in ends] for piece, ends in zip(pieces, self.ends)]
+        self.holds: list[int | None] = [None for _ in pieces[:PLACES]]
+        self.arrivals: list[Arrival] = [lambda: None for _ in self.holds]
         self.now: int | None = None
         self.moves = 0
 
     def enter(self, index: int, following: int | None = None) -> None:
-        """Open a piece, close the one before, and begin to fetch the one that follows."""
+        """Open a piece, close the one before, and begin to fetch the one that follows, if there is room for both."""
         if index != self.now:
             self.leave()
             place = self.bring(index)
             self.arrivals[place]()
             self.pieces[index].open(self.views[index][place])
             self.now = index
-        if following is not None:
+        if following is not None and self.fit(index, following):
             self.bring(following)
 
     def leave(self) -> None:
@@ -110,10 +115,26 @@ class Ring:
         """Return the place that a piece is in, or on its way to. What it is in still is not moved again."""
         if index not in self.holds:
             place = next(number for number, held in enumerate(self.holds) if held is None or held != self.now)
+            self.holds = [held if held is not None and self.fit(held, index) else None for held in self.holds]
             self.holds[place] = index
-            self.arrivals[place] = self.transfer.fetch(self.places[place][: self.pieces[index].size], self.pieces[index].packed)
+            self.arrivals[place] = self.transfer.fetch(
+                self.ends[index][place][: self.pieces[index].size], self.pieces[index].packed
+            )
             self.moves += 1
         return self.holds.index(index)
+
+    def fit(self, one: int, other: int) -> bool:
+        """Tell whether two pieces have room beside one another."""
+        return aligned(self.pieces[one].size) + aligned(self.pieces[other].size) <= len(self.room)
+
+
+def aligned(size: int) -> int:
+    return -(-size // ALIGNED) * ALIGNED
+
+
+def room_for(sizes: Sequence[int]) -> int:
+    """Return the bytes that pieces of these sizes take on the device, in turn: of the largest two that follow one another."""
+    return max(map(sum, pairwise(sizes)), default=sum(sizes))
 
 
 @dataclass(frozen=True)
@@ -217,7 +238,7 @@ class Streaming:
     @property
     def tensors(self) -> list[Tensor]:
         """What is on the device whichever piece is open."""
-        return [place for ring in self.rings.values() for place in ring.places]
+        return [ring.room for ring in self.rings.values()]
 
     @contextmanager
     def seen(self) -> Iterator[None]:
@@ -281,7 +302,7 @@ class Sizes:
     def saved(self, away: Away) -> int:
         """Return how many bytes less of weights are on the device."""
         pieces = [self.blocks[number] for number in away.which(len(self.blocks))], self.adaln if away.adaln else ()
-        return sum(sum(sizes) - len(sizes[:PLACES]) * max(sizes, default=0) for sizes in pieces)
+        return sum(sum(sizes) - room_for(sizes) for sizes in pieces)
 
 
 def modulation_frozen(model: AnimaTransformer) -> bool:

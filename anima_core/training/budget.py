@@ -62,7 +62,7 @@ class Counter:
         model = self.build()
         network = with_adapters(model, self.config.network, self.config.optimizer.learning_rate)
         make_lean(model, ops=self.ops)
-        network.fused = self.fused
+        network.fused, network.holds_casts = self.fused, holds_casts(self.config)
         return model, network
 
     def costs(self, shape: Shape) -> Costs:
@@ -82,6 +82,11 @@ class Counter:
     @cached_property
     def trained(self) -> int:
         return sum(p.numel() for p in self.empty[1].parameters() if p.requires_grad)
+
+
+def holds_casts(config: TrainConfig) -> bool:
+    """Tell whether a run keeps its adapter in the model's dtype beside it, which the least memory has no room for."""
+    return config.memory != "offload"
 
 
 def largest_shapes(batches: Batches, text_rows: int) -> list[Shape]:

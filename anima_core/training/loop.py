@@ -27,6 +27,7 @@ from ..speed.stream import Away, Streaming, stays_on_host
 from ..speed.transfer import transfer_on
 from . import flow, optimizers, schedules, storage
 from .attending import AttentionChoice
+from .budget import holds_casts
 from .device import at_work
 from .events import Events, Listener
 from .feed import Batch, Feed
@@ -135,7 +136,7 @@ def build_run(plan: Plan, ranks: Ranks, events: Events) -> "Run":
     network = AdapterNetwork.inject(model, config.network, config.seed)
     data = with_embeddings(plan, cached, model, events, ranks)
     state = build_state(plan, network, content_of(plan) if ranks.first else {}, flat=not config.plain)
-    network.fused = not config.plain
+    network.fused, network.holds_casts = not config.plain, holds_casts(config)
     if not config.plain:
         speed_up(model, network, events)
     attention = AttentionChoice(plan, model, data.batches, events)

@@ -91,21 +91,22 @@ class LoKr(Adapter):
     def fused(self, x: Tensor, base: nn.Linear) -> Fast | None:
         if self.training and self.dropouts.active:
             return None
-        w1 = self.w1()
-        if hasattr(self, "lokr_w1"):
-            value, into = self.cast("lokr_w1", x.dtype), self.into("lokr_w1")
-        else:
-            value, into = w1.detach().to(x.dtype), None
-        whole = hasattr(self, "lokr_w2")
+        dtype, whole, into = x.dtype, hasattr(self, "lokr_w2"), self.into("lokr_w1") if hasattr(self, "lokr_w1") else None
         names = ("lokr_w2",) if whole else ("lokr_w2_a", "lokr_w2_b")
-        values = value, *(self.cast(name, x.dtype) for name in (*names, *self.products))
-        fused = Fused(base, values, self.scale, (into, *(self.into(name) for name in names)))
+
+        def make() -> tuple[Tensor, ...]:
+            return self._cast_w1(dtype), *(self.cast(name, dtype) for name in (*names, *self.products))
+
+        fused = Fused(base, make, self.scale, (into, *(self.into(name) for name in names)))
         function = WholeLoKrFunction if whole else LoKrFunction
-        return Fast(function, (w1, *(getattr(self, name) for name in names), fused))
+        return Fast(function, (self.w1(), *(getattr(self, name) for name in names), fused))
 
     def merged(self, weight: Tensor) -> Tensor:
-        w1 = self.cast("lokr_w1", weight.dtype) if hasattr(self, "lokr_w1") else self.w1().detach().to(weight.dtype)
+        w1 = self._cast_w1(weight.dtype)
         return with_kron(weight.detach(), w1, self.cast("lokr_w2", weight.dtype), self.scale)
+
+    def _cast_w1(self, dtype: torch.dtype) -> Tensor:
+        return self.cast("lokr_w1", dtype) if hasattr(self, "lokr_w1") else self.w1().detach().to(dtype)
 
     def _masks(self, x: Tensor) -> tuple[Tensor, Tensor]:
         rates, generator = self.dropouts, self.dropouts.generator(self.number, x.device)

@@ -45,9 +45,12 @@ class LoRA(Adapter):
     def fused(self, x: Tensor, base: nn.Linear) -> Fast | None:
         if self.training and self.dropouts.active:
             return None
-        values = self.cast("lora_down", x.dtype), self.cast("lora_up", x.dtype)
-        into = self.into("lora_down"), self.into("lora_up")
-        return Fast(LoRAFunction, (self.lora_down, self.lora_up, Fused(base, values, self.scale, into, self._ranks(x))))
+        dtype, into = x.dtype, (self.into("lora_down"), self.into("lora_up"))
+
+        def make() -> tuple[Tensor, ...]:
+            return self.cast("lora_down", dtype), self.cast("lora_up", dtype)
+
+        return Fast(LoRAFunction, (self.lora_down, self.lora_up, Fused(base, make, self.scale, into, self._ranks(x))))
 
     def merged(self, weight: Tensor) -> Tensor:
         up, down = self.cast("lora_up", weight.dtype), self.cast("lora_down", weight.dtype)
