@@ -2,7 +2,20 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import adapters, continue_run, datasets, demo, loaders, networks, optimizers, report, samples, train, train_toml
+from . import (
+    adapters,
+    continue_run,
+    datasets,
+    demo,
+    loaders,
+    metadata,
+    networks,
+    optimizers,
+    report,
+    samples,
+    train,
+    train_toml,
+)
 from .folder_routes import add_folder_routes
 from .preselect import begin_with_the_server
 from .routes import add_routes
@@ -14,6 +27,7 @@ NODES: list[type[io.ComfyNode]] = [
     *networks.NODES,
     *optimizers.NODES,
     *samples.NODES,
+    *metadata.NODES,
     *train.NODES,
     *train_toml.NODES,
     *continue_run.NODES,

@@ -54,7 +54,7 @@ def transformer_input(**look: Any) -> io.Input:
     return io.Combo.Input(
         "transformer",
         options=wanted_first("diffusion_models", names_of("diffusion_models")),
-        tooltip="An Anima checkpoint in models/diffusion_models, bf16, fp16 or fp32; quantised files cannot train.",
+        tooltip="An Anima checkpoint in models/diffusion_models: bf16, fp16, fp32, or quantised, as fp8, int8 and GGUF.",
         **look,
     )
 
@@ -68,7 +68,7 @@ def qwen_input(**look: Any) -> io.Input:
     return io.Combo.Input(
         "qwen",
         options=wanted_first("text_encoders", names_of("text_encoders")),
-        tooltip="qwen_3_06b_base.safetensors in models/text_encoders, or a Hugging Face folder there.",
+        tooltip="qwen_3_06b_base.safetensors in models/text_encoders, a quantised one, or a Hugging Face folder there.",
         **look,
     )
 

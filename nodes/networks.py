@@ -4,9 +4,9 @@ from typing import Any, ClassVar
 
 from comfy_api.latest import io
 
-from ..anima_core.adapters.formats import check_type, read_adapter
+from ..anima_core.adapters.from_file import network_to_continue
 from ..anima_core.settings import NetworkConfig
-from . import types
+from . import tell, types
 from .adapters import stored_adapter
 from .node import AnimaNode
 from .widgets import inputs, settings_from, widget
@@ -27,9 +27,13 @@ SHARED = (  # by all types, rare settings last
     widget("exclude", NetworkConfig, placeholder=f"exclude: regex, {A_LINE}", **TEXT),
     widget("ranks", NetworkConfig, placeholder=f"ranks: regex=rank, {A_LINE}", **TEXT),
     widget("learning_rates", NetworkConfig, placeholder=f"learning rates: regex=rate, {A_LINE}", **TEXT),
+    widget("alphas", NetworkConfig, placeholder=f"alphas: regex=alpha, {A_LINE}", **TEXT),
+    widget("dora", NetworkConfig, advanced=True),
 )
 START = types.LoraModel.Input(
-    "start_from", optional=True, tooltip="Start from this adapter instead of from nothing. Rank and type must fit."
+    "start_from",
+    optional=True,
+    tooltip="Start from this adapter instead of from nothing, whichever trainer made it. Its type, ranks and layers are taken.",
 )
 
 
@@ -50,16 +54,25 @@ class AnimaNetworkNode(AnimaNode):
 
     @classmethod
     def run(cls, start_from: types.LoraState | None = None, **given: Any) -> io.NodeOutput:
-        weights = str(stored_adapter(start_from)) if start_from is not None else ""
-        if weights:
-            check_type(read_adapter(weights), cls.type)
-        settings = settings_from(cls.widgets, given, NetworkConfig)
-        return io.NodeOutput(NetworkConfig(type=cls.type, weights=weights, **settings))
+        config = NetworkConfig(type=cls.type, **settings_from(cls.widgets, given, NetworkConfig))
+        if start_from is None:
+            return io.NodeOutput(config)
+        config, taken = network_to_continue(config, stored_adapter(start_from))
+        tell.note(taken)
+        tell.say(taken)
+        return io.NodeOutput(config)
 
 
 class AnimaLoRANetwork(AnimaNetworkNode):
     type = "lora"
-    widgets = (widget("rank", NetworkConfig, max=1024), widget("alpha", NetworkConfig, max=4096.0, step=1.0), *SHARED)
+    widgets = (
+        widget("rank", NetworkConfig, max=1024),
+        widget("alpha", NetworkConfig, max=4096.0, step=1.0),
+        *SHARED,
+        widget("tlora_min_rank", NetworkConfig, max=1024, advanced=True),
+        widget("tlora_alpha", NetworkConfig, max=10.0, step=0.1, advanced=True),
+        widget("tlora_schedule", NetworkConfig, advanced=True),
+    )
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -98,4 +111,29 @@ class AnimaLoKrNetwork(AnimaNetworkNode):
         )
 
 
-NODES: list[type[io.ComfyNode]] = [AnimaLoRANetwork, AnimaLoKrNetwork]
+class AnimaLoHaNetwork(AnimaNetworkNode):
+    type = "loha"
+    widgets = (
+        widget(
+            "rank",
+            NetworkConfig,
+            default=8,
+            why="the correction's rank is up to its square",
+            max=1024,
+            tooltip="Rank of each of the two products; the correction's is up to its square, and so is what it costs: 4 to 16.",
+        ),
+        widget("alpha", NetworkConfig, default=8.0, why="equal to the rank", max=4096.0, step=1.0),
+        *SHARED,
+    )
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return cls.schema(
+            node_id="AnimaLoHaNetwork",
+            display_name="Anima LoHa Network",
+            description="A LoHa: each layer's correction is the product, number by number, of two low-rank ones.",
+            search_aliases=["train loha", "loha training network", "lycoris", "hadamard"],
+        )
+
+
+NODES: list[type[io.ComfyNode]] = [AnimaLoRANetwork, AnimaLoKrNetwork, AnimaLoHaNetwork]

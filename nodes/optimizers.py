@@ -42,6 +42,14 @@ SCHEDULE = (
 
 
 BETAS = OptimizerConfig().betas
+OTHER = "other (module.Class)"
+CLASS = io.String.Input(
+    "class_name",
+    default="torch.optim.NAdam",
+    optional=True,
+    tooltip="Any optimizer of an installed package, as module.Class. Its betas and eps stand among the arguments. It is tried "
+    "on small tensors first.",
+)
 
 
 def optimizer_inputs() -> list[io.Input]:
@@ -50,6 +58,12 @@ def optimizer_inputs() -> list[io.Input]:
     first = io.Float.Input("beta1", default=BETAS[0], max=0.9999, step=0.01, tooltip=GRADIENT, **rest)
     second = io.Float.Input("beta2", default=BETAS[1], max=0.99999, step=0.001, tooltip=SQUARE, **rest)
     return [*inputs([WEIGHT_DECAY]), first, second, *inputs([ARGUMENTS])]
+
+
+def options() -> list[io.DynamicCombo.Option]:
+    """Return all optimizers with what each shows, and last any other class."""
+    named = [io.DynamicCombo.Option(name, optimizer_inputs()) for name in OPTIMIZERS.names]
+    return [*named, io.DynamicCombo.Option(OTHER, [CLASS, *inputs([WEIGHT_DECAY, ARGUMENTS])])]
 
 
 class AnimaOptimizer(AnimaNode):
@@ -66,7 +80,7 @@ class AnimaOptimizer(AnimaNode):
             inputs=[
                 io.DynamicCombo.Input(
                     "optimizer",
-                    options=[io.DynamicCombo.Option(name, optimizer_inputs()) for name in OPTIMIZERS.names],
+                    options=options(),
                     optional=True,
                     tooltip=settings_of(OptimizerConfig)["type"].help,
                 ),
@@ -80,7 +94,9 @@ class AnimaOptimizer(AnimaNode):
         chosen = {name: value for name, value in (optimizer or {}).items() if value is not None}
         settings = settings_from(cls.widgets, given | chosen, OptimizerConfig)
         betas = (chosen.get("beta1", BETAS[0]), chosen.get("beta2", BETAS[1]))
-        config = OptimizerConfig(type=chosen.get("optimizer", OPTIMIZERS.names[0]), betas=betas, **settings)
+        kind = chosen.get("optimizer", OPTIMIZERS.names[0])
+        kind = chosen.get("class_name", CLASS.default).strip() if kind == OTHER else kind
+        config = OptimizerConfig(type=kind, betas=betas, **settings)
         preflight(config)
         return io.NodeOutput(config)
 

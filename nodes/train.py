@@ -10,6 +10,7 @@ from ..anima_core.files import safe_name
 from ..anima_core.settings import (
     DatasetConfig,
     FlowConfig,
+    MetadataConfig,
     ModelConfig,
     NetworkConfig,
     OptimizerConfig,
@@ -23,7 +24,12 @@ from .running import UNFINISHED, model_input, outputs, run_in_graph, unfinished_
 from .store import loras_folder, store_folder
 from .widgets import inputs, settings_from, widget
 
-MEMORY = {"auto": "auto", "recompute (least memory)": "recompute", "keep activations (fastest)": "keep"}
+MEMORY = {
+    "auto": "auto",
+    "recompute (least memory)": "recompute",  # graphs hold the words: they stay, although offload takes less
+    "keep activations (fastest)": "keep",
+    "offload (least of all)": "offload",
+}
 
 SOCKETS = (
     types.Transformer.Input("transformer", tooltip="The Anima model to train on."),
@@ -35,6 +41,7 @@ SOCKETS = (
     types.Optimizer.Input("optimizer", tooltip="How the adapter learns."),
 )
 PREVIEWS = types.Samples.Input("samples", optional=True, tooltip="Preview pictures while training.")
+WORDS = types.Metadata.Input("metadata", optional=True, tooltip="What the adapter file says about itself.")
 LENGTH = (
     widget("steps", TrainConfig, "max_train_steps", min=1, max=1_000_000),
     widget("batch_size", DatasetConfig, max=256),
@@ -69,6 +76,10 @@ FILE = (
     widget("save_precision", OutputConfig, "save_dtype", options=["bf16", "fp16", "fp32"], advanced=True),
     widget("strict", TrainConfig, "strict_data", advanced=True),
     widget("memory_gb", TrainConfig, max=1000.0, step=0.5, advanced=True),
+    widget("blocks_to_swap", TrainConfig, max=200, advanced=True),
+    widget("attention", TrainConfig, advanced=True),
+    widget("trim_text", TrainConfig, advanced=True),
+    widget("compile", TrainConfig, advanced=True),
 )
 
 
@@ -95,6 +106,7 @@ class AnimaTrain(AnimaNode):
                 *inputs(FILE),
                 model_input(),
                 PREVIEWS,
+                WORDS,
             ],
             outputs=outputs(),
         )
@@ -112,6 +124,7 @@ class AnimaTrain(AnimaNode):
         unfinished: str = UNFINISHED[0],
         model: Any = None,
         samples: SampleConfig | None = None,
+        metadata: MetadataConfig | None = None,
         **given: Any,
     ) -> io.NodeOutput:
         output = settings_from(cls.widgets, given, OutputConfig)
@@ -124,6 +137,7 @@ class AnimaTrain(AnimaNode):
             optimizer=optimizer,
             flow=FlowConfig(**settings_from(cls.widgets, given, FlowConfig)),
             samples=samples or SampleConfig(),
+            metadata=metadata or MetadataConfig(),
             output=OutputConfig(**(output | folders | {"name": safe_name(output["name"])})),
             device=str(mm.get_torch_device()),
             cache_dir=str(store_folder() / "cache"),

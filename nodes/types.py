@@ -20,6 +20,7 @@ Dataset = io.Custom("ANIMA_DATASET")  # tuple[DatasetConfig, ...]
 Network = io.Custom("ANIMA_NETWORK")  # NetworkConfig
 Optimizer = io.Custom("ANIMA_OPTIMIZER")  # OptimizerConfig
 Samples = io.Custom("ANIMA_SAMPLES")  # SampleConfig
+Metadata = io.Custom("ANIMA_METADATA")  # MetadataConfig
 LoraModel = io.Custom("LORA_MODEL")  # ComfyUI's own
 LossMap = io.Custom("LOSS_MAP")  # ComfyUI's own
 

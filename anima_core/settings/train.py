@@ -32,12 +32,14 @@ class ModelConfig:
     """The four model files. Paths; nothing is opened here."""
 
     transformer: str = setting(
-        help="An Anima checkpoint (.safetensors): bf16, fp16 or fp32, or one that ComfyUI has quantised.",
+        help="An Anima checkpoint (.safetensors, .gguf): bf16, fp16 or fp32, or quantised as ComfyUI does, or in GGUF.",
         path="read",
         resume="fixed",
     )
     vae: str = setting(help="The Qwen-Image VAE that turns pictures into latents (.safetensors).", path="read")
-    qwen: str = setting(help="The Qwen3-0.6B text encoder: ComfyUI's .safetensors file or a Hugging Face folder.", path="read")
+    qwen: str = setting(
+        help="The Qwen3-0.6B text encoder: ComfyUI's file (.safetensors, .gguf) or a Hugging Face folder.", path="read"
+    )
     t5_tokenizer_dir: str = setting(
         help="The T5 tokenizer: a folder with config.json, spiece.model and tokenizer.json, or ComfyUI's own.", path="read"
     )
