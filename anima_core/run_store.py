@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ from .training.preflight import Plan
 from .training.resume import CONTENTS, difference
 from .training.state import checkpoints_in, damaged_file, step_of
 
-RESULT_VERSION = 4  # of the numbers that settings lead to; raised only when they change, since finished runs then train again
+RESULT_VERSION = 5  # of the numbers that settings lead to; raised when they, or a default, change: all then trains again
 WHAT_CHANGED = {  # with each version
     2: "steps end with their epoch where batches are accumulated",
     3: "fast forms of a step round the last digits otherwise",
     4: "the fast form of a LoKr whose large factor has a rank rounds the last digits otherwise",
+    5: "a run is found by the settings that are not at their default, so that new ones change nothing",
 }
 DIFFERENCES_SHOWN = 3
 CHANGED_SUFFIX = "-changed"  # ends the key of a run that continued with other data, or whose graph has started over
@@ -74,19 +75,21 @@ class UnfinishedRun:
 
 
 def run_key(plan: Plan) -> str:
-    """Hash the content of the data, every setting that shapes the result, and the content of the files it is made from."""
+    """Hash the content of the data, what shapes the result and is not at its default, and the files that it is made from.
+
+    So a setting that a later version brings changes no key.
+    """
     return digest_of(shaping(plan))
 
 
 def shaping(plan: Plan) -> dict[str, Any]:
-    """Return what shapes a run's result: `settings` and contents of `files` by place, and the `pictures`."""
-    shapes = [found for found in walk(plan.config) if found.facts.shapes]
+    """Return what shapes a run's result: `settings` and contents of `files` by place, and the `pictures` of each dataset."""
+    shapes = [found for found in walk(plan.config) if found.facts.shapes and found.value != found.default]
     values = {found.place: found.value for found in shapes if not found.facts.path}
     made_from = {f.place: content(f.value) for f in shapes if f.facts.path and not f.name.startswith("subset.")}
     pictures = [
-        [p.digest, p.caption, p.repeats, content(str(p.mask_path or "")), list(p.size)]
+        [[p.digest, p.caption, p.repeats, content(str(p.mask_path or "")), list(p.size)] for p in group]
         for group in plan.pictures
-        for p in group
     ]
     return {"settings": values, "files": made_from, "pictures": pictures}
 
@@ -95,7 +98,7 @@ def made_from(plan: Plan) -> dict[str, Any]:
     """Return the same by place, the pictures as one digest, as a record keeps it."""
     shapes = shaping(plan)
     plain: dict[str, Any] = json.loads(json.dumps(shapes["settings"] | shapes["files"]))
-    plain.pop("output.name")  # not a reason for other numbers
+    plain.pop("output.name", None)  # not a reason for other numbers
     return plain | {"data": digest_of(shapes["pictures"])}
 
 
@@ -200,7 +203,9 @@ class RunStore:
         if own is not None:
             gone = f"{Path(own.adapter).name} was changed or deleted"
             return f"trains again: {gone}, and the last checkpoint of its run is gone, damaged or of another version"
-        before, now = former.made_from, made_from(plan)
+        defaults = {found.place: found.default for found in walk(plan.config) if found.default is not MISSING}
+        usual = json.loads(json.dumps(defaults))
+        before, now = usual | former.made_from, usual | made_from(plan)
         names = {found.place: found.name for found in walk(plan.config) if not found.facts.path}
         called = CONTENTS | {"data": "the set of pictures and captions"}
         changed = [

@@ -13,7 +13,7 @@ from PIL import Image
 from anima_core import files, run_store
 from anima_core.errors import SettingError
 from anima_core.run_store import FinishedRun, RunStore, UnfinishedRun, run_key
-from anima_core.settings import DatasetConfig, ModelConfig, OutputConfig, SubsetConfig, TrainConfig, to_dict
+from anima_core.settings import DatasetConfig, ModelConfig, OutputConfig, SubsetConfig, TrainConfig, to_dict, walk
 from anima_core.settings.toml_file import dump_toml
 from anima_core.training.preflight import preflight
 
@@ -105,12 +105,32 @@ def test_other_numbers_of_a_new_version_train_again_and_say_so(store, tmp_path, 
 
 @pytest.mark.parametrize("own", [{}, {"made_from": {"seed": 1}, "result_version": 1}], ids=["without reasons", "other numbers"])
 def test_a_run_of_an_earlier_version_is_named_though_its_key_is_another(store, own):
-    """A new setting is part of every key, so an upgrade finds none of the runs before it."""
+    """What changes its numbers changes no key, but a version: an upgrade finds none of the runs before it."""
     store.folder.mkdir()
     store.remember("old", dataclasses.replace(finished_run(store, "style-2"), **own))
     why = store.why_again("new", plan_of(config_of(store, "style")))
     assert why == "trains again: style-2.safetensors was made by an earlier version of this program"
     assert store.why_again("new", plan_of(config_of(store, "other"))) == ""
+
+
+def test_settings_at_their_default_are_no_part_of_a_key(model, tmp_path, store):
+    """As all are that a later version brings; nor are they a reason to train anew."""
+    write(tmp_path / "p")
+    write(tmp_path / "p", "b.png")
+    config = train_config(model, tmp_path / "p", tmp_path)
+    plan = preflight(config)
+    settings = run_store.shaping(plan)["settings"]
+    usual = {found.place: found.default for found in walk(config)}
+    assert settings and all(value != usual[place] for place, value in settings.items())
+    assert "network.rank" in settings and "network.dora" not in settings
+    split = dataclasses.replace(plan, pictures=(plan.pictures[0][:1], plan.pictures[0][1:]))
+    assert run_key(split) != run_key(plan), "which dataset a picture is in shapes the batches"
+    older = {place: value for place, value in run_store.made_from(plan).items() if place != "network.dora"}
+    store.folder.mkdir()
+    store.remember("old", dataclasses.replace(finished_run(store, config.output.name), made_from=older))
+    assert store.why_again("new", plan) == ""
+    dora = preflight(dataclasses.replace(config, network=dataclasses.replace(config.network, dora=True)))
+    assert run_key(dora) != run_key(plan) and "`network.dora` was False, now True" in store.why_again("new", dora)
 
 
 def test_a_run_of_an_earlier_version_is_told_what_has_changed_since():
