@@ -13,6 +13,7 @@ from . import (
     optimizers,
     report,
     samples,
+    speed,
     train,
     train_toml,
 )
@@ -28,6 +29,7 @@ NODES: list[type[io.ComfyNode]] = [
     *optimizers.NODES,
     *samples.NODES,
     *metadata.NODES,
+    *speed.NODES,
     *train.NODES,
     *train_toml.NODES,
     *continue_run.NODES,

@@ -6,7 +6,9 @@ from typing import Any
 import comfy.model_management as mm
 from comfy_api.latest import io
 
+from ..anima_core.adapters.from_file import network_to_continue
 from ..anima_core.files import safe_name
+from ..anima_core.models.transformer import check_transformer
 from ..anima_core.settings import (
     DatasetConfig,
     FlowConfig,
@@ -42,6 +44,7 @@ SOCKETS = (
 )
 PREVIEWS = types.Samples.Input("samples", optional=True, tooltip="Preview pictures while training.")
 WORDS = types.Metadata.Input("metadata", optional=True, tooltip="What the adapter file says about itself.")
+FAST = types.Speed.Input("speed", optional=True, tooltip="Ways to be faster, or smaller.")
 LENGTH = (
     widget("steps", TrainConfig, "max_train_steps", min=1, max=1_000_000),
     widget("batch_size", DatasetConfig, max=256),
@@ -76,10 +79,6 @@ FILE = (
     widget("save_precision", OutputConfig, "save_dtype", options=["bf16", "fp16", "fp32"], advanced=True),
     widget("strict", TrainConfig, "strict_data", advanced=True),
     widget("memory_gb", TrainConfig, max=1000.0, step=0.5, advanced=True),
-    widget("blocks_to_swap", TrainConfig, max=200, advanced=True),
-    widget("attention", TrainConfig, advanced=True),
-    widget("trim_text", TrainConfig, advanced=True),
-    widget("compile", TrainConfig, advanced=True),
 )
 
 
@@ -107,6 +106,7 @@ class AnimaTrain(AnimaNode):
                 model_input(),
                 PREVIEWS,
                 WORDS,
+                FAST,
             ],
             outputs=outputs(),
         )
@@ -125,11 +125,14 @@ class AnimaTrain(AnimaNode):
         model: Any = None,
         samples: SampleConfig | None = None,
         metadata: MetadataConfig | None = None,
+        speed: dict[str, Any] | None = None,
         **given: Any,
     ) -> io.NodeOutput:
         output = settings_from(cls.widgets, given, OutputConfig)
         folders = {"dir": str(store_folder()), "adapter_dir": str(loras_folder())}
         batch = settings_from(cls.widgets, given, DatasetConfig)
+        if network.weights:  # its node did not know how many blocks the model has
+            network, _ = network_to_continue(network, network.weights, check_transformer(given["transformer"].path).blocks)
         config = TrainConfig(
             model=models(**given),
             datasets=tuple(dataclasses.replace(d, **batch) for d in dataset),
@@ -142,6 +145,7 @@ class AnimaTrain(AnimaNode):
             device=str(mm.get_torch_device()),
             cache_dir=str(store_folder() / "cache"),
             **settings_from(cls.widgets, given, TrainConfig),
+            **(speed or {}),
         )
         return run_in_graph(config, model, unfinished, cls.workflow())
 

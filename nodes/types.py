@@ -21,6 +21,7 @@ Network = io.Custom("ANIMA_NETWORK")  # NetworkConfig
 Optimizer = io.Custom("ANIMA_OPTIMIZER")  # OptimizerConfig
 Samples = io.Custom("ANIMA_SAMPLES")  # SampleConfig
 Metadata = io.Custom("ANIMA_METADATA")  # MetadataConfig
+Speed = io.Custom("ANIMA_SPEED")  # dict[str, Any], fields of TrainConfig
 LoraModel = io.Custom("LORA_MODEL")  # ComfyUI's own
 LossMap = io.Custom("LOSS_MAP")  # ComfyUI's own
 

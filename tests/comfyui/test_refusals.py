@@ -26,8 +26,7 @@ def files(base):
     save_file(whole, base / "models" / "diffusion_models" / "whole.safetensors")
     (base / "models" / "diffusion_models" / "none.safetensors").write_bytes(b"")
     (base / "models" / "loras").mkdir(exist_ok=True)
-    loha = {f"{LAYER}.hada_w{n}_{side}": torch.zeros(4, 4) for n in (1, 2) for side in "ab"}
-    save_file(loha, base / "models" / "loras" / "loha.safetensors")
+    save_file({f"{LAYER}.oft_blocks": torch.zeros(4, 4, 4)}, base / "models" / "loras" / "oft.safetensors")
     save_file(vae, base / "models" / "loras" / "vae.safetensors")
 
 
@@ -62,9 +61,9 @@ def start_from(graph: Graph, adapter: str) -> None:
             "is empty (0 bytes); download it again",
         ),
         (
-            lambda g: start_from(g, "loha.safetensors"),
+            lambda g: start_from(g, "oft.safetensors"),
             "train_network",
-            "start_from: the type of blocks.0.self_attn.q_proj is loha",
+            "start_from: the type of blocks.0.self_attn.q_proj is oft, which is not trained here",
         ),
     ],
 )
