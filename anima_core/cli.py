@@ -1,4 +1,4 @@
-"""The command line: python -m anima_core train | check | plan | report | demo | inspect | convert | analyse.
+"""The command line: python -m anima_core train | check | plan | report | demo | inspect | convert | analyse | merge | ….
 
 Exit status: 0 success, 1 a failure in the run, 2 a refused setting or file, 130 interrupted (state saved first).
 """
@@ -21,6 +21,8 @@ from .files import unused, write_whole
 from .progress_bar import ProgressBar
 from .settings.train import KEY_FORMATS
 from .version import __version__
+from .workshop_commands import NAMES as WORKSHOP
+from .workshop_commands import add_workshop_commands
 
 EVERY_NAME = 10**9  # beside a count in a report
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # torch 2.9 and newer, all others
@@ -51,9 +53,8 @@ def end_like_ctrl_c(number: int) -> None:
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="anima_core", description="Train LoRA and LoKr adapters for Anima.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"anima_core {__version__}")
-    commands = parser.add_subparsers(
-        dest="command", required=True, metavar="train | check | plan | report | demo | inspect | convert | analyse"
-    )
+    own = "train | check | plan | report | demo | inspect | convert | analyse"
+    commands = parser.add_subparsers(dest="command", required=True, metavar=f"{own} | {WORKSHOP}")
     train = commands.add_parser("train", help="train an adapter", allow_abbrev=False)
     add_arguments(train)
     train.set_defaults(run=run_train)
@@ -77,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--steps", type=int, default=0, help="training steps; 0: as many as the demo needs")
     demo.set_defaults(run=run_demo)
     add_adapter_commands(commands)
+    add_workshop_commands(commands)
     return parser
 
 

@@ -22,7 +22,7 @@ ROOMS = [  # each may import from those above it only, and from itself
     {"run_history", "run_record"},
     {"run_store", "compat"},
     {"run_list", "run_folders"},
-    {"demo", "report"},
+    {"demo", "report", "workshop_commands"},
     {"cli"},
     {"__main__", "nodes"},
 ]

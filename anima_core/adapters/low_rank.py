@@ -1,16 +1,30 @@
 """What a layer of an adapter adds to its weight, in the form in which it is smallest: measured without making it whole.
 
-Each form says its singular values and its inner product with another of its kind; any form can be made whole, which is the
-slow way that all can go, and the reference of the fast ones.
+Each form says its singular values, the largest of them with their vectors, and its inner product with another of its kind;
+any form can be made whole, which is the slow way that all can go, and the reference of the fast ones.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .adapter_type import AdapterType
+
+SPARE, POWERS = 16, 4  # of a sketch: columns more than are asked for; how often it is multiplied again
+
+
+class Svd(NamedTuple):
+    """left diag(values) right: left [out, k] and right [k, in] orthonormal, the largest of the values [k] first; fp32."""
+
+    left: Tensor
+    values: Tensor
+    right: Tensor
+
+    def first(self, count: int) -> "Svd":
+        return Svd(self.left[:, :count], self.values[:count], self.right[:count])
 
 
 class Delta(ABC):
@@ -27,6 +41,17 @@ class Delta(ABC):
     @abstractmethod
     def singular_values(self) -> Tensor:
         """Return its singular values, the largest first; those that are zero by its form are left out."""
+
+    def largest(self, count: int) -> Svd:
+        """Return so many of its largest singular values with their vectors; fewer where its form has fewer."""
+        matrix = self.whole()
+        if 2 * (2 * count + SPARE) < min(self.shape):
+            return sketched(matrix, 2 * count + SPARE).first(count)
+        return Svd(*torch.linalg.svd(matrix, full_matrices=False)).first(count)
+
+    @abstractmethod
+    def times(self, factor: float) -> "Delta":
+        """Return its numbers times a factor."""
 
     def inner(self, other: "Delta") -> float:
         """Return the sum of the products of both matrices' numbers. Raises ValueError for other shapes."""
@@ -49,6 +74,9 @@ class Whole(Delta):
 
     def whole(self) -> Tensor:
         return self.matrix
+
+    def times(self, factor: float) -> Delta:
+        return Whole(factor * self.matrix)
 
     def singular_values(self) -> Tensor:
         """By the eigenvalues of the smaller of M Mᵀ and Mᵀ M: a decomposition of M itself takes minutes for all layers."""
@@ -75,6 +103,16 @@ class Low(Delta):
         """With left = Q R and rightᵀ = P S these are those of R Sᵀ, which is r by r: Q and P keep lengths."""
         return torch.linalg.svdvals(torch.linalg.qr(self.left).R @ torch.linalg.qr(self.right.T).R.T)
 
+    def largest(self, count: int) -> Svd:
+        """From the singular vectors of R Sᵀ, which Q and P turn into those of the whole."""
+        q, r = torch.linalg.qr(self.left)
+        p, s = torch.linalg.qr(self.right.T)
+        left, values, right = torch.linalg.svd(r @ s.T, full_matrices=False)
+        return Svd(q @ left, values, right @ p.T).first(count)
+
+    def times(self, factor: float) -> "Low":
+        return Low(factor * self.left, self.right)
+
     def inner(self, other: Delta) -> float:
         """By tr((L R)ᵀ L' R') = the sum of (Lᵀ L') * (R R'ᵀ), both r by r'."""
         if not isinstance(other, Low) or self.shape != other.shape:
@@ -100,11 +138,47 @@ class Kron(Delta):
         products = torch.outer(self.first.singular_values(), self.second.singular_values())
         return products.flatten().sort(descending=True).values
 
+    def largest(self, count: int) -> Svd:
+        """Take the largest products of two values; their vectors are the Kronecker products of both values'."""
+        first, second = (side.largest(min(side.shape)) for side in (self.first, self.second))
+        products = torch.outer(first.values, second.values).flatten()
+        values, places = products.topk(min(count, len(products)))
+        i, j = places // len(second.values), places % len(second.values)
+        left = (first.left[:, None, i] * second.left[None, :, j]).flatten(0, 1)
+        right = (first.right[i, :, None] * second.right[j, None, :]).flatten(1)
+        return Svd(left, values, right)
+
+    def times(self, factor: float) -> Delta:
+        return Kron(self.first.times(factor), self.second)
+
     def inner(self, other: Delta) -> float:
         """By <a ⊗ b, c ⊗ d> = <a, c> <b, d>, where both are split alike."""
         if not isinstance(other, Kron) or self.first.shape != other.first.shape or self.shape != other.shape:
             return super().inner(other)
         return self.first.inner(other.first) * self.second.inner(other.second)
+
+
+def sketched(matrix: Tensor, count: int) -> Svd:
+    """Return the largest singular values and vectors by powers of a random sketch, always the same one.
+
+    Halko, Martinsson, Tropp 2011, algorithm 4.4: exact for a matrix of that rank, else the values are a little too small.
+    """
+    sketch = torch.randn(matrix.shape[1], count, generator=torch.Generator().manual_seed(0)).to(matrix)
+    basis = torch.linalg.qr(matrix @ sketch).Q
+    for _ in range(POWERS):
+        basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ basis).Q).Q
+    left, values, right = torch.linalg.svd(basis.T @ matrix, full_matrices=False)
+    return Svd(basis @ left, values, right)
+
+
+def total(deltas: Sequence[Delta]) -> Delta:
+    """Return the sum of deltas of one shape: low ranks side by side, anything else whole. Raises ValueError for others."""
+    if len({delta.shape for delta in deltas}) > 1:
+        raise ValueError(f"shapes {', '.join(str(list(delta.shape)) for delta in deltas)}")
+    low = [delta for delta in deltas if isinstance(delta, Low)]
+    if len(low) == len(deltas):
+        return Low(torch.cat([delta.left for delta in low], 1), torch.cat([delta.right for delta in low], 0))
+    return Whole(torch.stack([delta.whole() for delta in deltas]).sum(0)) if len(deltas) > 1 else deltas[0]
 
 
 def of_lora(tensors: Mapping[str, Tensor], scale: float) -> Delta:

@@ -4,6 +4,7 @@ Format: 8 bytes little-endian header length, JSON header, then the raw tensors
 (https://github.com/huggingface/safetensors#format). Pickles are never opened.
 """
 
+import errno
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..errors import FileError
-from ..files import read_through
+from ..files import read_through, write_whole
 from .kinds import LONGEST_START, folder_of, start_of
 
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own bound
@@ -104,6 +105,39 @@ def read_some(path: str | Path, keys: Iterable[str]) -> dict[str, bytes]:
             file.seek(start + begin)
             found[key] = file.read(end - begin)
     return found
+
+
+def read_in_order(path: str | Path, keys: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+    """Yield tensors of a file in the order of their keys, each in memory of its own. Raises FileError."""
+    path = Path(path)
+    entries, start = _tensor_entries(path), 8 + _header_length(path)
+    with readable(path), open(path, "rb") as file:
+
+        def fill(buffer: memoryview) -> None:
+            if file.readinto(buffer) < len(buffer):
+                raise OSError(errno.EIO, "it ends too early")
+
+        for key in keys:
+            file.seek(start + entries[key]["data_offsets"][0])
+            yield key, _filled(entries[key], fill)
+
+
+def rewrite(source: str | Path, target: Path, metadata: dict[str, str], change: Callable[[str, Tensor], Tensor]) -> None:
+    """Write a file again with its keys, dtypes and layout, one tensor in memory at a time.
+
+    metadata: in place of the file's. change: key and tensor -> the tensor that is written, of the same shape and dtype. The
+    target appears whole or not at all. Raises FileError for the source; OSError for the target.
+    """
+    header = json.dumps({"__metadata__": metadata} | _tensor_entries(source)).encode()
+    header += b" " * (-len(header) % 8)  # so that the tensors are aligned, as the library has them
+
+    def write(path: Path) -> None:
+        with open(path, "wb") as file:
+            file.write(len(header).to_bytes(8, "little") + header)
+            for key, tensor in read_tensors(source):
+                file.write(tensor_bytes(change(key, tensor)))
+
+    write_whole(target, write)
 
 
 @contextmanager
