@@ -16,6 +16,7 @@ from . import (
     speed,
     train,
     train_toml,
+    workshop,
 )
 from .folder_routes import add_folder_routes
 from .preselect import begin_with_the_server
@@ -35,6 +36,7 @@ NODES: list[type[io.ComfyNode]] = [
     *continue_run.NODES,
     *report.NODES,
     *adapters.NODES,
+    *workshop.NODES,
     *demo.NODES,
 ]
 

@@ -10,6 +10,7 @@ from comfy_api.latest import io
 from ..anima_core.adapters.formats import check_adapter, save_adapter
 from ..anima_core.adapters.keys import convert_keys
 from ..anima_core.adapters.metadata import tensor_hash
+from ..anima_core.adapters.workshop.block_weights import BlockWeights, by_weight, read_block_weights
 from ..anima_core.errors import SettingError
 from ..anima_core.files import safe_name, unused
 from ..anima_core.models.checkpoint import load_tensors
@@ -18,7 +19,7 @@ from . import on_disk, types
 from .node import AnimaNode
 from .store import loras_folder, store_folder
 from .tell import say, shown
-from .widgets import inputs, settings_from, widget
+from .widgets import block_weights_input, inputs, settings_from, widget
 
 NAME = "my_adapter"
 
@@ -31,14 +32,24 @@ def stored_adapter(lora: types.LoraState) -> Path:
     return path
 
 
-def apply_adapter(model: Any, lora: types.LoraState, strength: float) -> Any:
-    """Patch a MODEL as stock Load LoRA does, but refuse an adapter of which nothing fits."""
-    if strength == 0:
-        return model
-    patched, _ = comfy.sd.load_lora_for_models(model, None, lora, strength, 0)
-    if all(len(found) == len(model.patches.get(key, ())) for key, found in patched.patches.items()):
+def apply_adapter(model: Any, lora: types.LoraState, strength: float, block_weights: str = "") -> Any:
+    """Patch a MODEL as stock Load LoRA does, but refuse an adapter of which nothing fits.
+
+    block_weights: what the strength is multiplied by in each block, as `read_block_weights` reads it.
+    """
+    weights = read_block_weights(block_weights, blocks_of(model)) if block_weights.strip() else BlockWeights()
+    groups = [(strength * weight, part) for weight, part in by_weight(lora, weights).items() if strength * weight != 0]
+    patched = model
+    for factor, part in groups:
+        patched, _ = comfy.sd.load_lora_for_models(patched, None, part, factor, 0)
+    if groups and all(len(found) == len(model.patches.get(key, ())) for key, found in patched.patches.items()):
         raise SettingError("lora: none of its keys fits this model; is it an Anima adapter, and the model Anima?")
     return patched
+
+
+def blocks_of(model: Any) -> int:
+    """Return how many blocks the transformer of a MODEL has; 0 for a model that is not Anima."""
+    return len(getattr(model.get_model_object("diffusion_model"), "blocks", ()))
 
 
 class AnimaApplyAdapter(AnimaNode):
@@ -61,13 +72,14 @@ class AnimaApplyAdapter(AnimaNode):
                     optional=True,
                     tooltip="0 is the base model, 1 as trained.",
                 ),
+                block_weights_input("Multiplies the strength in single blocks"),
             ],
             outputs=[io.Model.Output(display_name="model")],
         )
 
     @classmethod
-    def run(cls, model: Any, lora: types.LoraState, strength: float = 1.0) -> io.NodeOutput:
-        return io.NodeOutput(apply_adapter(model, lora, strength))
+    def run(cls, model: Any, lora: types.LoraState, strength: float = 1.0, block_weights: str = "") -> io.NodeOutput:
+        return io.NodeOutput(apply_adapter(model, lora, strength, block_weights))
 
 
 class AnimaSaveAdapter(AnimaNode):

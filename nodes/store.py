@@ -25,3 +25,9 @@ def loras_folder() -> Path:
     folder = loras_folders()[0]
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def diffusion_models_folder() -> Path:
+    """Return the folder where models are saved: of those in the dropdowns the one of this name, which is not the first."""
+    folders = [Path(folder) for folder in folder_paths.get_folder_paths("diffusion_models")]
+    return next((folder for folder in folders if folder.name == "diffusion_models"), folders[0])

@@ -11,6 +11,7 @@ DATA = f"{CATEGORY}/data"
 NETWORK = f"{CATEGORY}/network"
 TRAINING = f"{CATEGORY}/training"
 ADAPTER = f"{CATEGORY}/adapter"
+WORKSHOP = f"{CATEGORY}/workshop"
 
 Transformer = io.Custom("ANIMA_TRANSFORMER")
 VAE = io.Custom("ANIMA_VAE")

@@ -81,3 +81,16 @@ def settings_from(widgets: Sequence[Widget], given: Mapping[str, Any], owner: ty
 
 def lines(text: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def block_weights_input(what: str) -> io.String.Input:
+    """Make the input of a text that `read_block_weights` reads. what: the weights do, the beginning of its tooltip."""
+    return io.String.Input(
+        "block_weights",
+        default="",
+        multiline=True,
+        optional=True,
+        placeholder="block weights: 0-9=0, 10-27=1",
+        tooltip=f"{what}, as 0-9=0, 10-27=0.5; llm_adapter=0 and other=0 are all layers elsewhere. Or a list with a number "
+        "for each block.",
+    )

@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from anima_core import files, train
+from anima_core.adapters.analysis import analyse
+from anima_core.adapters.findings import sentence
 from anima_core.cli import main
 from anima_core.demo.pictures import write_pictures
 from anima_core.errors import FileError, SettingError
@@ -133,7 +135,7 @@ def test_the_curves_are_the_log(run_dir, told):
 
 
 def test_samples_stand_step_by_prompt(run_dir, told):
-    pictures = told.of("img")
+    *pictures, _ = told.of("img")
     assert [p["alt"] for p in pictures] == [f"step {s}: {prompt}" for s in (0, 3, 6) for prompt in (HOSTILE, "blue square")]
     for number, shown in enumerate(pictures):
         kind, _, data = shown["src"].partition(",")
@@ -143,6 +145,22 @@ def test_samples_stand_step_by_prompt(run_dir, told):
         assert picture.size == original.size == (int(shown["width"]), int(shown["height"]))
         far = [abs(a - b) for a, b in zip(picture.resize((1, 1)).getpixel((0, 0)), original.resize((1, 1)).getpixel((0, 0)))]
         assert max(far) < 12
+
+
+def test_what_the_adapter_changes_is_told_and_drawn(run_dir, told):
+    drawn, said = told.of("img")[-1], sentence(analyse(run_dir.parent / "it's & me.safetensors"))
+    assert said in told.texts and drawn["alt"] == f"Strength by block and kind of layer. {said}"
+    picture = Image.open(io.BytesIO(base64.b64decode(drawn["src"].removeprefix("data:image/png;base64,"))))
+    assert picture.size == (int(drawn["width"]), int(drawn["height"])) and picture.width > 500
+
+
+def test_an_adapter_that_cannot_be_measured_is_said(run_dir, tmp_path):
+    story = read_story(run_dir)
+    story.adapter = str(tmp_path / "gone.safetensors")
+    assert not [p for p in Page(write_report(story, tmp_path / "a.html")).of("img") if p["alt"].startswith("Strength")]
+    (tmp_path / "gone.safetensors").write_bytes(b"no adapter")
+    texts = Page(write_report(story, tmp_path / "b.html")).text
+    assert "What it changes cannot be measured: gone.safetensors: " in texts and str(tmp_path) not in texts
 
 
 def test_settings_that_are_not_at_their_default_are_listed(told):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from anima_core.adapters.formats import adapter_state, save_adapter
 from anima_core.adapters.low_rank import Kron, Low, Whole, delta_of, sketched, total
 from anima_core.adapters.recognise import type_of
-from anima_core.adapters.workshop.block_weights import BlockWeights, read_block_weights
+from anima_core.adapters.workshop.block_weights import BlockWeights, by_weight, read_block_weights
 from anima_core.adapters.workshop.conversion import INSERTED, PLACES, convert_blocks
 from anima_core.adapters.workshop.loaded import RECORD, LoadedAdapter, load_adapter, of_state, write_adapter
 from anima_core.adapters.workshop.merging import Part, merge
@@ -253,6 +253,15 @@ def test_words_stand_for_what_is_in_no_block():
     found = read_block_weights("llm_adapter=0; other=0.5; 0=2", 4)
     names = ("llm_adapter.blocks.0.mlp.0", "lora_te_layers_0_x", "x_embedder.proj.1", "blocks.0.x", "blocks.1.x")
     assert [found.of(name) for name in names] == [0, 0.5, 0.5, 2, 1]
+
+
+def test_an_adapters_tensors_are_sorted_by_the_weights_of_their_layers():
+    lora = adapter()
+    state = lora.state() | {"lora_te_layers_0_x.lora_down.weight": numbers(2, 6), "foreign.lora_down.weight": numbers(2, 6)}
+    found = by_weight(state, BlockWeights({0: 0.5}, other=2.0))
+    assert {weight: len(part) for weight, part in found.items()} == {0.5: 30, 1.0: 30, 2.0: 2}
+    assert by_weight(state, BlockWeights()) == {1.0: state}
+    assert all(key.startswith("diffusion_model.blocks.0.") for key in found[0.5])
 
 
 @pytest.mark.parametrize(

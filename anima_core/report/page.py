@@ -14,6 +14,7 @@ from ..settings.toml_file import dump_toml
 from ..training.state import checkpoints_in, step_of
 from ..version import __version__
 from .curves import Line, chart, figure
+from .effect import effect
 from .markup import Html, table, tag
 from .pictures import Table, data_uri, small, spread
 from .story import Story
@@ -170,10 +171,11 @@ def breakable(place: str) -> list[str]:
 
 
 def adapter(run: Story) -> Iterator[str]:
-    """Yield the adapter file, and, folded, what the run said on its way."""
+    """Yield the adapter file, what it changes, and, folded, what the run said on its way."""
     if run.adapter:
         use = "ComfyUI reads it from models/loras: with Load LoRA, or Load Anima Adapter."
         yield tag("p", [tag("code", file_name(run.adapter)), f" {use}"])
+        yield from effect(run)
     else:
         yield tag("p", "None is saved yet.")
     if run.notes:

@@ -59,11 +59,11 @@ def small(path: Path) -> Image.Image | None:
     return found
 
 
-def data_uri(picture: Image.Image) -> str:
-    """Return a picture as text that stands in a page."""
+def data_uri(picture: Image.Image, form: str = "JPEG") -> str:
+    """Return a picture as text that stands in a page. form: PNG for one that is drawn, which is sharp and small as such."""
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=QUALITY, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    picture.save(buffer, form, quality=QUALITY, optimize=True)
+    return f"data:image/{form.lower()};base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def contact_sheet(table: Table) -> Image.Image | None:

@@ -26,7 +26,7 @@ def page_of(base, name: str) -> str:
 def test_a_training_is_reported_in_the_same_prompt(trained, base):
     assert sentence(trained, "report") == "report: output/anima_trainer/reported-run/report.html"
     page = page_of(base, "reported")
-    assert "4 of 4" in page and page.count("<img ") == 6 and "&lt;b&gt;blue&lt;/b&gt;" in page
+    assert "4 of 4" in page and page.count("<img ") == 7 and "&lt;b&gt;blue&lt;/b&gt;" in page
     (saved,) = trained["outputs"]["sheet"]["images"]
     sheet = Image.open(base / "output" / saved["filename"])
     assert sheet.width > 2 * 64 and sheet.height > 3 * 64  # steps 0, 2 and 4, two prompts

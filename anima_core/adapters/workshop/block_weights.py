@@ -5,8 +5,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from ...errors import SettingError
 from ..formats import BLOCK
+from ..keys import read_key
 
 LLM_ADAPTER, OTHER = "llm_adapter", "other"
 RANGE = re.compile(r"(\d{1,4})(?:\s*-\s*(\d{1,4}))?")
@@ -50,6 +53,14 @@ def read_block_weights(text: str, blocks: int, setting: str = "block_weights") -
         else:
             found |= dict.fromkeys(_range(place, blocks, setting), _number(value, setting))
     return BlockWeights(found, words[LLM_ADAPTER], words[OTHER])
+
+
+def by_weight(state: Mapping[str, Tensor], weights: BlockWeights) -> dict[float, dict[str, Tensor]]:
+    """Sort an adapter's tensors by the weights of their layers. A layer of no known model has that of all other layers."""
+    found: dict[float, dict[str, Tensor]] = {}
+    for key, tensor in state.items():
+        found.setdefault(weights.of(read_key(key).layer), {})[key] = tensor
+    return found
 
 
 def _of_list(numbers: list[float], blocks: int, setting: str) -> BlockWeights:
