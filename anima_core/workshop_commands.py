@@ -119,10 +119,10 @@ def run_extract(args: argparse.Namespace) -> None:
     from .models.checkpoint import DTYPES as TORCH_DTYPES
 
     check_target(args.output, args.force)
-    if not args.rank and args.energy == 1:
-        raise SettingError("extract: neither --rank nor --energy is given; give one of them, such as --rank 32")
+    keep = keep_of(args)
+    keep.check("extract")
     with progress("extracting") as on_layer:
-        found = extract(args.tuned, args.base, keep_of(args), TORCH_DTYPES[args.dtype], on_layer)
+        found = extract(args.tuned, args.base, keep, TORCH_DTYPES[args.dtype], on_layer)
     write(args, found, "extracted")
 
 

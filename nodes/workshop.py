@@ -286,8 +286,9 @@ class AnimaExtractAdapter(AnimaNode):
 
     @classmethod
     def run(cls, tuned: str, base: str, rank: int = 32, energy: float = 1.0, dtype: str = "bf16") -> io.NodeOutput:
-        after, before = (full_path("diffusion_models", name) for name in (tuned, base))
-        return told(extract(after, before, Keep(rank, energy), DTYPES[dtype], stage("extracting")))
+        keep, after, before = Keep(rank, energy), full_path("diffusion_models", tuned), full_path("diffusion_models", base)
+        keep.check("extract")
+        return told(extract(after, before, keep, DTYPES[dtype], stage("extracting")))
 
 
 class AnimaBakeAdapter(AnimaNode):

@@ -342,6 +342,14 @@ def test_new_blocks_get_a_copy_or_half_and_give_it_back():
     assert relative_error(delta(dropped.layers["blocks.1.mlp.layer1"]), 0.5 * of_1) < 1e-6
 
 
+def test_what_cannot_be_added_to_the_block_before_is_dropped_only():
+    whole = {f"lora_unet_blocks_{block}_mlp_layer1.lokr_{n}": numbers(2, 2) for block in range(40) for n in ("w1", "w2")}
+    large = of_state(whole)
+    assert len(convert_blocks(large, 28).layers) == 28
+    with pytest.raises(SettingError, match=r"^blocks.1.mlp.layer1: a lokr, which cannot be added .*; drop the new"):
+        convert_blocks(large, 28, dropped="add")
+
+
 def test_conversions_that_cannot_be():
     with pytest.raises(SettingError, match="is for 28 blocks; to 28 are converted those of 40"):
         convert_blocks(of_blocks(28), 28)
@@ -375,6 +383,10 @@ def test_a_file_is_written_with_what_was_done(tmp_path):
     (entry,) = json.loads(again.metadata[RECORD])
     assert (entry["did"], entry["energy"]) == ("resize", 0.9)
     assert all(key.startswith(("lora_unet_", "lora_te_")) for key in load_file(tmp_path / "b.safetensors"))
+    lokr = LoadedAdapter("x", adapter("lokr").layers, {"ss_network_module": "networks.lokr", "ss_network_args": "{}"})
+    for made, module in ((scale(lokr, 0.5), "networks.lokr"), (resize(lokr, Keep(2)), "networks.lora_anima")):
+        write_adapter(tmp_path / "x.safetensors", made, force=True)
+        assert load_adapter(tmp_path / "x.safetensors").metadata["ss_network_module"] == module
     with pytest.raises(FileError, match="is there already; choose another name, or write over a file with --force"):
         write_adapter(tmp_path / "b.safetensors", found)
     write_adapter(tmp_path / "b.safetensors", whole, force=True)

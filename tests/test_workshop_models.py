@@ -239,7 +239,7 @@ def test_the_commands(tmp_path, capsys):
         (["resize", "A"], "neither a rank nor a share of the energy is given"),
         (["resize", "A", "--energy", "2"], "energy=2: a share is above 0"),
         (["scale", "A", "--block_weights", "5=0"], "--block_weights=5: the model's blocks are 0 to 1"),
-        (["extract", "A", "A"], "neither --rank nor --energy is given"),
+        (["extract", "A", "A"], "extract: neither a rank nor a share of the energy is given"),
         (["extract", "A", "A", "--rank", "4"], "holds no layer of Anima's transformer"),
         (["blocks", "A", "--to", "30"], "--to"),
         (["bake", "nothing.safetensors", "A"], "no such file"),

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...errors import SettingError
 from ..formats import BLOCK
 from ..keys import Layers
-from ..recognise import DORA
+from ..recognise import DORA, NORM, type_name
 from .loaded import LoadedAdapter, counted
 from .merging import merged_layer
 from .scaling import scaled
@@ -82,7 +82,13 @@ def reduced(layers: Layers, dropped: str, counts: Counter[str]) -> Layers:
 
 
 def together(name: str, first: Mapping[str, Tensor] | None, second: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return merged_layer(name, [(dict(tensors), 1.0) for tensors in (first, second) if tensors], None, torch.empty(0))
+    """Return a layer and that of a new block as one, where both can be put side by side. Raises SettingError."""
+    found = [dict(tensors) for tensors in (first, second) if tensors]
+    others = {type_name(tensors) for tensors in found} - {"lora", NORM}
+    if others and len(found) > 1:
+        what = f"a {others.pop() or 'layer of an unknown type'}, which cannot be added to the block before"
+        raise SettingError(f"{name}: {what}; drop the new blocks' layers, or resize the adapter to a LoRA first")
+    return merged_layer(name, [(tensors, 1.0) for tensors in found], None, torch.empty(0))
 
 
 def block_of(name: str) -> int | None:

@@ -19,8 +19,10 @@ from ..layouts import KOHYA
 from ..metadata import tensor_hash
 from ..peft_config import with_config_alphas
 from ..recognise import DORA, read_layers, type_of
+from ..types import ADAPTER_TYPES
 
 RECORD = "anima_trainer.workshop"  # metadata: a JSON list of what was done, the first first
+LORA = ADAPTER_TYPES["lora"]
 UNKNOWN_SIZE = "Dynamic"  # what sd-scripts' resize writes where layers differ
 
 
@@ -105,7 +107,16 @@ def write_adapter(path: str | Path, adapter: LoadedAdapter, force: bool = False)
     target, state = check_target(path, force), adapter.state()
     if not state:
         raise SettingError(f"{target}: nothing is left of the adapter to write; see what was left out")
-    save_adapter(target, state, {**adapter.metadata, **sizes(adapter.layers), "sshs_model_hash": tensor_hash(state)})
+    metadata = {**adapter.metadata, **sizes(adapter.layers), "sshs_model_hash": tensor_hash(state)}
+    if all(kind is None or kind is LORA for kind in map(type_of, adapter.layers.values())) and is_other(metadata):
+        metadata["ss_network_module"] = LORA.modules[0]
+        metadata.pop("ss_network_args", None)  # are of the type that it was
+    save_adapter(target, state, metadata)
+
+
+def is_other(metadata: Mapping[str, str]) -> bool:
+    """Tell whether metadata names another type than LoRA."""
+    return metadata.get("ss_network_module", LORA.modules[0]) not in LORA.modules
 
 
 def sizes(layers: Layers) -> dict[str, str]:

@@ -40,6 +40,11 @@ class Keep:
         if not 0 < self.energy <= 1:
             raise SettingError(f"energy={self.energy:g}: a share is above 0 and at most 1; 0.99 keeps nearly all")
 
+    def check(self, what: str) -> None:
+        """Raise SettingError where neither says anything. what: is to be done."""
+        if self == Keep():
+            raise SettingError(f"{what}: neither a rank nor a share of the energy is given; give one of them, such as rank 32")
+
 
 @torch.no_grad()
 def resize(adapter: LoadedAdapter, keep: Keep, on_layer: Progress = quiet) -> LoadedAdapter:
@@ -47,8 +52,7 @@ def resize(adapter: LoadedAdapter, keep: Keep, on_layer: Progress = quiet) -> Lo
 
     A DoRA keeps its lengths. What has no rank, such as a norm, stays as it is. Raises SettingError.
     """
-    if keep == Keep():
-        raise SettingError("resize: neither a rank nor a share of the energy is given; give one of them")
+    keep.check("resize")
     layers, counts = Layers(), Counter[str]()
     for number, (name, tensors) in enumerate(adapter.layers.items(), 1):
         kind = type_of(tensors)
