@@ -83,7 +83,7 @@ def lines(text: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
-def block_weights_input(what: str) -> io.String.Input:
+def block_weights_input(what: str) -> io.Input:
     """Make the input of a text that `read_block_weights` reads. what: the weights do, the beginning of its tooltip."""
     return io.String.Input(
         "block_weights",

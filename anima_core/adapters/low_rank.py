@@ -107,8 +107,8 @@ class Low(Delta):
         """From the singular vectors of R Sᵀ, which Q and P turn into those of the whole."""
         q, r = torch.linalg.qr(self.left)
         p, s = torch.linalg.qr(self.right.T)
-        left, values, right = torch.linalg.svd(r @ s.T, full_matrices=False)
-        return Svd(q @ left, values, right @ p.T).first(count)
+        left, values, right = Svd(*torch.linalg.svd(r @ s.T, full_matrices=False)).first(count)
+        return Svd(q @ left, values, right @ p.T)
 
     def times(self, factor: float) -> "Low":
         return Low(factor * self.left, self.right)

@@ -28,4 +28,4 @@ def effect(run: Story) -> Iterator[Html]:
     size = {"width": picture.width, "height": picture.height}
     yield tag("p", said)
     image = tag("img", src=data_uri(picture, "PNG"), alt=f"Strength by block and kind of layer. {said}", **size)
-    yield tag("div", image, class_="wide", tabindex=0)
+    yield tag("div", image, class_="map")

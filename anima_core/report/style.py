@@ -57,6 +57,7 @@ thead th { color: var(--soft); font-size: 13px; }
 .samples thead th { vertical-align: bottom; overflow-wrap: anywhere; }
 .samples th:first-child { position: sticky; left: 0; width: 78px; background: var(--page); text-align: right; }
 img { display: block; width: 100%; height: auto; border-radius: 4px; }
+.map img { width: auto; max-width: 100%; }
 .note, footer { color: var(--soft); font-size: 13px; }
 ul { margin: 8px 0; padding-left: 20px; }
 .warnings li::marker { color: var(--open); }
