@@ -118,6 +118,11 @@ def test_energy_is_found_beyond_the_ranks_that_are_tried_first():
 
 def test_nothing_keeps_no_rank_and_what_is_broken_is_refused():
     assert lora_of(Whole(torch.zeros(6, 4)), Keep(2), torch.float32) == {}
+    with pytest.raises(SettingError, match=r"^blocks.0.mlp.layer1: holds NaN or infinity"):
+        resize(
+            of_state({f"diffusion_model.blocks.0.mlp.layer1.lokr_{n}": torch.full((2, 2), math.nan) for n in ("w1", "w2")}),
+            Keep(2),
+        )
     with pytest.raises(SettingError, match="NaN or infinity"):
         shortened(Whole(torch.full((6, 4), math.nan)), Keep(2))
     with pytest.raises(SettingError, match="neither a rank nor a share"):
@@ -192,6 +197,24 @@ def test_what_does_not_fit_is_said_in_one_line():
         merge([Part(adapter()), Part(oft)])
     with pytest.raises(SettingError, match="1 adapter; give two"):
         merge([Part(adapter())])
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"lora_down.weight": (2, 6)},
+        {"lora_up.weight": (6, 2)},
+        {"lora_down.weight": (2, 6), "lora_up.weight": (6, 3)},
+        {"lora_down.weight": (2, 6, 1, 1), "lora_up.weight": (6, 2, 1, 1)},
+        {"lokr_w1": (2, 2)},
+        {"lokr_w1": (2, 2), "lokr_w2_a": (2, 2)},
+        {"hada_w1_a": (6, 2), "hada_w1_b": (2, 6), "hada_w2_a": (6, 2)},
+    ],
+)
+def test_a_damaged_layer_is_named(tensors):
+    state = {f"diffusion_model.blocks.0.mlp.layer1.{name}": numbers(*shape) for name, shape in tensors.items()}
+    with pytest.raises(SettingError, match="do not fit"):
+        of_state(state)
 
 
 def test_metadata_that_is_the_same_is_kept_and_all_that_was_done():

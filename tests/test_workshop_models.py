@@ -91,6 +91,8 @@ def test_what_cannot_be_baked_is_refused_before_anything_is_written(tmp_path):
         bake(base, [part], base, force=True)
     with pytest.raises(FileError, match="is there already"):
         bake(base, [part], base)
+    with pytest.raises(FileError, match="no such file"):
+        bake(tmp_path / "nothing.safetensors", [part], base, force=True)
     float8 = {k: t.to(torch.float8_e4m3fn) for k, t in load_file(base).items()}
     save_file(float8, tmp_path / "fp8.safetensors")
     with pytest.raises(FileError, match=r"weights are quantised, first net.*; bake into the model in bf16"):

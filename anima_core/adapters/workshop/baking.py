@@ -28,10 +28,9 @@ def bake(
     Its keys, dtypes, order and metadata stay. Sums are fp32, and rounded once. Of models one tensor is in memory at a time.
     Raises FileError, SettingError: before anything is written for what does not fit.
     """
-    target = check_target(output, force)
+    target, header, metadata = check_target(output, force), plain_header(model, NOT_QUANTISED), read_metadata(model)
     if target.exists() and target.samefile(model):
         raise SettingError(f"{target}: is the model itself, which is read while this is written; choose another name")
-    header, metadata = plain_header(model, NOT_QUANTISED), read_metadata(model)
     check_record(model, metadata)
     changes = changes_of(str(model), header, parts)
     names, strengths = [part.adapter.name for part in parts], [part.weight for part in parts]

@@ -54,7 +54,7 @@ def of_layer(name: str, delta: Tensor, keep: Keep, dtype: torch.dtype) -> dict[s
         return {}
     if delta.ndim == 1:
         return {"w_norm": delta.to(dtype)}
-    return None if name == EMBEDDING or delta.ndim != 2 else lora_of(Whole(delta), keep, dtype)
+    return None if name == EMBEDDING or delta.ndim != 2 else lora_of(Whole(delta), keep, dtype, name)
 
 
 def check_same(tuned: str | Path, base: str | Path, ours: dict[str, str], theirs: dict[str, str]) -> None:

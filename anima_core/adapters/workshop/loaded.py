@@ -13,6 +13,7 @@ from torch import Tensor
 from ...errors import FileError, SettingError
 from ...models.checkpoint import load_tensors, read_metadata
 from ...version import __version__
+from ..analysis import made
 from ..formats import BLOCK, RELEASED, check_adapter, layers_of, save_adapter
 from ..keys import TEXT_PREFIXES, Layers, join_key, parts_of, with_alphas
 from ..layouts import KOHYA
@@ -86,10 +87,16 @@ def check_record(path: str | Path, metadata: Mapping[str, str]) -> None:
 
 
 def of_state(state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, name: str = "adapter") -> LoadedAdapter:
-    """Read an adapter's tensors. Alphas are added where there are none. Raises FileError, SettingError."""
+    """Read an adapter's tensors. Alphas are added where there are none.
+
+    Raises FileError, and SettingError for a layer whose tensors do not fit one another.
+    """
     layers = layers_of(name, state) | {layer: dict(tensors) for layer, tensors in parts_of(state).text_encoder.items()}
+    for layer, tensors in with_alphas(layers).items():
+        if type_of(tensors):
+            made(layer, plain(tensors), torch.empty(0))
     key_format = "lora_unet" if any(key.startswith(KOHYA) for key in state) else "diffusion_model"
-    return LoadedAdapter(Path(name).name, with_alphas(layers), dict(metadata or {}), key_format)
+    return LoadedAdapter(Path(name).name, layers, dict(metadata or {}), key_format)
 
 
 def check_target(path: str | Path, force: bool = False) -> Path:

@@ -96,7 +96,7 @@ def merged_layer(name: str, shares: list[Share], keep: Keep | None, weight: Tens
         ) from None
     dtype = dtype_of({str(number): torch.empty(0, dtype=dtype_of(tensors)) for number, (tensors, _) in enumerate(shares)})
     if keep is not None:
-        return lora_of(whole, keep, dtype)
+        return lora_of(whole, keep, dtype, name)
     kinds = {type_name(tensors) for tensors, _ in shares}
     if kinds != {"lora"} or not isinstance(whole, Low):
         raise SettingError(f"{name}: of {' and '.join(sorted(kinds))}, which cannot be put side by side; {WAY_OUT}")

@@ -59,7 +59,7 @@ def resize(adapter: LoadedAdapter, keep: Keep, on_layer: Progress = quiet) -> Lo
         if kind is None:
             counts["stay as they are: they have no rank"] += 1
             layers[name] = tensors
-        elif found := lora_of(delta_of(kind, plain(tensors), torch.empty(0)), keep, dtype_of(tensors)):
+        elif found := lora_of(delta_of(kind, plain(tensors), torch.empty(0)), keep, dtype_of(tensors), name):
             counts[f"were {kind.name} and are LoRA"] += kind.name != "lora"
             layers[name] = found | {key: value for key, value in tensors.items() if key == DORA}
         else:
@@ -68,9 +68,12 @@ def resize(adapter: LoadedAdapter, keep: Keep, on_layer: Progress = quiet) -> Lo
     return adapter.done("resize", layers, counted(+counts), **vars(keep))
 
 
-def lora_of(delta: Delta, keep: Keep, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return a delta as the tensors of a LoRA, both factors equally large, alpha the rank; empty where it adds nothing."""
-    left, values, right = shortened(delta, keep)
+def lora_of(delta: Delta, keep: Keep, dtype: torch.dtype, name: str = "adapter") -> dict[str, Tensor]:
+    """Return a delta as the tensors of a LoRA, both factors equally large, alpha the rank; empty where it adds nothing.
+
+    name: the layer's. Raises SettingError for NaN or infinity.
+    """
+    left, values, right = shortened(delta, keep, name)
     root = values.sqrt()
     if not len(values):
         return {}
@@ -78,14 +81,14 @@ def lora_of(delta: Delta, keep: Keep, dtype: torch.dtype) -> dict[str, Tensor]:
     return {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(float(len(values)))}
 
 
-def shortened(delta: Delta, keep: Keep) -> Svd:
+def shortened(delta: Delta, keep: Keep, name: str = "adapter") -> Svd:
     """Return the largest singular values of a delta, as many as are to be kept. Those that are rounding are none.
 
     Raises SettingError for NaN or infinity.
     """
     energy = delta.inner(delta)
     if not math.isfinite(energy):
-        raise SettingError("adapter: a layer holds NaN or infinity; use one that is not broken")
+        raise SettingError(f"{name}: holds NaN or infinity; use a file that is not broken")
     most = min(keep.rank or min(delta.shape), *delta.shape)
     count = most if keep.energy == 1 else min(START, most)
     found = delta.largest(count)
