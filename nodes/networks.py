@@ -27,7 +27,6 @@ SHARED = (  # by all types, rare settings last
     widget("exclude", NetworkConfig, placeholder=f"exclude: regex, {A_LINE}", **TEXT),
     widget("ranks", NetworkConfig, placeholder=f"ranks: regex=rank, {A_LINE}", **TEXT),
     widget("learning_rates", NetworkConfig, placeholder=f"learning rates: regex=rate, {A_LINE}", **TEXT),
-    widget("alphas", NetworkConfig, placeholder=f"alphas: regex=alpha, {A_LINE}", **TEXT),
     widget("dora", NetworkConfig, advanced=True),
 )
 START = types.LoraModel.Input(

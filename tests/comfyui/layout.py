@@ -17,7 +17,7 @@ BETWEEN_NODES, BETWEEN_GROUPS, BETWEEN_COLUMNS = 20, 30, 70  # px
 LANE = 14  # px between links that run side by side
 ROOM = 560  # px that a training node grows by: curves, samples, buttons, the latest picture
 STEEP = 260  # px that a link may climb in one curve
-UNKNOWN = 300  # px, of a node that was not measured yet
+UNKNOWN = 60  # px, of a node that was not measured yet: a node grows to what it needs, and never shrinks
 COLOURS = {  # of groups, in the order of their numbers; readable as titles on dark and on light ground
     "pictures": "#2d7db3",
     "model": "#6f7b8f",
