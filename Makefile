@@ -15,7 +15,7 @@ $(VENV)/.ready: requirements-dev.txt requirements-headless.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet torch==2.13.0
 	$(RUN) -m pip install --quiet -r requirements-dev.txt
-	$(RUN) -m pip install --quiet --no-deps lycoris-lora peft
+	$(RUN) -m pip install --quiet --no-deps lycoris-lora peft diffusers
 	touch $@
 
 lint: setup

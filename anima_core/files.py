@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .errors import FileError, SettingError
 
@@ -21,6 +21,7 @@ MAX_NAME_BYTES = 180  # file systems take 255; names of checkpoints and temporar
 RESERVED = re.compile(r"^(con|prn|aux|nul|com\d|lpt\d)$", re.IGNORECASE)  # device names on Windows
 REFUSED_FOR_A_MOMENT = (5, 32)  # Windows' errors while a virus scanner, an indexer or a backup looks at a fresh file
 PATIENCE, PAUSE = 3.0, 0.1  # seconds
+PIECE = 1 << 22  # bytes that are read at once to be hashed
 TEMPORARY = r"\.[0-9a-f]{8}\.tmp"  # how every half-written file ends
 
 
@@ -127,7 +128,7 @@ def digest(path: Path, on_read: Callable[[int], None] = lambda count: None) -> s
     found = hashlib.sha256()
     try:
         with open(path, "rb") as file:
-            while chunk := file.read(1 << 22):
+            while chunk := file.read(PIECE):
                 found.update(chunk)
                 on_read(len(chunk))
     except OSError as error:
@@ -163,22 +164,39 @@ def known(path: Path) -> str | None:
     return _digests.get((path.resolve(), stamp(path)))
 
 
+class Reading:
+    """A file that is read once, from front to back. What is passed over is read too where its digest is not known yet."""
+
+    def __init__(self, file: BinaryIO, hashing: Any) -> None:
+        self.file, self.hashing = file, hashing
+
+    def fill(self, buffer: memoryview) -> None:
+        """Fill a buffer with what comes next. Raises OSError for what ends too early."""
+        if self.file.readinto(buffer) < len(buffer):  # type: ignore[attr-defined]  # typing's BinaryIO lacks it
+            raise OSError(errno.EIO, "it ends too early")
+        if self.hashing is not None:
+            self.hashing.update(buffer)
+
+    def pass_over(self, count: int) -> None:
+        """Go on behind so many bytes. Raises OSError as `fill` does, where it reads them."""
+        if self.hashing is None:
+            self.file.seek(count, os.SEEK_CUR)
+            return
+        buffer = memoryview(bytearray(min(count, PIECE)))
+        while count > 0:
+            self.fill(buffer[:count])
+            count -= len(buffer)
+
+
 @contextmanager
-def read_through(path: Path) -> Iterator[Callable[[memoryview], None]]:
-    """Open a file to be read once, from front to back, by a function that fills a buffer with what comes next.
+def read_through(path: Path) -> Iterator[Reading]:
+    """Open a file to be read once, from front to back.
 
     Where its digest is not known it is learnt on the way, if all is read. Raises OSError, also for what ends too early.
     """
     when, hashing = stamp(path), None if known(path) else hashlib.sha256()
     with open(path, "rb") as file:
-
-        def fill(buffer: memoryview) -> None:
-            if file.readinto(buffer) < len(buffer):
-                raise OSError(errno.EIO, "it ends too early")
-            if hashing is not None:
-                hashing.update(buffer)
-
-        yield fill
+        yield Reading(file, hashing)
         if hashing is not None and not file.read(1):
             learn(path, when, hashing.hexdigest())
 

@@ -116,7 +116,6 @@ def test_network_args(argv, read):
     [
         (["--network_args", "conv_dims=4", "x=1"], "network_args: unknown conv_dims, x; known are target_modules"),
         (["--network_args", "train_block_indices=0-5"], "train_block_indices=0-5: use exclude_patterns"),
-        (["--llm_adapter_path", "a.safetensors"], "--llm_adapter_path: the LLM adapter is read from the transformer's file"),
         (["--lr_warmup_steps", "inf"], "lr_warmup_steps=inf: must be a number of steps"),
         (["--lr_decay_steps", "nan"], "lr_decay_steps=nan: must be a number of steps"),
         (["--lr_scheduler", "adafactor"], "lr_scheduler=adafactor belongs to a step size that Adafactor finds itself"),

@@ -235,7 +235,6 @@ def test_all_unknown_keys_of_a_dataset_file_are_named_at_once(tmp_path):
         ("lora_type = 'vera'\n", "line 6: lora_type='vera': only lora, locon, dora, tlora, loha, lokr are trained"),
         ("model_train_type = 'anima-finetune'\n", "line 6: model_train_type=anima-finetune: only adapters are trained"),
         ("conditioning = true\n", "line 6: conditioning: image editing is not trained here"),
-        ("llm_adapter_path = 'a'\n", "line 6: llm_adapter_path: the LLM adapter is read from the transformer's file"),
         ("log_with = 'tensorbord'\n", "line 6: log_with='tensorbord': must be one of tensorboard, wandb, all"),
         ("lr_scheduler = 'cosin'\n", "line 6: lr_scheduler='cosin': must be one of constant, "),
         ("[subsets]\n[train_mode]\nx = 1\n", "line 7: [train_mode]: a file of LoRA_Easy_Training_Scripts, which is not read"),
@@ -284,6 +283,7 @@ def test_what_is_refused_only_where_it_is_asked_for(tmp_path):
     text += "llm_adapter_lr = 0\nfreeze_llm_adapter = true\n"  # as Anima-Standalone-Trainer says that it is not trained
     assert flat(tmp_path, text).config == flat(tmp_path, "").config
     assert config("--scale_weight_norms", "0", "--llm_adapter_path", "") == config()
+    assert flat(tmp_path, "llm_adapter_path = 'a'\n").config.model.llm_adapter == "a"
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,9 @@ ZERO = torch.zeros(1, 1)
 @pytest.mark.parametrize(
     "names, text",
     [
-        (["transformer_blocks.0.attn1.to_q.weight"], "it is a transformer with diffusers' names"),
+        (["transformer_blocks.0.attn1.to_q.weight"], "it is another model's transformer, with diffusers' names: use an Anima"),
+        (["llm_adapter.blocks.0.norm_cross_attn.weight", "embed.weight"], "it is only a part of one"),
+        (["blocks.0.norm_cross_attn.weight"], "it is an LLM adapter alone: give it as model.llm_adapter"),
         (["model.layers.0.self_attn.q_norm.weight"], "it is a Qwen3 text encoder: give Qwen3-0.6B as the qwen file"),
         (["encoder.block.0.layer.0.SelfAttention.q.weight"], "it is another text encoder: use qwen_3_06b_base"),
         (["lora_unet_blocks_0_mlp_layer1.hada_w1_a"], "it is an adapter: give it as network.weights"),
@@ -78,15 +80,11 @@ def test_another_text_encoder_is_not_advised_as_the_qwen_file(tmp_path):
     )
 
 
-def test_an_all_in_one_checkpoint_is_named_in_every_place(tmp_path, model):
-    whole = {f"model.diffusion_model.{k}": v for k, v in load_file(model.transformer).items()}
+def test_an_all_in_one_checkpoint_that_lacks_a_part_says_which_it_has(tmp_path, model):
+    whole = {f"model.diffusion_model.{k.removeprefix('net.')}": v for k, v in load_file(model.transformer).items()}
     whole |= {f"first_stage_model.{k}": v for k, v in load_file(model.vae).items()}
-    whole |= {f"cond_stage_model.qwen3_06b.transformer.{k}": v for k, v in load_file(model.qwen).items()}
-    path = tmp_path / "all.safetensors"
-    for check in (check_transformer, check_vae, check_qwen):
-        refused(
-            path, whole, check, r"an all-in-one checkpoint \(transformer, VAE, text encoder\), which is not read; load it in"
-        )
+    text = "it is an all-in-one checkpoint that holds transformer and VAE: give a Qwen3 text encoder of its own"
+    refused(tmp_path / "all.safetensors", whole, check_qwen, text)
 
 
 def test_the_qwen_of_an_all_in_one_checkpoint_alone_is_read(tmp_path, model):
@@ -95,18 +93,11 @@ def test_the_qwen_of_an_all_in_one_checkpoint_alone_is_read(tmp_path, model):
     assert check_qwen(tmp_path / "qwen.safetensors") == check_qwen(model.qwen)
 
 
-def test_diffusers_folders_are_named(tmp_path):
-    (tmp_path / "text_encoder").mkdir()
+def test_a_diffusers_folder_without_a_part_is_named(tmp_path):
     (tmp_path / "model_index.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(FileError, match="is a folder in diffusers' layout; give ComfyUI's single files"):
-        check_transformer(tmp_path)
-    with pytest.raises(FileError, match="is a folder in diffusers' layout; name its sub-folder text_encoder"):
-        check_qwen(tmp_path)
-    part = tmp_path / "transformer"
-    part.mkdir()
-    save_file({"transformer_blocks.0.attn1.to_q.weight": ZERO}, part / "diffusion_pytorch_model.safetensors")
-    with pytest.raises(FileError, match="is a part of a diffusers folder"):
-        check_transformer(part)
+    for check, part in ((check_transformer, "transformer"), (check_vae, "vae"), (check_qwen, "text_encoder")):
+        with pytest.raises(FileError, match=f"a folder in diffusers' layout without its sub-folder {part}; download it whole"):
+            check(tmp_path)
 
 
 def test_anima_3_8b_is_refused_for_its_text_encoder(tmp_path):

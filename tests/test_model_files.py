@@ -18,7 +18,7 @@ from anima_core.data import index
 from anima_core.demo.pictures import write_pictures
 from anima_core.errors import FileError
 from anima_core.models.checkpoint import FORMATS, load_tensors, read_tensors
-from anima_core.models.loading import Layout, load_strict
+from anima_core.models.loading import Layout, Source, load_strict
 from anima_core.models.vae import load_vae
 from anima_core.training.loop import train
 from anima_core.training.model_files import hash_models, recall_digests, remember_digests
@@ -208,7 +208,7 @@ def test_loading_reads_the_file_once_and_holds_at_most_one_tensor_twice(tmp_path
     with torch.device("meta"):
         model = nn.ModuleList(nn.Linear(side, side, bias=False) for _ in range(count))
     with Held() as held:
-        load_strict(model, path, Layout("model", lambda name: name), dtype=dtype, device="cpu")
+        load_strict(model, [Source(path)], Layout("model", lambda name: name), dtype=dtype, device="cpu")
     assert passes(read, str(path)) == [1]
     assert all(torch.equal(parameter, tensors[name].to(dtype)) for name, parameter in model.named_parameters())
     one = side * side * torch.bfloat16.itemsize

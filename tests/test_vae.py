@@ -170,7 +170,7 @@ def test_files_that_are_not_this_vae(file, tmp_path):
     with pytest.raises(FileError, match=r"missing, first decoder\.middle\.1\.proj\.weight"):
         load_vae(tmp_path / "cut.safetensors")
     save_file({"encoder.conv_in.weight": torch.zeros(1), "decoder.mid_block.x": torch.zeros(1)}, tmp_path / "d.safetensors")
-    with pytest.raises(FileError, match="diffusers VAE: use the ComfyUI file"):
+    with pytest.raises(FileError, match="another model's VAE: use qwen_image_vae.safetensors"):
         load_vae(tmp_path / "d.safetensors")
 
 

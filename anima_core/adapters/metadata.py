@@ -26,6 +26,11 @@ def file_name(path: str) -> str:
     return PurePath(path.replace("\\", "/")).name
 
 
+def model_name(path: str, folder: str) -> str:
+    """Return the name of a model's file, or of the folder in diffusers' layout that its own is in."""
+    return file_name(path.replace("\\", "/").removesuffix(f"/{folder}"))
+
+
 def build_metadata(config: TrainConfig, extra: dict[str, str], state: dict[str, Tensor]) -> dict[str, str]:
     """Return everything as strings, as the format wants. extra: what only the run knows (steps, times, pictures)."""
     found = network_metadata(config.network) | training_metadata(config) | model_metadata(config)
@@ -75,8 +80,8 @@ def model_metadata(config: TrainConfig) -> dict[str, str]:
         "ss_output_name": config.output.name,
         "ss_training_comment": config.output.comment,
         "ss_base_model_version": "anima",
-        "ss_sd_model_name": file_name(config.model.transformer),
-        "ss_vae_name": file_name(config.model.vae),
+        "ss_sd_model_name": model_name(config.model.transformer, "transformer"),
+        "ss_vae_name": model_name(config.model.vae, "vae"),
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"anima-preview/{config.network.type}",
         "modelspec.implementation": "https://huggingface.co/circlestone-labs/Anima",

@@ -122,6 +122,7 @@ MAPPED = {
         sets(ModelConfig, "qwen", "", "qwen3"),
         sets(ModelConfig, "qwen_tokenizer_dir"),
         sets(ModelConfig, "t5_tokenizer_dir", "", "t5_tokenizer_path"),
+        sets(ModelConfig, "llm_adapter", "", "llm_adapter_path"),
         sets(ModelConfig, "dtype", "mixed_precision", words=PRECISIONS),
         Flag(
             "fp8_base",

@@ -36,18 +36,18 @@ def network_of_weights(values: Values, said_names: set[str], notes: list[str]) -
         return {}
     if values["dim_from_weights"]:
         said_names = said_names - {"network_dim", "network_alpha"}
-    given = network_of(path, blocks_of(values["anima_transformer"]))
+    given = network_of(path, blocks_of(values["anima_transformer"], values["llm_adapter"]))
     found = {name: value for name, value in given.items() if not said_names & SAID_BY.get(name, set())}
     if found:
         notes.append(f"network_weights: taken from {Path(path).name}: {said(found)}")
     return found
 
 
-def blocks_of(transformer: str) -> int:
+def blocks_of(transformer: str, llm_adapter: str) -> int:
     """Return how many blocks a transformer's file has; 0 where that cannot be told, which is refused later."""
     from ..models.transformer import check_transformer
 
     try:
-        return check_transformer(transformer).blocks
+        return check_transformer(transformer, llm_adapter).blocks
     except AnimaError:
         return 0

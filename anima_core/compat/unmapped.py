@@ -83,7 +83,6 @@ IGNORED = {  # name -> (number of values, reason)
 REFUSED = {  # name -> (number of values, why, and the way out)
     **dict.fromkeys(("offload_optimizer_device", "offload_optimizer_nvme_path", "offload_param_device", "offload_param_nvme_path", "zero_stage"), (1, "DeepSpeed is not supported; use accelerate's plain data parallelism")),
     **dict.fromkeys(("zero3_init_flag", "zero3_save_16bit_model", "deepspeed"), (0, "DeepSpeed is not supported; use accelerate's plain data parallelism")),
-    **dict.fromkeys(("llm_adapter_path",), (1, "the LLM adapter is read from the transformer's file, and sd-scripts never reads this one; leave it out, and give a transformer that holds its llm_adapter")),
     **dict.fromkeys(("train_inpainting",), (0, "inpainting models are not trained here; leave it out")),
     **dict.fromkeys(("network_train_text_encoder_only",), (0, "the text encoder cannot be trained; leave it out")),
     **dict.fromkeys(("scale_weight_norms",), (1, "weight norms are not limited here; leave it out and lower the learning rate")),

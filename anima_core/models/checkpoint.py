@@ -7,7 +7,7 @@ Format: 8 bytes little-endian header length, JSON header, then the raw tensors
 import errno
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,21 +71,28 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
     return dict(read_tensors(path))
 
 
-def read_tensors(path: str | Path) -> Iterator[tuple[str, Tensor]]:
+def read_tensors(path: str | Path, keys: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of a file with their keys, as they lie in it, each in memory of its own. Raises FileError.
+
+    keys: of those that are wanted, None for all: the others are passed over.
 
     The file is read once, from front to back, and its digest is learnt on the way. It is not mapped: what is mapped is read
     in small pieces, Windows does not replace such a file, and its weights would be gone where a network drive is.
     """
     path = Path(path)
     entries = _tensor_entries(path)
-    unread = sorted({item["dtype"] for item in entries.values()} - FORMATS.keys())
+    wanted = {key for key in entries if keys is None or key in keys}
+    unread = sorted({entries[key]["dtype"] for key in wanted} - FORMATS.keys())
     if unread:
         raise FileError(f"{path}: holds tensors of {unread[0]}, which this version of torch lacks; use a file in BF16 or F32")
-    with readable(path), read_through(path) as fill:
-        fill(memoryview(bytearray(8 + _header_length(path))))
+    with readable(path), read_through(path) as reading:
+        reading.fill(memoryview(bytearray(8 + _header_length(path))))
         for key, item in sorted(entries.items(), key=lambda entry: entry[1]["data_offsets"]):
-            yield key, _filled(item, fill)
+            begin, end = item["data_offsets"]
+            if key in wanted:
+                yield key, _filled(item, reading.fill)
+            else:
+                reading.pass_over(end - begin)
 
 
 def _filled(entry: dict[str, Any], fill: Callable[[memoryview], None]) -> Tensor:

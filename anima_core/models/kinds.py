@@ -30,21 +30,24 @@ ADAPTER = "an adapter: give it as `network.weights`"
 NAMES = (
     (r"^lllite_", "a ControlNet-LLLite, which changes layers by a picture and is not trained here: give a LoRA or LoKr, or none"),
     (r"(^|\.|_)(lora_(down|up|A|B|mid)|lokr_[wt]|hada_[wt]|oft_(blocks|diag|R)|vera_|ia3_l|q_layer|dora_scale)|\.(diff|diff_b|set_weight|w_norm|on_input)$", ADAPTER),
-    (r"(^|\.)transformer_blocks\.0\.", "a transformer with diffusers' names: give ComfyUI's single file, anima-….safetensors"),
+    (r"(^|\.)transformer_blocks\.0\.norm1\.linear_1", "an Anima transformer with diffusers' names: give it as the transformer"),
+    (r"(^|\.)transformer_blocks\.0\.", "another model's transformer, with diffusers' names: use an Anima file"),
     (r"(^|\.)llm_adapter\.", "an Anima transformer: give it as the transformer"),
     (r"decoder\.middle\.0\.residual", "a Qwen-Image VAE: give it as the VAE"),
-    (r"decoder\.mid_block", "a diffusers VAE: use the ComfyUI file qwen_image_vae.safetensors"),
+    (r"decoder\.mid_block\.resnets\.0\.norm1\.gamma", "a Qwen-Image VAE with diffusers' names: give it as the VAE"),
+    (r"decoder\.mid_block", "another model's VAE: use qwen_image_vae.safetensors"),
     (r"layers\.0\.self_attn\.q_norm", "a Qwen3 text encoder: give Qwen3-0.6B as the qwen file"),
     (r"layers\.0\.self_attn\.|text_model\.encoder\.|block\.0\.layer\.0\.SelfAttention", "another text encoder: use qwen_3_06b_base.safetensors"),
     (r"blocks\.0\.adaln_modulation_self_attn", "a Cosmos-Predict2 model without Anima's LLM adapter: use an Anima file that holds it"),
+    (r"(^|\.)blocks\.0\.norm_cross_attn", "an LLM adapter alone: give it as `model.llm_adapter`"),
     (r"double_blocks\.", "a Flux model: use an Anima file"),
     (r"input_blocks\.|down_blocks\.", "a Stable Diffusion model: use an Anima file"),
 )  # fmt: skip
 UNKNOWN = "check that this is the right file"
 
-# The parts of an all-in-one checkpoint, as ComfyUI's and OneTrainer's savers name them
+# The parts of an all-in-one checkpoint, by what stands before their names: ComfyUI's CheckpointSave, and diffusers' folders
 PARTS = {
-    "transformer": re.compile(r"^(model\.diffusion_model|net|transformer)\."),
+    "transformer": re.compile(r"^(model\.diffusion_model|diffusion_model|net|transformer)\."),
     "VAE": re.compile(r"^(first_stage_model|vae)\."),
     "text encoder": re.compile(r"^(cond_stage_model|text_encoders?|qwen3_06b)\."),
 }
@@ -62,13 +65,23 @@ def not_an_adapter(names: Iterable[str]) -> str:
     return "" if kind in (UNKNOWN, f"it is {ADAPTER}") else kind
 
 
-def all_in_one(names: Iterable[str]) -> str:
-    """Say that a file holds several models, with the way out; empty for one that does not."""
+def parts_in(names: Iterable[str]) -> list[str]:
+    """Return which parts an all-in-one checkpoint holds; none for a file of one model."""
+    names = list(names)
     found = [part for part, prefix in PARTS.items() if any(map(prefix.match, names))]
-    if len(found) < 2:
-        return ""
-    way_out = "load it in ComfyUI with Load Checkpoint, and save its parts with ModelSave, VAESave and CLIPSave"
-    return f"an all-in-one checkpoint ({', '.join(found)}), which is not read; {way_out}"
+    return found if len(found) > 1 else []
+
+
+def part_of(names: Iterable[str], part: str) -> dict[str, str]:
+    """Return the names of one part, with what each is without the prefix that makes it one.
+
+    Of an all-in-one checkpoint the other parts' are left out; what belongs to none is the transformer's to answer for.
+    """
+    names = list(names)
+    others = [PARTS[other] for other in parts_in(names) if other != part]
+    if others and part != "transformer":
+        names = [name for name in names if PARTS[part].match(name)]
+    return {name: PARTS[part].sub("", name, count=1) for name in names if not any(other.match(name) for other in others)}
 
 
 def start_of(start: bytes, suffix: str) -> str:
@@ -80,8 +93,4 @@ def start_of(start: bytes, suffix: str) -> str:
 
 def folder_of(path: Path) -> str:
     """Say what a folder is that was given where a file is wanted, with the way out."""
-    if (path / "model_index.json").is_file():
-        return "a folder in diffusers' layout; give ComfyUI's single files, anima-….safetensors and qwen_image_vae.safetensors"
-    if any(path.glob("diffusion_pytorch_model*.safetensors")):
-        return "a part of a diffusers folder; give ComfyUI's single file"
     return "a folder; name the .safetensors file in it"

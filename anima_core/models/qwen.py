@@ -12,8 +12,7 @@ from torch import Tensor
 
 from ..errors import FileError
 from .checkpoint import strip_prefix
-from .loading import Layout, check_fits, check_one_model, load_strict, shards, wrong_kind
-from .quantised import Stored, read_stored
+from .loading import Layout, all_by_name, check_fits, load_strict, sources, wrong_kind
 from .tokenizers import QwenTokenizer, load_qwen_tokenizer, qwen_tokenizer_dir
 
 if TYPE_CHECKING:
@@ -91,7 +90,9 @@ def load_qwen(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
 ) -> AnimaQwen:
-    """Load ComfyUI's single file or a Hugging Face folder. Raises FileError that names the file and what is wrong.
+    """Load ComfyUI's single file, an all-in-one checkpoint, or a folder in Hugging Face's or diffusers' layout.
+
+    Raises FileError that names the file and what is wrong.
 
     Sizes come from the file, the tokenizer from `tokenizer_dir`, the model's own folder, or ComfyUI.
     """
@@ -102,7 +103,7 @@ def load_qwen(
             f"{path}: {config.vocabulary} embeddings, its tokenizer needs {tokenizer.pad_id + 1}; use its own tokenizer"
         )
     model = meta_qwen(config)
-    load_strict(model, shards(path), LAYOUT, dtype=dtype, device=device)
+    load_strict(model, sources(path, LAYOUT), LAYOUT, dtype=dtype, device=device)
     model.rotary_emb = type(model.rotary_emb)(model.config).to(device)  # its fp32 table was on the meta device too
     return AnimaQwen(model.eval(), tokenizer)
 
@@ -130,18 +131,14 @@ def meta_qwen(config: QwenConfig) -> "Qwen3Model":
 def check_qwen(path: str | Path) -> QwenConfig:
     """Check by the headers that a file or folder is a whole Qwen3, and return its sizes. Raises FileError."""
     config = qwen_config(path)
-    check_fits(config.shapes(), shards(path), LAYOUT)
+    check_fits(config.shapes(), sources(path, LAYOUT), LAYOUT)
     return config
 
 
 def qwen_config(path: str | Path) -> QwenConfig:
-    """Read the sizes from the header. Raises FileError when it is quantised or not a Qwen3."""
-    header: dict[str, Stored] = {}
-    for shard in shards(path):
-        part = read_stored(shard)
-        check_one_model(shard, part, quantised=True)
-        header |= part
-    shapes = {_rename(name): info.shape for name, info in header.items()}
+    """Read the sizes from the header. Raises FileError when it is not a Qwen3."""
+    files = sources(path, LAYOUT)
+    shapes = {name: stored.shape for name, stored in all_by_name(files, LAYOUT).items()}
     try:
         vocabulary, hidden = shapes["embed_tokens.weight"]
         head_dim = shapes["layers.0.self_attn.q_norm.weight"][0]
@@ -149,14 +146,14 @@ def qwen_config(path: str | Path) -> QwenConfig:
             vocabulary=vocabulary,
             hidden=hidden,
             intermediate=shapes["layers.0.mlp.gate_proj.weight"][0],
-            layers=len({n.split(".")[1] for n in shapes if n and n.startswith("layers.")}),
+            layers=len({n.split(".")[1] for n in shapes if n.startswith("layers.")}),
             heads=shapes["layers.0.self_attn.q_proj.weight"][0] // head_dim,
             key_heads=shapes["layers.0.self_attn.k_proj.weight"][0] // head_dim,
             head_dim=head_dim,
         )
     except (KeyError, IndexError, ValueError) as error:
         missing = str(error.args[0]) if isinstance(error, KeyError) else "layers"
-        raise wrong_kind(path, "a Qwen3 text encoder", missing, header) from None
+        raise wrong_kind(path, "a Qwen3 text encoder", missing, files) from None
 
 
 def _rename(name: str) -> str | None:
@@ -165,4 +162,4 @@ def _rename(name: str) -> str | None:
     return strip_prefix(name, PREFIXES)
 
 
-LAYOUT = Layout("Qwen3 text encoder", _rename, quantised=True)
+LAYOUT = Layout("Qwen3 text encoder", _rename, quantised=True, part="text encoder", folder="text_encoder")

@@ -139,7 +139,9 @@ def qwen_tokenizer_dir(weights: str | Path, given: str = "") -> Path:
         return Path(given)
     weights = Path(weights)
     bundled = comfyui_tokenizers()
-    for folder in (weights if weights.is_dir() else weights.parent, bundled[0] if bundled else None):
+    own = weights if weights.is_dir() else weights.parent
+    in_diffusers = own / "tokenizer", own.parent / "tokenizer"  # of the folder of all models, or of one of them
+    for folder in (own, *in_diffusers, bundled[0] if bundled else None):
         if folder is not None and _holds_qwen(folder):
             return folder
     advice = "set `model.qwen_tokenizer_dir` or the environment's COMFYUI_PATH"

@@ -5,7 +5,7 @@ Source of every number: the released checkpoint's shapes, docs/model.md §2; Com
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import FileError, SettingError
-from .checkpoint import strip_prefix
 from .kept import Store, as_stored, nothing
 from .llm_adapter import MIN_TEXT_ROWS, LLMAdapter, LLMAdapterConfig
-from .loading import Layout, check_fits, check_one_model, empty_like, load_strict, shapes_of, wrong_kind
+from .loading import Sources, all_by_name, check_fits, empty_like, load_strict, shapes_of, wrong_kind
 from .ops import NORM_EPS, PLAIN, Ops, Rope, modulate, rope_table
-from .quantised import Stored, read_stored
+from .transformer_files import LAYOUT, check_adapter, sources
 
 PATCH = 2  # latent pixels per token side
 ROPE_THETA = 10000.0
 ROPE_EXTRAPOLATION = 4.0  # height and width, for the 16-channel model
-LAYOUT = Layout("Anima transformer", quantised=True)
 
 # By number of blocks: models of the same layout whose captions another text encoder reads, so that they would learn from noise
 OTHER_ANIMAS = {
@@ -350,42 +348,51 @@ def load_transformer(
     device: str | torch.device = "cpu",
     store: Store = as_stored,
     on_host: Callable[[str], bool] = nothing,
+    llm_adapter: str | Path = "",
 ) -> AnimaTransformer:
-    """Load an Anima checkpoint (safetensors or GGUF; prefixes `net.`, `model.diffusion_model.`, `diffusion_model.` or none).
+    """Load an Anima transformer: a file (safetensors or GGUF, any known prefix), an all-in-one checkpoint, or a folder.
 
     Sizes come from the file. Every weight is frozen. store: which of them stay in memory in another way than as tensors of
-    `dtype`. on_host: tells by name which of them stay on the CPU. Raises FileError, naming the file and the first offending
-    tensor, when it is missing, truncated, quantised in a way that is not read, a pickle, or not an Anima transformer.
+    `dtype`. on_host: tells by name which of them stay on the CPU. llm_adapter: where its LLM adapter is, empty where it
+    comes with it. Raises FileError, naming the file and the first offending tensor, when it is missing, truncated,
+    quantised in a way that is not read, a pickle, or not one.
     """
-    return load_strict(plain_transformer(path), path, LAYOUT, dtype=dtype, device=device, store=store, on_host=on_host)
+    files = sources(path, llm_adapter)
+    model = plain_transformer(path, files)
+    return load_strict(model, files, LAYOUT, dtype=dtype, device=device, store=store, on_host=on_host)
 
 
-def check_transformer(path: str | Path) -> TransformerConfig:
-    """Check by its header that a file is a whole Anima transformer, and return its sizes. Raises FileError."""
-    model = plain_transformer(path)
-    check_fits(shapes_of(model), path, LAYOUT)
+def check_transformer(path: str | Path, llm_adapter: str | Path = "") -> TransformerConfig:
+    """Check by the headers that a file or folder is a whole Anima transformer, and return its sizes. Raises FileError."""
+    files = sources(path, llm_adapter)
+    model = plain_transformer(path, files)
+    check_fits(shapes_of(model), files, LAYOUT)
     return model.config
 
 
-def meta_transformer(path: str | Path, dtype: torch.dtype, store: Store = as_stored) -> AnimaTransformer:
+def meta_transformer(
+    path: str | Path, dtype: torch.dtype, store: Store = as_stored, llm_adapter: str | Path = ""
+) -> AnimaTransformer:
     """Build what `load_transformer` would load on the meta device. Raises FileError."""
-    return empty_like(plain_transformer(path), path, LAYOUT, store, dtype)
+    files = sources(path, llm_adapter)
+    return empty_like(plain_transformer(path, files), files, LAYOUT, store, dtype)
 
 
-def plain_transformer(path: str | Path) -> AnimaTransformer:
-    """Build a transformer of a file's sizes on the meta device. Raises FileError when it is not one, or not the right one."""
-    header = read_stored(path)
-    check_one_model(path, header, quantised=True)
-    config = transformer_config(path, header)
+def plain_transformer(path: str | Path, files: Sources) -> AnimaTransformer:
+    """Build a transformer of the files' sizes on the meta device. Raises FileError when it is not one, or not the right one."""
+    config = transformer_config(path, files)
     if other := OTHER_ANIMAS.get(config.blocks):
         raise FileError(f"{path}: is {other}")
     with torch.device("meta"):
         return AnimaTransformer(config)
 
 
-def transformer_config(path: str | Path, header: Mapping[str, Stored]) -> TransformerConfig:
+def transformer_config(path: str | Path, files: Sources) -> TransformerConfig:
+    """Read the sizes from the headers. Raises FileError for what is no Anima transformer, or lacks its LLM adapter."""
+    found = all_by_name(files, LAYOUT)
+    check_adapter(path, found)
     try:
-        return infer_config({strip_prefix(name): info.shape for name, info in header.items()})
+        return infer_config({name: stored.shape for name, stored in found.items()})
     except (KeyError, ValueError, IndexError) as error:
         missing = str(error.args[0]) if isinstance(error, KeyError) else "blocks"
-        raise wrong_kind(path, "an Anima transformer", missing, header) from None
+        raise wrong_kind(path, "an Anima transformer", missing, files) from None

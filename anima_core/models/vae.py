@@ -7,7 +7,7 @@ kernel meets it with its last temporal slice alone, and a 2-D convolution with t
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from ..errors import FileError, RunError, SettingError, is_out_of_memory
 from .checkpoint import strip_prefix
-from .loading import Layout, check_fits, check_one_model, load_strict, shapes_of, wrong_kind
-from .quantised import Stored, read_stored
+from .diffusers_names import vae_name
+from .loading import Layout, Sources, all_by_name, check_fits, load_strict, shapes_of, sources, wrong_kind
 from .tiling import tiled
 
 log = logging.getLogger(__name__)
@@ -239,12 +239,12 @@ class AnimaVAE(nn.Module):
         return tiled(function, x, size, overlap, scale)
 
 
-def vae_config(path: str | Path, header: Mapping[str, Stored]) -> VAEConfig:
+def vae_config(path: str | Path, files: Sources) -> VAEConfig:
     """Read the sizes from the header. Raises FileError when it is not this family's VAE."""
-    shapes = {strip_prefix(name, PREFIXES): info.shape for name, info in header.items()}
+    shapes = {name: stored.shape for name, stored in all_by_name(files, LAYOUT).items()}
     missing = next((name for name in DEFINING if not shapes.get(name)), None)
     if missing is not None:
-        raise wrong_kind(path, "a Qwen-Image VAE", missing, header)
+        raise wrong_kind(path, "a Qwen-Image VAE", missing, files)
     (dim, *_), (channels, *_), *_ = (shapes[name] for name in DEFINING)
     if channels != len(LATENT_MEAN):
         raise FileError(
@@ -254,26 +254,27 @@ def vae_config(path: str | Path, header: Mapping[str, Stored]) -> VAEConfig:
 
 
 def check_vae(path: str | Path) -> None:
-    """Check by its header that a file is a whole Qwen-Image VAE. Raises FileError."""
-    check_fits(shapes_of(meta_vae(path)), path, LAYOUT)
+    """Check by its header that a file or folder is a whole Qwen-Image VAE. Raises FileError."""
+    check_fits(shapes_of(meta_vae(path)), sources(path, LAYOUT), LAYOUT)
 
 
 def load_vae(path: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> AnimaVAE:
-    """Load a VAE file (safetensors, Wan / Qwen-Image key names). Raises FileError that names the file and what is wrong."""
-    model = load_strict(meta_vae(path), path, LAYOUT, dtype=dtype, device=device)
+    """Load a VAE: a file with Wan's or diffusers' names, an all-in-one checkpoint, or a folder in diffusers' layout.
+
+    Raises FileError that names the file and what is wrong.
+    """
+    model = load_strict(meta_vae(path), sources(path, LAYOUT), LAYOUT, dtype=dtype, device=device)
     return model.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # torch's stub lacks it
 
 
 def meta_vae(path: str | Path) -> AnimaVAE:
     """Build the VAE that a file holds on the meta device. Raises FileError when it is not one."""
-    header = read_stored(path)
-    check_one_model(path, header)
     with torch.device("meta"):
-        return AnimaVAE(vae_config(path, header))
+        return AnimaVAE(vae_config(path, sources(path, LAYOUT)))
 
 
 def _rename(name: str) -> str | None:
-    return None if ".time_conv." in name else strip_prefix(name, PREFIXES)
+    return None if ".time_conv." in name else vae_name(strip_prefix(name, PREFIXES))
 
 
 def _last_slice(name: str, tensor: Tensor) -> Tensor:
@@ -283,4 +284,4 @@ def _last_slice(name: str, tensor: Tensor) -> Tensor:
     return tensor.reshape(-1, 1, 1) if name.endswith("gamma") else tensor
 
 
-LAYOUT = Layout("VAE", _rename, _last_slice)
+LAYOUT = Layout("VAE", _rename, _last_slice, part="VAE", folder="vae")

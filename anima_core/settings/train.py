@@ -29,22 +29,33 @@ ATTENTION_PACKAGES = {"flash_attn": "flash_attn", "xformers": "xformers", "sage"
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The four model files. Paths; nothing is opened here."""
+    """The model files. Paths; nothing is opened here. One checkpoint or diffusers folder may be all of them."""
 
     transformer: str = setting(
-        help="An Anima checkpoint (.safetensors, .gguf): bf16, fp16 or fp32, or quantised as ComfyUI does, or in GGUF.",
+        help="An Anima checkpoint (.safetensors or .gguf), quantised or not, an all-in-one checkpoint, or a diffusers folder.",
         path="read",
         resume="fixed",
     )
-    vae: str = setting(help="The Qwen-Image VAE that turns pictures into latents (.safetensors).", path="read")
+    vae: str = setting(
+        help="The Qwen-Image VAE that turns pictures into latents: its file, an all-in-one checkpoint, or a diffusers folder.",
+        path="read",
+    )
     qwen: str = setting(
-        help="The Qwen3-0.6B text encoder: ComfyUI's file (.safetensors, .gguf) or a Hugging Face folder.", path="read"
+        help="The Qwen3-0.6B text encoder: its file, an all-in-one checkpoint, or a Hugging Face or diffusers folder.",
+        path="read",
     )
     t5_tokenizer_dir: str = setting(
         help="The T5 tokenizer: a folder with config.json, spiece.model and tokenizer.json, or ComfyUI's own.", path="read"
     )
     qwen_tokenizer_dir: str = setting(
         "", "Qwen's tokenizer. Empty: in the Qwen folder, beside the Qwen file, or ComfyUI's.", path="read", resume="free"
+    )
+    llm_adapter: str = setting(
+        "",
+        "The LLM adapter, where it is not in the transformer's file: an Anima file that holds one, or diffusers' "
+        "text_conditioner. Empty: the transformer's own.",
+        path="read",
+        resume="fixed",
     )
     dtype: str = setting(
         "auto",

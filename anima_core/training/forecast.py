@@ -8,10 +8,11 @@ import torch
 from ..data.batches import Batches, build_items
 from ..errors import SettingError
 from ..models.checkpoint import DTYPES
+from ..models.described import described_qwen, described_transformer, described_vae
 from ..models.kept import store_for
 from ..models.qwen import check_qwen
 from ..models.transformer import meta_transformer
-from ..settings import TrainConfig
+from ..settings import ModelConfig, TrainConfig
 from ..speed.cards import CONTEXT, FRAGMENTS, GB, SPARE, Card, find_card
 from ..speed.costs import Shape
 from ..speed.plan import Budget, Levels, best, summary
@@ -19,6 +20,7 @@ from ..speed.stream import NOWHERE, Away
 from .budget import ALLOWED, TOKEN, Counter, bytes_on, largest_shapes
 from .events import Listener
 from .memory import card_of, free_bytes, pick_device, pick_dtype
+from .model_files import in_their_folders
 from .preflight import Pictures, Plan, cache_folder, check_data, check_models, check_network, text_rows
 from .prepare import encodes_in_every_step
 
@@ -27,17 +29,25 @@ TIGHT = 0.8  # of what a run may have: where what stays there is less, its model
 
 def forecast(config: TrainConfig, card: Card | None, on_event: Listener | None = None) -> list[str]:
     """Return lines that say how a run would fit. card: None for this machine's device. Raises SettingError, FileError."""
+    config = in_their_folders(config)
     sizes = check_models(config)
+    models = models_said(config.model)
     check_network(config, sizes)
     pictures, _ = check_data(config, cache_folder(config), on_event)
     shapes = shapes_for(config, pictures, text_rows(config, pictures))
     if card is not None:
         counter = counter_for(config, DTYPES.get(config.model.dtype, torch.bfloat16), sizes.blocks, shapes, card)
-        return lines(str(card), *forecast_on(counter, card.usable), shapes)
+        return lines(str(card), *forecast_on(counter, card.usable), shapes) + models
     device = pick_device(config.device)
     name, total = card_of(device)
     counter = counter_for(config, pick_dtype(config.model.dtype, device), sizes.blocks, shapes, find_card(name, total))
-    return lines(name, *forecast_on(counter, usable_on(device), device.type != "cpu"), shapes)
+    return lines(name, *forecast_on(counter, usable_on(device), device.type != "cpu"), shapes) + models
+
+
+def models_said(model: ModelConfig) -> list[str]:
+    """Return a line for each of the model files: what it is. Raises FileError."""
+    transformer = described_transformer(model.transformer, model.llm_adapter)
+    return [f"transformer: {transformer}", f"VAE: {described_vae(model.vae)}", f"text encoder: {described_qwen(model.qwen)}"]
 
 
 def weights_to_stream(plan: Plan) -> Away:
@@ -94,7 +104,8 @@ def shapes_for(config: TrainConfig, pictures: Pictures, rows: int) -> list[Shape
 def counter_for(config: TrainConfig, dtype: torch.dtype, blocks: int, shapes: list[Shape], card: Card | None) -> Counter:
     """Return a counter of a run whose model is read off its file. blocks: of the model."""
     store = store_for(config.model.dtype, blocks, "meta")
-    return Counter(lambda: meta_transformer(config.model.transformer, dtype, store), config, shapes, card)
+    paths = config.model
+    return Counter(lambda: meta_transformer(paths.transformer, dtype, store, paths.llm_adapter), config, shapes, card)
 
 
 def usable_on(device: torch.device) -> float:

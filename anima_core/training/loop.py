@@ -171,7 +171,8 @@ def load_model(plan: Plan, away: Away, events: Events) -> tuple[AnimaTransformer
     store = store_for(config.dtype, blocks, plan.device)
     for text in storage.notes(config, store):
         events.emit("note", text=text)
-    model = load_transformer(config.transformer, plan.dtype, plan.device, store, stays_on_host(away, blocks))
+    on_host = stays_on_host(away, blocks)
+    model = load_transformer(config.transformer, plan.dtype, plan.device, store, on_host, config.llm_adapter)
     if config.dtype == "int8":
         events.emit("note", text=storage.in_8_bits(model))
     streaming = Streaming(model, transfer_on(plan.device))

@@ -4,16 +4,35 @@ Nothing of a run needs a digest before the file is loaded, which tells it on the
 with, and what finished and unfinished runs are found by.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from .. import files
 from ..data.cache_folder import INDEX
 from ..data.index import FileIndex
+from ..models.diffusers_names import LLM_ADAPTER
+from ..models.loading import part_folder
+from ..models.qwen import LAYOUT as QWEN
+from ..models.transformer_files import LAYOUT, adapter_beside
+from ..models.vae import LAYOUT as VAE
 from ..settings import TrainConfig, walk
 from .events import Events, Listener
 
 MB = 1_000_000
 NOT_ASKED = (-1, -1)  # the stamp of files whose findings stay in the index, which are not looked at: one may vanish meanwhile
+
+
+def in_their_folders(config: TrainConfig) -> TrainConfig:
+    """Name the folder of each model, where diffusers' folder of all models is given, and that of the LLM adapter.
+
+    So each is known by its own files: what a cache was made with does not change when another model does. Raises FileError.
+    """
+    model = config.model
+    vae, qwen = str(part_folder(model.vae, VAE.folder)), str(part_folder(model.qwen, QWEN.folder))
+    beside = "" if model.llm_adapter else adapter_beside(model.transformer)
+    other = str(part_folder(model.llm_adapter, LLM_ADAPTER)) if model.llm_adapter else str(beside or "")
+    transformer = str(part_folder(model.transformer, LAYOUT.folder))
+    return replace(config, model=replace(model, transformer=transformer, vae=vae, qwen=qwen, llm_adapter=other))
 
 
 def model_files(config: TrainConfig) -> list[Path]:

@@ -34,7 +34,7 @@ from ..speed.attention import check_usable
 from . import optimizers, storage
 from .events import Events, Listener
 from .memory import pick_device, pick_dtype
-from .model_files import hash_models, recall_digests
+from .model_files import hash_models, in_their_folders, recall_digests
 from .ranks import Ranks
 from .resume import compare_with, contents
 from .state import find_checkpoint
@@ -76,8 +76,8 @@ def preflight(config: TrainConfig, ranks: Ranks | None = None, on_event: Listene
     on_event: hears how far the scan of the pictures is, and may answer "cancel": Interrupted.
     """
     device = pick_device(config.device) if ranks is None else ranks.device(config.device)
-    norms = config.network.train_norm
-    warnings = (*optimizers.preflight(config.optimizer, device, norms), *config.samples.warnings())
+    warnings = (*optimizers.preflight(config.optimizer, device, config.network.train_norm), *config.samples.warnings())
+    config = in_their_folders(config)
     sizes = check_models(config)
     dtype = pick_dtype(config.model.dtype, device)
     if not config.plain:
@@ -135,9 +135,9 @@ def text_rows(config: TrainConfig, pictures: Pictures) -> int:
 
 
 def check_models(config: TrainConfig) -> TransformerConfig:
-    """Check that the four files are what their slots say, and fit one another. Raises FileError."""
+    """Check that the model files are what their slots say, and fit one another. Raises FileError."""
     paths = config.model
-    sizes = check_transformer(paths.transformer)
+    sizes = check_transformer(paths.transformer, paths.llm_adapter)
     check_vae(paths.vae)
     hidden = check_qwen(paths.qwen).hidden
     if hidden != sizes.llm_adapter.source_dim:

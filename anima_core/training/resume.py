@@ -20,6 +20,7 @@ CONTENTS = {
     "model.transformer": "content of the transformer",
     "model.vae": "content of the VAE",
     "model.qwen": "content of the Qwen",
+    "model.llm_adapter": "content of the LLM adapter",
     "model.t5_tokenizer_dir": "content of the T5 tokenizer",
     "network.weights": "content of the adapter to start from",
 }

@@ -11,15 +11,26 @@ from ..models.int8 import TOO_COARSE
 from ..models.kept import Store, all_plain, left_plain
 from ..models.loading import Layout, how_stored
 from ..models.quantised.fp8 import UNSCALED
+from ..models.transformer_files import not_used
 from ..settings import ModelConfig
 
 METADATA_KEY = "ss_base_quantization"
 
 
 def notes(model: ModelConfig, store: Store) -> list[str]:
-    """Say of each quantised file what stays so in memory. store: as the transformer is loaded with. Raises FileError."""
+    """Say of each quantised file what stays so in memory, and what of a file is not used. Raises FileError.
+
+    store: as the transformer is loaded with.
+    """
     said = (_note(model.transformer, transformer.LAYOUT, store), _note(model.qwen, qwen.LAYOUT, all_plain))
-    return [text for text in said if text]
+    return [text for text in (*said, _adapter_note(model)) if text]
+
+
+def _adapter_note(model: ModelConfig) -> str:
+    if count := not_used(model.transformer, model.llm_adapter):
+        name = Path(model.llm_adapter).name
+        return f"`model.llm_adapter`={name}: {count} tensors of the transformer's own LLM adapter are not used"
+    return ""
 
 
 def _note(path: str, layout: Layout, store: Store) -> str:

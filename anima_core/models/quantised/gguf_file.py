@@ -8,7 +8,7 @@ import math
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -91,19 +91,24 @@ def read_stored(path: Path) -> dict[str, Stored]:
     return {name: Stored({"weight": name}, {"weight": entry.info}, entry.make) for name, entry in entries.items()}
 
 
-def read_parts(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors' bytes, as `Entry.info` has them, from front to back, and learn the file's digest. Raises FileError."""
+def read_parts(path: Path, keys: Container[str]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the bytes of the tensors of these names, as `Entry.info` has them, from front to back. Raises FileError.
+
+    The file's digest is learnt on the way.
+    """
     entries, at = read_entries(path), 0
     size = path.stat().st_size
-    with readable(path), read_through(path) as fill:
+    with readable(path), read_through(path) as reading:
         for name, entry in sorted(entries.items(), key=lambda item: item[1].begin):
-            fill(memoryview(bytearray(entry.begin - at)))
+            if name not in keys:
+                continue
+            reading.pass_over(entry.begin - at)
             data = torch.empty(entry.end - entry.begin, dtype=torch.uint8)
-            fill(data.numpy().data)
+            reading.fill(data.numpy().data)
             at = entry.end
             yield name, data.view(FORMATS[entry.info.dtype]).reshape(entry.info.shape)
             del data
-        fill(memoryview(bytearray(size - at)))
+        reading.pass_over(size - at)
 
 
 def read_entries(path: Path) -> dict[str, Entry]:

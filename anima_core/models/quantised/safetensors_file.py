@@ -6,7 +6,7 @@ header; `scaled_fp8` and `scale_weight` of older files. A scale without a mark i
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -143,5 +143,5 @@ def check_parts(path: Path, keys: dict[str, str], header: dict[str, TensorInfo],
         raise FileError(f"{path}: {key} is marked as {known.name} and is of {dtype}; use another file of this model")
 
 
-def read_parts(path: Path) -> Iterator[tuple[str, Tensor]]:
-    return checkpoint.read_tensors(path)
+def read_parts(path: Path, keys: Container[str]) -> Iterator[tuple[str, Tensor]]:
+    return checkpoint.read_tensors(path, keys)
