@@ -18,6 +18,7 @@ from . import (
     train_toml,
     workshop,
 )
+from .describe_route import add_describe_route
 from .folder_routes import add_folder_routes
 from .preselect import begin_with_the_server
 from .routes import add_routes
@@ -45,6 +46,7 @@ class AnimaTrainerExtension(ComfyExtension):
     async def on_load(self) -> None:
         add_routes()
         add_folder_routes()
+        add_describe_route()
         begin_with_the_server()
         save_before_the_end()
 

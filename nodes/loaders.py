@@ -1,9 +1,7 @@
 """The model loaders: they check that files are whole and what they should be, by their headers, and hand on their paths."""
 
-from pathlib import Path
 from typing import Any, ClassVar
 
-import folder_paths
 from comfy_api.latest import io
 
 from ..anima_core.errors import FileError
@@ -13,33 +11,13 @@ from ..anima_core.models.transformer import check_transformer
 from ..anima_core.models.vae import check_vae
 from ..anima_core.settings import ModelConfig
 from . import on_disk, types
+from .model_names import folders_with, full_path, names_of
 from .node import AnimaNode
 from .preselect import wanted, wanted_first
 from .widgets import inputs, settings_from, widget
 
-BUILT_IN = "ComfyUI built-in"
+BUILT_IN, OWN = "ComfyUI built-in", "the transformer's own"
 DTYPE = widget("dtype", ModelConfig, advanced=True)
-
-
-def full_path(folder: str, name: str) -> str:
-    return folder_paths.get_full_path_or_raise(folder, name)
-
-
-def model_folders(kind: str, marker: str) -> list[str]:
-    """List the sub-folders of a model folder that hold `marker`: Hugging Face folders beside single files."""
-    found: list[str] = []
-    for root in map(Path, folder_paths.get_folder_paths(kind)):
-        if root.is_dir():
-            found += [f"{p.name}/" for p in sorted(root.iterdir()) if (p / marker).is_file()]
-    return found
-
-
-def resolve(kind: str, name: str) -> str:
-    """Return the path of a dropdown entry, a file or a folder."""
-    if not name.endswith("/"):
-        return full_path(kind, name)
-    roots = map(Path, folder_paths.get_folder_paths(kind))
-    return str(next(root / name for root in roots if (root / name).is_dir()))
 
 
 def built_in_t5() -> str:
@@ -54,29 +32,29 @@ def transformer_input(**look: Any) -> io.Input:
     return io.Combo.Input(
         "transformer",
         options=wanted_first("diffusion_models", names_of("diffusion_models")),
-        tooltip="An Anima checkpoint in models/diffusion_models: bf16, fp16, fp32, or quantised, as fp8, int8 and GGUF.",
+        tooltip="An Anima model in models/diffusion_models: a file, quantised or not, or a diffusers folder. All-in-one "
+        "files of models/checkpoints and folders of models/diffusers stand below.",
         **look,
     )
 
 
 def vae_input(**look: Any) -> io.Input:
-    options = wanted_first("vae", names_of("vae"))
-    return io.Combo.Input("vae", options=options, tooltip="qwen_image_vae.safetensors in models/vae.", **look)
+    return io.Combo.Input(
+        "vae",
+        options=wanted_first("vae", names_of("vae")),
+        tooltip="qwen_image_vae.safetensors in models/vae, or the VAE of an all-in-one file or a diffusers folder.",
+        **look,
+    )
 
 
 def qwen_input(**look: Any) -> io.Input:
     return io.Combo.Input(
         "qwen",
         options=wanted_first("text_encoders", names_of("text_encoders")),
-        tooltip="qwen_3_06b_base.safetensors in models/text_encoders, a quantised one, or a Hugging Face folder there.",
+        tooltip="qwen_3_06b_base.safetensors in models/text_encoders, a Hugging Face folder there, or the text encoder of an "
+        "all-in-one file or a diffusers folder.",
         **look,
     )
-
-
-def names_of(kind: str) -> list[str]:
-    """List the entries of a dropdown: files, and of text encoders Hugging Face folders, too."""
-    names: list[str] = folder_paths.get_filename_list(kind)
-    return [*names, *model_folders(kind, "config.json")] if kind == "text_encoders" else names
 
 
 def fitting(kind: str) -> dict[str, Any]:
@@ -84,10 +62,21 @@ def fitting(kind: str) -> dict[str, Any]:
     return {"extra_dict": {"fitting": wanted(kind, names_of(kind))}}
 
 
+def llm_adapter_input() -> io.Input:
+    return io.Combo.Input(
+        "llm_adapter",
+        options=[OWN, *wanted_first("diffusion_models", names_of("diffusion_models"))],
+        default=OWN,
+        optional=True,
+        advanced=True,
+        tooltip="Where the transformer's file lacks its LLM adapter: an Anima file that holds one.",
+    )
+
+
 def tokenizer_input(**look: Any) -> io.Input:
     return io.Combo.Input(
         "tokenizer",
-        options=[BUILT_IN, *model_folders("text_encoders", "spiece.model")],
+        options=[BUILT_IN, *folders_with("text_encoders", "spiece.model")],
         default=BUILT_IN,
         optional=True,
         tooltip="Leave it at the built-in one unless your model was made with another.",
@@ -95,10 +84,11 @@ def tokenizer_input(**look: Any) -> io.Input:
     )
 
 
-def checked_transformer(name: str, given: dict[str, Any]) -> types.ModelFile:
+def checked_transformer(name: str, llm_adapter: str, given: dict[str, Any]) -> types.ModelFile:
     path = full_path("diffusion_models", name)
-    check_transformer(path)
-    return types.ModelFile(path, **settings_from([DTYPE], given, ModelConfig))
+    other = "" if llm_adapter == OWN else full_path("diffusion_models", llm_adapter)
+    check_transformer(path, other)
+    return types.ModelFile(path, llm_adapter=other, **settings_from([DTYPE], given, ModelConfig))
 
 
 def checked_vae(name: str) -> types.ModelFile:
@@ -108,16 +98,25 @@ def checked_vae(name: str) -> types.ModelFile:
 
 
 def checked_qwen(name: str) -> types.ModelFile:
-    path = resolve("text_encoders", name)
+    path = full_path("text_encoders", name)
     check_qwen(path)
     qwen_tokenizer_dir(path)
     return types.ModelFile(path)
 
 
 def checked_tokenizer(name: str) -> types.ModelFile:
-    path = built_in_t5() if name == BUILT_IN else resolve("text_encoders", name)
+    path = built_in_t5() if name == BUILT_IN else full_path("text_encoders", name)
     load_t5_tokenizer(path)
     return types.ModelFile(path)
+
+
+def transformer_state(transformer: str | None, llm_adapter: str | None) -> list[str | float]:
+    return [on_disk.chosen("diffusion_models", name) for name in (transformer, llm_adapter)]
+
+
+def together(found: list[str | float]) -> str | float:
+    """Return one fingerprint of several: not a number where one is."""
+    return next((state for state in found if isinstance(state, float)), repr(found))
 
 
 class AnimaLoader(AnimaNode):
@@ -126,6 +125,7 @@ class AnimaLoader(AnimaNode):
         "model.transformer": "transformer",
         "model.vae": "vae",
         "model.qwen": "qwen",
+        "model.llm_adapter": "llm_adapter",
         "model.t5_tokenizer_dir": "tokenizer",
     }
 
@@ -135,7 +135,7 @@ class AnimaLoader(AnimaNode):
             node_id="AnimaLoader",
             display_name="Load Anima (training)",
             category=types.LOADERS,
-            description="Picks the three files of Anima to train with; those that it finds stand first in the lists. Only "
+            description="Picks the files of Anima to train with; those that it finds stand first in the lists. Only "
             "their paths travel on; they are loaded when training starts.",
             search_aliases=["anima train", "anima loader", "load anima", "training"],
             inputs=[
@@ -144,6 +144,7 @@ class AnimaLoader(AnimaNode):
                 qwen_input(**fitting("text_encoders")),
                 *inputs(cls.widgets),
                 tokenizer_input(advanced=True),
+                llm_adapter_input(),
             ],
             outputs=[
                 types.Transformer.Output(display_name="transformer"),
@@ -160,22 +161,23 @@ class AnimaLoader(AnimaNode):
         vae: str | None = None,
         qwen: str | None = None,
         tokenizer: str | None = BUILT_IN,
+        llm_adapter: str | None = OWN,
         **others: Any,
     ) -> str | float:
-        found = [on_disk.chosen("diffusion_models", transformer), on_disk.chosen("vae", vae)]
-        found += [on_disk.chosen("text_encoders", name) for name in (qwen, tokenizer)]
-        return next((state for state in found if isinstance(state, float)), repr(found))
+        found = [*transformer_state(transformer, llm_adapter), on_disk.chosen("vae", vae)]
+        return together([*found, *(on_disk.chosen("text_encoders", name) for name in (qwen, tokenizer))])
 
     @classmethod
-    def run(cls, transformer: str, vae: str, qwen: str, tokenizer: str = BUILT_IN, **given: Any) -> io.NodeOutput:
-        return io.NodeOutput(
-            checked_transformer(transformer, given), checked_vae(vae), checked_qwen(qwen), checked_tokenizer(tokenizer)
-        )
+    def run(
+        cls, transformer: str, vae: str, qwen: str, tokenizer: str = BUILT_IN, llm_adapter: str = OWN, **given: Any
+    ) -> io.NodeOutput:
+        model = checked_transformer(transformer, llm_adapter, given)
+        return io.NodeOutput(model, checked_vae(vae), checked_qwen(qwen), checked_tokenizer(tokenizer))
 
 
 class AnimaTransformerLoader(AnimaNode):
     widgets = (DTYPE,)
-    own_words: ClassVar = {"model.transformer": "transformer"}
+    own_words: ClassVar = {"model.transformer": "transformer", "model.llm_adapter": "llm_adapter"}
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -185,17 +187,17 @@ class AnimaTransformerLoader(AnimaNode):
             category=types.LOADERS,
             description="Picks the Anima model to train on, where Load Anima (training) is not enough. Only its path travels "
             "on; it is loaded when training starts.",
-            inputs=[transformer_input(), *inputs(cls.widgets)],
+            inputs=[transformer_input(), *inputs(cls.widgets), llm_adapter_input()],
             outputs=[types.Transformer.Output(display_name="transformer")],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, transformer: str | None = None, **others: Any) -> str | float:
-        return on_disk.chosen("diffusion_models", transformer)
+    def fingerprint_inputs(cls, transformer: str | None = None, llm_adapter: str | None = OWN, **others: Any) -> str | float:
+        return together(transformer_state(transformer, llm_adapter))
 
     @classmethod
-    def run(cls, transformer: str, **given: Any) -> io.NodeOutput:
-        return io.NodeOutput(checked_transformer(transformer, given))
+    def run(cls, transformer: str, llm_adapter: str = OWN, **given: Any) -> io.NodeOutput:
+        return io.NodeOutput(checked_transformer(transformer, llm_adapter, given))
 
 
 class AnimaVAELoader(AnimaNode):

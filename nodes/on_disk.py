@@ -4,9 +4,8 @@ import hashlib
 import os
 from typing import Any
 
-import folder_paths
-
 from ..anima_core.settings import walk
+from .model_names import path_of
 
 
 def unknown() -> float:
@@ -51,8 +50,8 @@ def chosen(kind: str, name: str | None) -> str | float:
     """Return the fingerprint of a dropdown's file or folder: ComfyUI's files may be replaced under their names."""
     if name is None:
         return unknown()
-    places = (os.path.join(folder, name) for folder in folder_paths.get_folder_paths(kind))
-    return name + next((state(place.rstrip("/")) for place in places if os.path.exists(place)), "")
+    path = path_of(kind, name)
+    return name + (state(path) if path else "")
 
 
 def state_of(*configs: Any) -> str:

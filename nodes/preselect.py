@@ -4,15 +4,14 @@ ComfyUI asks for a node's inputs often, and from the thread that answers everybo
 own, for which an answer waits a moment; what is found later is seen when the page looks again.
 """
 
-import os
 import threading
 import time
 from collections.abc import Sequence
 
-import folder_paths
 from server import PromptServer
 
 from ..anima_core.models.candidates import Candidates, Rank, qwen_rank, transformer_rank, vae_rank
+from .model_names import names_of, path_of
 
 PATIENCE = 0.5  # seconds that answers wait for one reading; 500 headers take a fifth of it where they lie in memory
 PAUSE = 5.0  # seconds in which the same names are not looked at again: one page asks several nodes
@@ -65,12 +64,6 @@ class Dropdown:
         self._looked_at = names, time.monotonic()
 
 
-def path_of(kind: str, name: str) -> str | None:
-    """Return the path of a dropdown's entry, a file or, with a slash at its end, a folder; None where it is gone."""
-    places = (os.path.join(root, name) for root in folder_paths.get_folder_paths(kind))
-    return next((place for place in places if os.path.exists(place)), None)
-
-
 _dropdowns = {
     kind: Dropdown(kind, rank)
     for kind, rank in (("diffusion_models", transformer_rank), ("vae", vae_rank), ("text_encoders", qwen_rank))
@@ -90,7 +83,7 @@ def wanted(kind: str, names: Sequence[str]) -> str | None:
 
 def read_all() -> None:
     for kind, dropdown in _dropdowns.items():
-        dropdown.look(folder_paths.get_filename_list(kind))
+        dropdown.look(names_of(kind))
 
 
 def begin_with_the_server() -> None:

@@ -153,7 +153,8 @@ class AnimaTrain(AnimaNode):
 def models(
     transformer: types.ModelFile, vae: types.ModelFile, qwen: types.ModelFile, t5_tokenizer: types.ModelFile, **others: Any
 ) -> ModelConfig:
-    return ModelConfig(transformer.path, vae.path, qwen.path, t5_tokenizer.path, dtype=transformer.dtype)
+    own = {"dtype": transformer.dtype, "llm_adapter": transformer.llm_adapter}
+    return ModelConfig(transformer.path, vae.path, qwen.path, t5_tokenizer.path, **own)
 
 
 NODES: list[type[io.ComfyNode]] = [AnimaTrain]

@@ -35,6 +35,7 @@ class ModelFile:
 
     path: str
     dtype: str = "auto"
+    llm_adapter: str = ""
 
 
 def toml_path() -> io.String.Input:

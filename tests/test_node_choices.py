@@ -1,6 +1,7 @@
 """What there is to choose from in the graph, without a ComfyUI: model files in an order that helps, folders of pictures."""
 
 import os
+import shutil
 import sys
 import threading
 import time
@@ -23,7 +24,7 @@ def nodes(tmp_path, monkeypatch):
 def preselect(nodes, tmp_path):
     """The module, with files of a model folder that hold their own rank, or nothing."""
     module = nodes("preselect")
-    module.folder_paths.get_folder_paths = lambda kind: [str(tmp_path / "gone"), str(tmp_path)]
+    sys.modules["folder_paths"].get_folder_paths = lambda kind: [str(tmp_path / "gone"), str(tmp_path)]
     for name, rank in {"a": "", "b": "2", "c": "", "d": "1", "e": "2"}.items():
         (tmp_path / name).write_text(rank, encoding="utf-8")
     return module
@@ -46,11 +47,11 @@ def test_nothing_is_read_before_the_server_has_started(preselect, monkeypatch):
     preselect.begin_with_the_server()
     assert preselect.wanted_first("vae", ["a", "b"]) == ["a", "b"]
     listed = []
-    preselect.folder_paths.get_filename_list = lambda kind: listed.append(kind) or ["a", "b"]
+    sys.modules["folder_paths"].get_filename_list = lambda kind: listed.append(kind) or ["a", "b"]
     with pytest.raises(StopIteration):
         started[0](server.app).send(None)
     wait_until(lambda: preselect.wanted_first("vae", ["a", "b"]) == ["b", "a"])
-    wait_until(lambda: listed == ["vae"])  # without a page that asks
+    wait_until(lambda: listed == ["vae", "checkpoints"])  # without a page that asks
 
 
 def test_a_drive_that_does_not_answer_holds_up_nobody(preselect, monkeypatch):
@@ -74,6 +75,82 @@ def test_a_new_name_is_looked_at_at_once(preselect, tmp_path, monkeypatch):
     monkeypatch.setattr(preselect, "PAUSE", 0.0)
     time.sleep(0.002)  # a clock may stand still for that long
     assert dropdown.order(["a", "c", "d"]) == ["a", "c", "d"]
+
+
+# --- what holds several models
+
+
+@pytest.fixture
+def names(nodes, tmp_path):
+    """nodes/model_names.py around folders of models, with a checkpoint, diffusers folders, and what is none."""
+    paths = sys.modules["folder_paths"]
+    kinds = ("diffusion_models", "vae", "text_encoders", "checkpoints", "diffusers")
+    paths.folder_names_and_paths |= {kind: ([str(tmp_path / "models" / kind)], set()) for kind in kinds}
+
+    def listed(kind: str) -> list[str]:
+        root = tmp_path / "models" / kind
+        return sorted(
+            str(p.relative_to(root)) for p in root.rglob("*") if p.is_file() and p.suffix in (".safetensors", ".ckpt")
+        )
+
+    paths.get_filename_list = listed
+    for file in (
+        "diffusion_models/a.safetensors",
+        "diffusion_models/pipe/model_index.json",
+        "diffusion_models/other/notes.txt",
+        "vae/v.safetensors",
+        "vae/qwen_vae/config.json",
+        "text_encoders/t5/spiece.model",
+        "text_encoders/hf/config.json",
+        "checkpoints/all.safetensors",
+        "checkpoints/old.ckpt",
+        "diffusers/Anima/modular_model_index.json",
+        "secret/s.safetensors",
+    ):
+        (tmp_path / "models" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "models" / file).write_bytes(b"x")
+    return nodes("model_names")
+
+
+def test_what_holds_several_models_stands_in_each_list_by_its_place(names, tmp_path):
+    assert names.names_of("diffusion_models") == ["a.safetensors", "pipe/", "checkpoints/all.safetensors", "diffusers/Anima/"]
+    shared = ["checkpoints/all.safetensors", "diffusers/Anima/", "diffusion_models/pipe/"]
+    assert names.names_of("vae") == ["v.safetensors", "qwen_vae/", *shared]
+    assert names.names_of("text_encoders") == ["hf/", *shared]
+    for kind in ("diffusion_models", "vae", "text_encoders"):
+        assert all(os.path.exists(names.path_of(kind, name)) for name in names.names_of(kind))
+    assert Path(names.path_of("vae", "checkpoints/all.safetensors")) == tmp_path / "models" / "checkpoints" / "all.safetensors"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("../secret/s.safetensors", "checkpoints/../secret/s.safetensors", "checkpoints/../../models/secret/"),
+        *(
+            "diffusers/../secret/",
+            "..",
+            "../",
+            "",
+            "a.safetensors/",
+            "secret/s.safetensors",
+            "checkpoints/",
+            "/etc/passwd",
+            "a\0b",
+        ),
+    ],
+)
+def test_a_name_that_leads_elsewhere_means_nothing(names, name):
+    assert all(names.path_of(kind, name) is None for kind in ("diffusion_models", "vae", "text_encoders"))
+
+
+def test_the_description_is_of_listed_files_only_and_names_no_folder(names, nodes, model, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "aiohttp", SimpleNamespace(web=SimpleNamespace(Request=object, Response=object)))
+    tell = nodes("describe_route").text_of
+    shutil.copy(model.transformer, tmp_path / "models" / "diffusion_models" / "tiny.safetensors")
+    assert tell("diffusion_models", "tiny.safetensors") == "Anima, 2 blocks, fp32, 0.01 GB"
+    assert tell("diffusion_models", "a.safetensors") == "a.safetensors: truncated inside its header; download it again"
+    for kind, name in (("diffusion_models", "../secret/s.safetensors"), ("loras", "a.safetensors"), ("vae", "a.safetensors")):
+        assert tell(kind, name) is None
 
 
 # --- folders of pictures

@@ -169,15 +169,15 @@ def test_the_paths_of_a_file_become_full_ones(roots, tmp_path):
 
 
 def test_every_path_of_a_config_is_looked_at(roots, tmp_path):
-    inside = [str(tmp_path / "models" / name) for name in ("a", "b", "c", "d", "e", "w")]
+    inside = [str(tmp_path / "models" / name) for name in ("a", "b", "c", "d", "e", "f", "w")]
     subset = SubsetConfig(str(tmp_path / "input"), mask_dir=str(tmp_path / "input"), metadata_file=str(tmp_path / "input"))
-    good = TrainConfig(ModelConfig(*inside[:5]), (DatasetConfig((subset,)),))
-    good = dataclasses.replace(good, network=dataclasses.replace(good.network, weights=inside[5]))
+    good = TrainConfig(ModelConfig(*inside[:6]), (DatasetConfig((subset,)),))
+    good = dataclasses.replace(good, network=dataclasses.replace(good.network, weights=inside[6]))
     assert roots.check_config(good) is good
-    assert len([found for found in walk(good) if found.facts.path == "read"]) == 10
+    assert len([found for found in walk(good) if found.facts.path == "read"]) == 11
     with pytest.raises(Exception, match="outside"):
         roots.check_config(dataclasses.replace(good, metadata=dataclasses.replace(good.metadata, picture="/etc/x")))
-    for field in ("transformer", "vae", "qwen", "t5_tokenizer_dir", "qwen_tokenizer_dir"):
+    for field in ("transformer", "vae", "qwen", "t5_tokenizer_dir", "qwen_tokenizer_dir", "llm_adapter"):
         with pytest.raises(Exception, match="outside"):
             roots.check_config(dataclasses.replace(good, model=dataclasses.replace(good.model, **{field: "/etc/x"})))
     with pytest.raises(Exception, match="network.weights='/etc/x'|weights='/etc/x': outside"):

@@ -20,6 +20,7 @@ import { translator } from "./lib/words.js";
 const TRAINERS = ["AnimaTrain", "AnimaTrainFromTOML", "AnimaContinueRun"];
 const SOCKETS = ["TRANSFORMER", "VAE", "QWEN", "T5_TOKENIZER", "DATASET", "NETWORK", "OPTIMIZER", "SAMPLES"].map((name) => `ANIMA_${name}`);
 const SAME_FILE = new Map([["unet_name", "transformer"], ["clip_name", "qwen"], ["vae_name", "vae"]]); // widgets of stock loaders, of AnimaLoader
+const LISTS = new Map([["transformer", "diffusion_models"], ["vae", "vae"], ["qwen", "text_encoders"]]); // widgets of our loaders, the server's kinds
 const TAB = "anima-runs";
 const REMEMBERED = "anima_run"; // a node's property: "<its id> <id of the run that it trained last>"
 const KINDS = /** @type {const} */ ({ done: "success", kept: "info", cancelled: "warn", failed: "error" });
@@ -79,10 +80,7 @@ function addPanel(node) {
   const widget = node.addDOMWidget("anima_panel", "anima_panel", panel.element, { serialize: false, hideOnZoom: false, margin, getMinHeight, getValue: () => "", setValue: () => {} });
   widget.serialize = false;
   panels.set(node, panel);
-  after(node, "onRemoved", () => {
-    panel.destroy();
-    panels.delete(node);
-  });
+  after(node, "onRemoved", () => (panel.destroy(), panels.delete(node)));
   panel.show(null);
   after(node, "onConfigure", async () => {
     const run = remembered(node);
@@ -176,6 +174,16 @@ function nameChoices(node) {
   }
 }
 
+/** Tell below a loader what the files are that are chosen in it, when a choice changes, as ComfyUI tells a progress. @param {any} node */
+function describeChoices(node) {
+  const chosen = (node.widgets ?? []).filter((/** @type {any} */ { name }) => LISTS.has(name));
+  const tell = async () => {
+    const asked = chosen.map((/** @type {any} */ { name, value }) => server.describe(LISTS.get(name) ?? "", value).catch((error) => error.message));
+    api.dispatchCustomEvent("progress_text", { nodeId: String(node.id), text: (await Promise.all(asked)).join("\n") });
+  };
+  for (const widget of chosen) after(widget, "callback", tell);
+}
+
 /** Choose the server's files (`fitting` of AnimaLoader) in place of those that a template says where to get; others are somebody's. @param {any} node */
 function chooseOwnFiles(node) {
   const named = (node.properties?.models ?? []).map((/** @type {any} */ { name }) => name);
@@ -202,22 +210,14 @@ function addTab() {
   /** @type {ReturnType<typeof runsTab> | null} */
   let tab = null;
   app.extensionManager.registerSidebarTab({
-    id: TAB,
-    icon: "pi pi-chart-line",
-    title: t("page.runs"),
-    tooltip: t("page.runs"),
-    type: "custom",
-    iconBadge: null,
+    id: TAB, icon: "pi pi-chart-line", title: t("page.runs"), tooltip: t("page.runs"), type: "custom", iconBadge: null,
     render(/** @type {HTMLElement} */ host) {
       if (tab && host.contains(tab.element)) return; // it is called more than once
       tab ??= runsTab(given);
       host.replaceChildren(tab.element);
       tab.refresh();
     },
-    destroy() {
-      tab?.destroy();
-      tab = null;
-    },
+    destroy: () => void (tab?.destroy(), (tab = null)),
   });
 }
 
@@ -232,7 +232,7 @@ app.registerExtension({
   nodeCreated(/** @type {any} */ node) {
     if (TRAINERS.includes(node.comfyClass)) addPanel(node);
     if (node.comfyClass === "AnimaDatasetFolder") addFolderButton(node);
-    if (node.comfyClass?.startsWith("Anima")) nameChoices(node);
+    if (node.comfyClass?.startsWith("Anima")) [nameChoices, describeChoices].forEach((add) => add(node));
   },
   loadedGraphNode(/** @type {any} */ node) {
     if (node.graph?.nodes.some((/** @type {any} */ { type }) => type === "AnimaLoader")) chooseOwnFiles(node);

@@ -2,7 +2,13 @@
 
 import json
 import shutil
+import urllib.error
+from urllib.parse import urlencode
 
+import pytest
+from safetensors.torch import load_file, save_file
+
+from .. import layouts
 from .graphs import Graph
 from .schema import our_nodes
 from .server import error_of, sentence
@@ -69,3 +75,37 @@ def test_nodes_are_in_sub_categories_and_found_by_what_people_type(server):
     for typed in ("anima train", "training", "resume", "fine tune", "finetune", "train lora", "lora 训练"):
         found = [name for name, node in nodes.items() if typed in json.dumps(node["search_aliases"] or [], ensure_ascii=False)]
         assert found, typed
+
+
+def test_one_checkpoint_or_one_folder_is_all_models_and_is_told_before_anything_runs(server, base):
+    """An all-in-one file of models/checkpoints and a diffusers folder, each chosen in three lists: the losses are the same."""
+    models = base / "models"
+    qwen = models / "text_encoders" / "tiny_qwen" / "qwen.safetensors"
+    files = [models / "diffusion_models" / "tiny.safetensors", models / "vae" / "tiny.safetensors", qwen]
+    (models / "checkpoints").mkdir(exist_ok=True)
+    save_file(layouts.all_in_one(*map(load_file, files)), models / "checkpoints" / "all_tiny.safetensors")
+    folder = layouts.write_diffusers(models / "diffusers" / "tiny_pipe", *map(str, files))
+    shutil.copytree(qwen.parent, folder / "tokenizer", ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree(qwen.parent, models / "checkpoints", ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True)
+    said = []
+    for name in ("checkpoints/all_tiny.safetensors", "diffusers/tiny_pipe/"):
+        graph = Graph(server)
+        graph.training(output_name=f"of_{len(said)}")
+        graph.prompt["transformer"]["inputs"]["transformer"] = name
+        graph.prompt["vae"]["inputs"]["vae"] = name
+        graph.prompt["qwen"]["inputs"]["qwen"] = name
+        said.append(sentence(server.run(graph.prompt)))
+        for kind in KINDS:
+            told = server.get(f"/anima_trainer/describe?{urlencode({'kind': kind, 'name': name})}")["text"]
+            assert told.endswith("of a diffusers folder" if name.endswith("/") else "(transformer, VAE, text encoder)"), told
+    assert all(text.startswith("done: ") for text in said), said
+    assert said[0].split("loss")[1] == said[1].split("loss")[1]
+    shutil.rmtree(folder)
+    for path in (models / "checkpoints").iterdir():  # the folder itself stays: ComfyUI remembers it
+        path.unlink() if path.is_file() else shutil.rmtree(path)
+
+
+def test_only_what_is_in_the_lists_is_described(server):
+    for name in ("../../input/x.safetensors", "/etc/passwd", "nothing.safetensors"):
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            server.get(f"/anima_trainer/describe?{urlencode({'kind': 'diffusion_models', 'name': name})}")

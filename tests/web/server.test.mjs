@@ -21,6 +21,7 @@ test("each function asks its route", async () => {
   await server.curve("a", 500);
   await server.graph("a");
   await server.folders();
+  await server.describe("vae", "diffusers/my pipe/");
   await server.command("stop", { run: "a" });
   await server.remove("a", "my style");
   assert.deepEqual(asked, [
@@ -30,6 +31,7 @@ test("each function asks its route", async () => {
     ["/anima_trainer/runs/a/curve?points=500", "GET", undefined],
     ["/anima_trainer/runs/a/graph", "GET", undefined],
     ["/anima_trainer/folders", "GET", undefined],
+    ["/anima_trainer/describe?kind=vae&name=diffusers%2Fmy%20pipe%2F", "GET", undefined],
     ["/anima_trainer/stop", "POST", { run: "a" }],
     ["/anima_trainer/runs/a/delete", "POST", { name: "my style" }],
   ]);

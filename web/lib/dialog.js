@@ -10,10 +10,7 @@ export function modal(content, { title, close, closed = () => {}, wide = false }
   const names = wide ? "anima-dialog anima-wide" : "anima-dialog";
   const dialog = h("dialog", { class: names, "aria-label": title }, h("header", {}, h("h2", { text: title }), button), content);
   dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
-  dialog.addEventListener("close", () => {
-    dialog.remove();
-    closed();
-  });
+  dialog.addEventListener("close", () => (dialog.remove(), closed()));
   // Keys that are meant for the dialog are not shortcuts of the graph.
   dialog.addEventListener("keydown", (event) => event.stopPropagation());
   document.body.append(dialog);

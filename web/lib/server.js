@@ -16,8 +16,8 @@ export function connect({ fetchApi, url }) {
     if (!answer.ok || !body) throw new Error(body?.error ?? `${ROOT}${path}: ${answer.status} ${answer.statusText}${answer.ok ? ", but no JSON" : ""}`);
     return body;
   };
-  const headers = { "Content-Type": "application/json" };
-  const post = (/** @type {string} */ path, /** @type {object} */ body) => ask(path, { method: "POST", headers, body: JSON.stringify(body) });
+  const post = (/** @type {string} */ path, /** @type {object} */ body) =>
+    ask(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
   const safe = encodeURIComponent;
 
   return {
@@ -39,6 +39,8 @@ export function connect({ fetchApi, url }) {
     remove: (id, name) => post(`/runs/${safe(id)}/delete`, { name }),
     /** @returns {Promise<Folder[]>} */
     folders: async () => (await ask("/folders")).folders,
+    /** @type {(kind: string, name: string) => Promise<string>} what a file of a loader's list is */
+    describe: async (kind, name) => (await ask(`/describe?kind=${safe(kind)}&name=${safe(name)}`)).text,
     /** @type {(folder: string, file: string, side?: number) => string} */
     pictureUrl: (folder, file, side = 96) => url(`${ROOT}/folders/picture?folder=${safe(folder)}&file=${safe(file)}&side=${side}`),
   };
