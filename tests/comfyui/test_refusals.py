@@ -23,7 +23,8 @@ def files(base):
     whole = {f"model.diffusion_model.{k}": v for k, v in transformer.items()} | {
         f"first_stage_model.{k}": v for k, v in vae.items()
     }
-    save_file(whole, base / "models" / "diffusion_models" / "whole.safetensors")
+    (base / "models" / "checkpoints").mkdir(exist_ok=True)
+    save_file(whole, base / "models" / "checkpoints" / "whole.safetensors")
     (base / "models" / "diffusion_models" / "none.safetensors").write_bytes(b"")
     (base / "models" / "loras").mkdir(exist_ok=True)
     save_file({f"{LAYER}.oft_blocks": torch.zeros(4, 4, 4)}, base / "models" / "loras" / "oft.safetensors")
@@ -51,9 +52,9 @@ def start_from(graph: Graph, adapter: str) -> None:
         ),
         (from_toml, "toml", "empty: no pictures"),
         (
-            lambda g: g.prompt["transformer"]["inputs"].update(transformer="whole.safetensors"),
-            "transformer",
-            "is an all-in-one checkpoint (transformer, VAE), which is not read",
+            lambda g: g.prompt["qwen"]["inputs"].update(qwen="checkpoints/whole.safetensors"),
+            "qwen",
+            "it is an all-in-one checkpoint that holds transformer and VAE: give a Qwen3 text encoder of its own",
         ),
         (
             lambda g: g.prompt["transformer"]["inputs"].update(transformer="none.safetensors"),
