@@ -15,8 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from anima_core import seeds, tensors
 from anima_core.adapters.network import AdapterNetwork
 from anima_core.data.embeddings import CachedEmbeddings, LiveEmbeddings, padded, row_counts, stack_rows
-from anima_core.models.checkpoint import read_header
-from anima_core.models.transformer import AnimaTransformer, load_transformer, transformer_config
+from anima_core.models.transformer import AnimaTransformer, check_transformer, load_transformer
 from anima_core.settings import FlowConfig, NetworkConfig, OptimizerConfig
 from anima_core.speed.forms import LEVELS, apply_away, make_lean
 from anima_core.speed.stream import Away, Streaming, modulation_frozen
@@ -105,7 +104,7 @@ def test_a_step_mixes_no_devices_and_asks_the_device_for_nothing(model, case, le
     network, options = STEPS[case]
     dtype, live = options.get("dtype", torch.bfloat16), options.get("live", False)
     with torch.device("meta"):
-        empty = AnimaTransformer(transformer_config(model.transformer, read_header(model.transformer))).to(dtype)
+        empty = AnimaTransformer(check_transformer(model.transformer)).to(dtype)
     run = run_on(empty, network, OptimizerConfig(), live, level)
     batches: list[Batch] = []
     loss = run.accumulate(iter(step_of(batch_of(live, dtype))), batches)
