@@ -208,9 +208,10 @@ def test_previews_and_blocks_of_other_levels_run_without_a_graph(backend):
     assert blocks("elsewhere", LEAN, model.blocks[0], inputs) is None
 
 
-def said(model: AnimaTransformer, adapters: AdapterNetwork) -> list[tuple[str, str]]:
+def said(model: AnimaTransformer, adapters: AdapterNetwork, before: bool | None = None) -> list[tuple[str, str]]:
     told: list[tuple[str, str]] = []
-    compile_blocks(model, adapters, SHAPE, lambda event, text: told.append((event, text)))
+    taken = compile_blocks(model, adapters, SHAPE, lambda event, text: told.append((event, text)), before)
+    assert taken == is_compiled(model)
     return told
 
 
@@ -227,6 +228,18 @@ def times(monkeypatch):
 
     take(0.002, 0.001)
     return take
+
+
+def test_a_run_that_goes_on_does_as_before(backend, times, monkeypatch):
+    """Where a graph was left out it is not tried again; where it was taken it stays, though it is the slower one today."""
+    monkeypatch.setattr(torch, "compile", graph_that(lambda y: y))
+    times(0.001, 0.002)
+    model, adapters = adapted(CASES["lora"][0])
+    assert said(model, adapters, before=False) == [("note", "blocks are not compiled, as before")]
+    assert said(model, adapters, before=True)[-1] == (
+        "note",
+        "blocks are compiled, as before: one takes 2 ms, and 1 ms without",
+    )
 
 
 def graph_that(change):

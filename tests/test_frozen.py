@@ -13,6 +13,7 @@ from anima_core.models.frozen import FloatWeight, FrozenLinear, FrozenWeight, Sc
 from anima_core.models.int8 import COARSE, Int8Weight, quantised, rounded
 from anima_core.models.int8 import error as lost
 from anima_core.speed.counting import Meter
+from anima_core.speed.probe import weight_difference
 
 from .tiny import layer as layer_of
 
@@ -171,6 +172,23 @@ def test_zeros_stay_zeros():
     found.write(into)
     assert (into[3] == 0).all() and into[2].abs().sum() > 0
     assert quantised(torch.zeros(8, 128)) is not None
+
+
+class Off(Int8Weight):
+    """Writes one number otherwise each time: as another device might."""
+
+    times = 0
+
+    def write(self, into: Tensor) -> None:
+        super().write(into)
+        Off.times += 1
+        into[0, 0] += Off.times
+
+
+def test_a_weight_is_compared_with_what_the_cpu_writes():
+    good, like = rounded(random(24, 64), 4), torch.empty(0, dtype=torch.bfloat16)
+    assert weight_difference(good, like) == 0
+    assert weight_difference(Off(good.q, good.scale), like) > 0.01
 
 
 def test_what_stands_for_a_weight_on_meta_has_its_bytes():

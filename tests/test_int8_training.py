@@ -15,7 +15,9 @@ from anima_core.models.frozen import frozen_linears
 from anima_core.models.kept import left_plain, store_for
 from anima_core.models.transformer import load_transformer, meta_transformer
 from anima_core.settings import ModelConfig, NetworkConfig, OptimizerConfig, OutputConfig, SampleConfig
+from anima_core.speed import probe
 from anima_core.speed.costs import empty_like
+from anima_core.speed.probe import weights_proven
 from anima_core.training.loop import train
 from anima_core.training.storage import in_8_bits
 
@@ -60,6 +62,18 @@ def test_a_weight_that_8_bits_would_spoil_is_counted_and_left(base, tmp_path):
     model = in_int8(dataclasses.replace(base, transformer=str(tmp_path / "spoilt.safetensors")))
     assert len(dict(frozen_linears(model))) == 19 and left_plain(model) == 1, "that of an outer block would have stayed anyway"
     assert "int8: 19 layers; 1 are left as they are" in in_8_bits(model)
+
+
+def test_weights_that_a_device_writes_otherwise_are_made_plain_and_that_is_said(base, tmp_path, monkeypatch):
+    assert weights_proven(in_int8(base)) == "" == weights_proven(load_transformer(base.transformer))
+    write_pictures(tmp_path / "pics", 2)
+    monkeypatch.setattr(probe, "weight_difference", lambda stored, like: 0.5)
+    told: list[tuple[str, str]] = []
+    config = train_config(base, tmp_path / "pics", tmp_path, max_train_steps=1)
+    result = train(config, lambda event: told.append((event["event"], event.get("text", ""))) if "text" in event else None)
+    said = [text for kind, text in told if kind == "warning" and "made plain numbers" in text]
+    assert said == ["cpu: weights are made plain numbers, which takes more memory: int8 differs by 5.0e-01 from its plain form"]
+    assert read_metadata(result.adapter_path)["ss_base_quantization"] == "none"
 
 
 def numbers(layer) -> int:

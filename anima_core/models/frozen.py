@@ -69,8 +69,12 @@ class FrozenWeight(nn.Module):
 
     def on_meta(self) -> "FrozenWeight":
         """Return what stands for it where only bytes are counted."""
+        return self.twin(lambda buffer: buffer.to("meta"))
+
+    def twin(self, change: Callable[[Tensor], Tensor]) -> "FrozenWeight":
+        """Return the same weight on other buffers, which `change` makes of its own."""
         twin = copy(self)
-        twin._buffers = {name: buffer.to("meta") for name, buffer in self.named_buffers()}
+        twin._buffers = {name: change(buffer) for name, buffer in self.named_buffers()}
         return twin
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FrozenWeight":

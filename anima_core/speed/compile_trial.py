@@ -25,14 +25,20 @@ RUNS = 3  # of each way, of which the shortest counts
 Tell = Callable[[str, str], Any]  # (kind of event, text)
 
 
-def compile_blocks(model: AnimaTransformer, network: AdapterNetwork, shape: Shape, tell: Tell) -> None:
+def compile_blocks(
+    model: AnimaTransformer, network: AdapterNetwork, shape: Shape, tell: Tell, before: bool | None = None
+) -> bool:
     """Let a model's blocks run as graphs if that is possible, right, and faster for micro-batches of a shape; say which.
 
-    The model has its adapters, and its blocks their forms.
+    The model has its adapters, and its blocks their forms. before: what the run that goes on had found, if it had: numbers
+    differ in the last digits between the two ways. Returns whether they run as graphs.
     """
+    if before is False:
+        tell("note", "blocks are not compiled, as before")
+        return False
     if reason := left_out(model, network):
         tell("note", f"blocks are not compiled: {reason}")
-        return
+        return False
     tell("note", "blocks are being compiled; the first time takes minutes, later runs find it in the cache")
     compiled = CompiledBlocks(
         model,
@@ -43,14 +49,17 @@ def compile_blocks(model: AnimaTransformer, network: AdapterNetwork, shape: Shap
     except Exception as failure:  # in the backward pass, where no block can be run again without
         compiled.stop(f"failed ({said(failure)})")
     if compiled.stopped:
-        return
+        return False
+    times = f"one takes {1e3 * fast:.3g} ms, and {1e3 * plain:.3g} ms without"
     if error > TOLERANCE[model.dtype]:
         tell("warning", f"blocks are not compiled: their numbers differ by {error:.1e} from those without")
-    elif fast >= plain:
-        tell("note", f"blocks are not compiled: one takes {1e3 * fast:.3g} ms, and {1e3 * plain:.3g} ms without")
-    else:
-        model.forms = [replace(level_form(form), compiled=compiled) for form in model.forms]
-        tell("note", f"blocks are compiled: one takes {1e3 * fast:.3g} ms, and {1e3 * plain:.3g} ms without")
+        return False
+    if fast >= plain and not before:
+        tell("note", f"blocks are not compiled: {times}")
+        return False
+    model.forms = [replace(level_form(form), compiled=compiled) for form in model.forms]
+    tell("note", f"blocks are compiled{', as before' if before else ''}: {times}")
+    return True
 
 
 def left_out(model: AnimaTransformer, network: AdapterNetwork) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..adapters.casts import Casts
 from ..adapters.layers import AdaptedLinear
 from ..adapters.network import AdapterNetwork
-from ..models.frozen import home
+from ..models.frozen import FrozenLinear, FrozenWeight, frozen_linears, home
 from ..models.ops import PLAIN, Ops
 from .lean import LEAN
 
@@ -46,6 +46,32 @@ def adapters_proven(network: AdapterNetwork) -> str:
         return {network.kind.name: max(map(adapter_difference, alike.values()))}
 
     return verdict(errors, home(network.linears[0].base).dtype)
+
+
+def weights_proven(model: nn.Module) -> str:
+    """Return why weights that are stored in another way are not to be used on their device; empty where they are right.
+
+    Of each kind the smallest is written there, and beside it on the CPU.
+    """
+    smallest: dict[str, FrozenLinear] = {}
+    for _, layer in sorted(frozen_linears(model), key=lambda found: found[1].stored.shape.numel()):
+        smallest.setdefault(layer.stored.kind, layer)
+
+    def errors() -> dict[str, float]:
+        return {kind: weight_difference(layer.stored, home(layer)) for kind, layer in smallest.items()}
+
+    return verdict(errors, home(next(iter(smallest.values()))).dtype) if smallest else ""
+
+
+def weight_difference(stored: FrozenWeight, like: Tensor) -> float:
+    """Return how far the numbers of a weight are apart as the CPU and another tensor's device write them, in its dtype."""
+    found = []
+    for device in (torch.device("cpu"), like.device):
+        into = torch.empty(stored.shape, dtype=like.dtype, device=device)
+        with torch.no_grad():
+            stored.twin(lambda buffer, device=device: buffer.to(device)).write(into)
+        found.append([into.cpu()])
+    return apart(*found)
 
 
 def verdict(errors: Callable[[], Mapping[str, float]], dtype: torch.dtype) -> str:

@@ -62,7 +62,7 @@ class Fit:
         also: Mapping[str, Any] | None = None,
     ) -> None:
         self.plan, self.model, self.state, self.events, self.writes = plan, model, state, events, writes
-        self.streaming, self.also = streaming, also or {}
+        self.streaming, self.also = streaming, dict(also or {})
         self.device, self.card = model.device, card_of(model.device)
         shapes = largest_shapes(batches, plan.text_rows)
         ops, fused = ops_of(model.forms[0]), state.network.fused
@@ -208,8 +208,15 @@ class Fit:
             self.warn(f"memory: {self.device}: copies from host memory wait for one another ({transfer.why})")
         self.freeze()
 
-    def freeze(self) -> None:
-        """Write the plan into the run folder, for a run that goes on from there."""
+    def former_choice(self, name: str) -> Any:
+        """Return what the run that goes on had decided beside its plan, on such a card; None where it had not."""
+        found = former_plan(self.plan)
+        made_for = found.get("for")
+        return found.get(name) if isinstance(made_for, dict) and made_for.get("card") == self.card[0] else None
+
+    def freeze(self, **choices: Any) -> None:
+        """Write the plan into the run folder, for a run that goes on from there. choices: made beside it, by name."""
+        self.also |= choices
         if not self.writes:
             return
         layout = {"levels": self.levels, "away": vars(self.streaming.away), "parts": self.parts}

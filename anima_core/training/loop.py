@@ -16,13 +16,13 @@ from ..adapters.formats import load_into
 from ..adapters.network import AdapterNetwork
 from ..data.check import epoch_line
 from ..errors import FileError, Interrupted, RunError, is_out_of_memory, let_go
-from ..models.kept import store_for
+from ..models.kept import all_plain, store_for
 from ..models.transformer import AnimaTransformer, load_transformer
 from ..settings import TrainConfig
 from ..speed.compile_trial import compile_blocks
 from ..speed.compiled import compiling
 from ..speed.forms import apply_away, make_lean
-from ..speed.probe import adapters_proven, proven
+from ..speed.probe import adapters_proven, proven, weights_proven
 from ..speed.stream import Away, Streaming, stays_on_host
 from ..speed.transfer import transfer_on
 from . import flow, optimizers, schedules, storage
@@ -145,7 +145,9 @@ def build_run(plan: Plan, ranks: Ranks, events: Events) -> "Run":
     fit = Fit(plan, model, streaming, state, data.batches, events, writes=ranks.first, also=also)
     fit.begin()
     if config.compile:
-        compile_blocks(model, network, fit.largest, lambda event, text: events.emit(event, text=text))
+        before = fit.former_choice("compiled")
+        taken = compile_blocks(model, network, fit.largest, lambda event, text: events.emit(event, text=text), before)
+        fit.freeze(compiled=taken)
     if plan.resume_from:
         data.batches.load_state_dict(state.data_position)
         events.emit("note", text=f"resumed at step {state.step} from {plan.resume_from.name}")
@@ -173,7 +175,12 @@ def load_model(plan: Plan, away: Away, events: Events) -> tuple[AnimaTransformer
         events.emit("note", text=text)
     on_host = stays_on_host(away, blocks)
     model = load_transformer(config.transformer, plan.dtype, plan.device, store, on_host, config.llm_adapter)
-    if config.dtype == "int8":
+    if wrong := weights_proven(model):
+        events.emit("warning", text=f"{plan.device}: weights are made plain numbers, which takes more memory: {wrong}")
+        model = load_transformer(config.transformer, plan.dtype, "cpu", all_plain, llm_adapter=config.llm_adapter).to(
+            plan.device
+        )
+    elif config.dtype == "int8":
         events.emit("note", text=storage.in_8_bits(model))
     streaming = Streaming(model, transfer_on(plan.device))
     apply_away(model, streaming, away)
