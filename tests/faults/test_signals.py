@@ -30,7 +30,7 @@ def in_the_middle_of_step(number: int, action, monkeypatch) -> None:
 
     def build(groups, config):
         optimizer = real(groups, config)
-        if config.learning_rate < 1e-2:  # not the one number that the preflight builds on
+        if "name" in groups[0]:  # not one that is tried on small tensors before
             whole_step, params = optimizer.step, optimizer.param_groups[0]["params"]
 
             def step():
