@@ -65,13 +65,14 @@ def weights_proven(model: nn.Module) -> str:
 
 def weight_difference(stored: FrozenWeight, like: Tensor) -> float:
     """Return how far the numbers of a weight are apart as the CPU and another tensor's device write them, in its dtype."""
-    found = []
-    for device in (torch.device("cpu"), like.device):
+
+    @torch.no_grad()
+    def written(device: torch.device) -> list[Tensor]:
         into = torch.empty(stored.shape, dtype=like.dtype, device=device)
-        with torch.no_grad():
-            stored.twin(lambda buffer, device=device: buffer.to(device)).write(into)
-        found.append([into.cpu()])
-    return apart(*found)
+        stored.twin(lambda buffer: buffer.to(device)).write(into)
+        return [into.cpu()]
+
+    return apart(written(torch.device("cpu")), written(like.device))
 
 
 def verdict(errors: Callable[[], Mapping[str, float]], dtype: torch.dtype) -> str:
