@@ -51,7 +51,7 @@ def end_like_ctrl_c(number: int) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="anima_core", description="Train LoRA and LoKr adapters for Anima.", allow_abbrev=False)
+    parser = Parser(prog="anima_core", description="Train adapters for Anima, and work on them.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"anima_core {__version__}")
     own = "train | check | plan | report | demo | inspect | convert | analyse"
     commands = parser.add_subparsers(dest="command", required=True, metavar=f"{own} | {WORKSHOP}")

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 from comfy_api.latest import io
 
 from ..anima_core.adapters.from_file import network_to_continue
+from ..anima_core.errors import SettingError
 from ..anima_core.settings import NetworkConfig
 from . import tell, types
 from .adapters import stored_adapter
@@ -57,8 +58,11 @@ class AnimaNetworkNode(AnimaNode):
         if start_from is None:
             return io.NodeOutput(config)
         config, taken = network_to_continue(config, stored_adapter(start_from))
-        tell.note(taken)
-        tell.say(taken)
+        if config.type != cls.type:
+            raise SettingError(f"start_from: is a {config.type}, and this node is for {cls.type}; use the node of its type")
+        if taken:
+            tell.warning(f"start_from: taken from the adapter, whatever this node says: {taken}")
+            tell.say(f"from the adapter: {taken}")
         return io.NodeOutput(config)
 
 

@@ -10,10 +10,10 @@ from anima_core.demo.pictures import write_pictures
 from anima_core.settings import NetworkConfig
 from anima_core.speed import compile_trial
 from anima_core.speed.attention import CANDIDATES
-from anima_core.speed.compiled import CompiledBlocks
+from anima_core.speed.compiled import CHOICES, CompiledBlocks
 from anima_core.speed.costs import Shape
 from anima_core.speed.counting import Meter
-from anima_core.speed.forms import LEVELS, LevelForm
+from anima_core.speed.forms import LevelForm
 from anima_core.speed.lean import LEAN
 
 from .conftest import relative_error
@@ -22,6 +22,7 @@ from .test_compiled import CASES, adapted, backend, compare, graphs, results, ti
 __all__ = ["backend", "times"]  # fixtures
 pytestmark = pytest.mark.inductor
 
+COMPILED = ("keep", *CHOICES)  # levels; offload is not
 WHOLE = {
     "lora": NetworkConfig(rank=4, alpha=2),
     "lokr": NetworkConfig(type="lokr", rank=3, alpha=1, factor=4),
@@ -40,7 +41,7 @@ WHOLE = {
     ],
 )
 def test_every_network_and_level_gives_the_plain_numbers(backend, case, dtype, int8):
-    compare(WHOLE[case], [*LEVELS, *LEVELS], dtype, int8)
+    compare(WHOLE[case], [*COMPILED, *COMPILED], dtype, int8)
 
 
 def test_text_without_its_zero_rows_is_one_more_graph_whatever_their_number(backend):
@@ -60,7 +61,7 @@ def test_inductor_gives_the_plain_numbers(backend):
     compare(WHOLE["adaln, norms"], ["keep", "checkpoint"], torch.float32, int8=True)
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", COMPILED)
 def test_a_compiled_block_keeps_what_its_level_was_counted_for(backend, level):
     """As the planner counts it; what a rotary table takes, which is there anyway, is left out."""
     model, _ = adapted(WHOLE["lora"], torch.bfloat16)

@@ -87,7 +87,10 @@ def test_what_torchs_own_read_back_is_counted_without_their_counters(name, times
 @pytest.mark.parametrize(
     "name, said",
     [
-        ("json.JSONDecoder", "no package that is installed has json; pip install json, or choose AdamW"),
+        (
+            "json.JSONDecoder",
+            "no package that is installed has json; check its spelling, install the package",
+        ),
         ("tests.tiny.Tiny", "no package that is installed has tests"),
         ("torch.optim.Nope", "torch .* has no Nope; check its spelling"),
         ("torch.optim.no_such.Nope", "needs the package torch: pip install torch, or choose AdamW"),

@@ -118,11 +118,6 @@ def test_energy_is_found_beyond_the_ranks_that_are_tried_first():
 
 def test_nothing_keeps_no_rank_and_what_is_broken_is_refused():
     assert lora_of(Whole(torch.zeros(6, 4)), Keep(2), torch.float32) == {}
-    with pytest.raises(SettingError, match=r"^blocks.0.mlp.layer1: holds NaN or infinity"):
-        resize(
-            of_state({f"diffusion_model.blocks.0.mlp.layer1.lokr_{n}": torch.full((2, 2), math.nan) for n in ("w1", "w2")}),
-            Keep(2),
-        )
     with pytest.raises(SettingError, match="NaN or infinity"):
         shortened(Whole(torch.full((6, 4), math.nan)), Keep(2))
     with pytest.raises(SettingError, match="neither a rank nor a share"):
@@ -173,6 +168,18 @@ def test_layers_of_one_adapter_stay_as_they_are_and_weights_of_blocks_count():
     for name, tensors in found.layers.items():
         assert same_tensors(tensors, (some if name.startswith("blocks.1.") else first).layers[name])
     assert found.said == ("20 layers are of one adapter alone",)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_nothing_broken_goes_in_and_no_weight_that_is_no_number(bad):
+    state = adapter().state()
+    state[next(key for key in state if "lora_up" in key)][0, 0] = bad
+    with pytest.raises(FileError, match="x: blocks.0.* holds NaN or infinity; use a file that is not broken"):
+        of_state(state, name="x")
+    with pytest.raises(SettingError, match="is no number to multiply by"):
+        Part(adapter(), bad)
+    with pytest.raises(SettingError, match="is no number to multiply by"):
+        scale(adapter(), bad)
 
 
 def test_a_dora_is_added_up_over_its_base(tmp_path):

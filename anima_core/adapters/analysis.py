@@ -63,6 +63,10 @@ def analyse(path: str | Path, other: str | Path = "", base: str | Path = "") -> 
     Raises FileError, and SettingError for an adapter of which nothing can be measured.
     """
     layers, others = read_adapter(path), read_adapter(other) if other else {}
+    if not base and any(DORA in tensors for tensors in others.values()):
+        raise SettingError(
+            f"{other}: is a DoRA, whose effect depends on the weights; give the model that it is for as the base"
+        )
     measurable, left_out = sorted_out(layers, bool(base))
     if not measurable:
         raise SettingError(f"{path}: nothing in it can be measured ({'; '.join(left_out)})")
@@ -95,7 +99,7 @@ def sorted_out(layers: Layers, with_base: bool) -> tuple[Layers, list[str]]:
         if type_of(tensors) is None:
             others[type_name(tensors) or "unknown"] += 1
         elif DORA in tensors and not with_base:
-            others["dora, which needs the base model"] += 1
+            others["dora, which needs the model it is for, as the base"] += 1
         else:
             found[name] = tensors
     return found, [f"{count} layers are left out: {what}" for what, count in others.items()]

@@ -155,6 +155,13 @@ def notes_of(path: str | Path) -> list[str]:
     return [f"{WEIGHTS}: {text}" for there, text in texts if there]
 
 
+def check_finite(path: str | Path, layers: Layers) -> None:
+    """Refuse an adapter that holds NaN or infinity: whatever is made of it is as broken. Raises FileError."""
+    for layer, tensors in layers.items():
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+            raise FileError(f"{path}: {layer} holds NaN or infinity; use a file that is not broken")
+
+
 @torch.no_grad()
 def load_into(network: AdapterNetwork, path: str | Path) -> None:
     """Start a network from an adapter file. Every tensor must find its place and every layer its tensors, in the same shapes.
@@ -163,6 +170,7 @@ def load_into(network: AdapterNetwork, path: str | Path) -> None:
     that names the first layer that does not fit.
     """
     layers = read_adapter(path)
+    check_finite(path, layers)
     trained = dict(network.trained())
     check_type(layers, network.kind.name)
     check_dora(layers, network.config.dora)

@@ -197,7 +197,8 @@ class AdapterNetwork(nn.Module):
         numbers = sum(p.numel() for p in self.parameters())
         linears = len(self.linears)
         norms = f" and {len(self.adapted) - linears} norms" if len(self.adapted) > linears else ""
-        return f"{self.kind.name}: {linears} layers{norms}, {numbers:,} parameters, {numbers * 2 / 1e6:.1f} MB as bf16"
+        kind = f"{self.kind.name}{' as DoRA' if self.config.dora else ' as T-LoRA' if self.config.tlora_min_rank else ''}"
+        return f"{kind}: {linears} layers{norms}, {numbers:,} parameters, {numbers * 2 / 1e6:.1f} MB as bf16"
 
 
 @torch.no_grad()

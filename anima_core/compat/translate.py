@@ -72,6 +72,8 @@ def model_config(values: Values, notes: list[str]) -> ModelConfig:
     if values["fp8_base"]:
         found["dtype"] = "int8"
         notes.append("fp8_base: the model's weights are kept in int8 instead, which is as small as fp8 and closer to them")
+        if values["mixed_precision"] not in ("auto", "bf16", "int8"):
+            notes.append(f"mixed_precision={values['mixed_precision']} has no effect with fp8_base: the card's own is used")
     return ModelConfig(**found)
 
 

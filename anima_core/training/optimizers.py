@@ -28,7 +28,8 @@ def optimizer_class(kind: OptimizerType) -> type[torch.optim.Optimizer]:
     """Import an optimizer. Raises SettingError: with the package to install when it is missing, and for what is none."""
     way_out = f"pip install {kind.package}, or choose AdamW"
     if kind.own and not version_of(kind):
-        raise SettingError(f"`optimizer.type`={kind.name}: no package that is installed has {kind.top}; {way_out}")
+        check = "check its spelling, install the package that it is in, or choose AdamW"
+        raise SettingError(f"`optimizer.type`={kind.name}: no package that is installed has {kind.top}; {check}")
     try:
         found = getattr(importlib.import_module(kind.module), kind.class_in_module)
     except ImportError:

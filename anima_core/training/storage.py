@@ -1,5 +1,6 @@
 """What there is to say about a run whose model files are quantised."""
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from ..models.quantised.fp8 import UNSCALED
 from ..models.transformer_files import not_used
 from ..settings import ModelConfig
 
+OURS = re.compile(r"int8( in groups of \d+)?")  # not those that a file had
 METADATA_KEY = "ss_base_quantization"
 
 
@@ -46,7 +48,7 @@ def _counts(kept: int, plain: int) -> str:
 
 def in_8_bits(model: nn.Module) -> str:
     """Say how many weights of a model, just loaded, are kept in 8 bits, how finely, and how many are left."""
-    kinds = Counter(layer.stored.kind for _, layer in frozen_linears(model))
+    kinds = Counter(layer.stored.kind for _, layer in frozen_linears(model) if OURS.fullmatch(layer.stored.kind))
     kept = ", ".join(f"{kind}: {count} layers" for kind, count in sorted(kinds.items()))
     left = left_plain(model)
     others = f"; {left} are left as they are, whose rounding would take more than {TOO_COARSE:.0%} of them" if left else ""

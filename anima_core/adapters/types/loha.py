@@ -54,7 +54,8 @@ class LoHa(Adapter):
     def fused(self, x: Tensor, base: nn.Linear) -> Fast | None:
         if self.training and self.dropouts.active:
             return None
-        fused = Fused(base, lambda: self._values(x.dtype), self.scale, tuple(self.into(name) for name in FACTORS))
+        dtype = x.dtype  # not x, which must not be kept
+        fused = Fused(base, lambda: self._values(dtype), self.scale, tuple(self.into(name) for name in FACTORS))
         function = LoHaFunction if self.through_pairs else WholeLoHaFunction
         return Fast(function, (*(getattr(self, name) for name in FACTORS), fused))
 

@@ -81,6 +81,12 @@ def _range(place: str, blocks: int, setting: str) -> range:
     return range(first, last + 1)
 
 
+def check_weight(value: float) -> None:
+    """Refuse a weight that is no number. Raises SettingError."""
+    if not math.isfinite(value):
+        raise SettingError(f"a weight of {value}: is no number to multiply by; use one such as 0.5")
+
+
 def _number(text: str, setting: str) -> float:
     try:
         value = float(text)

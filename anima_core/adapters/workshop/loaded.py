@@ -14,7 +14,7 @@ from ...errors import FileError, SettingError
 from ...models.checkpoint import load_tensors, read_metadata
 from ...version import __version__
 from ..analysis import made
-from ..formats import BLOCK, RELEASED, check_adapter, layers_of, save_adapter
+from ..formats import BLOCK, RELEASED, check_adapter, check_finite, layers_of, save_adapter
 from ..keys import TEXT_PREFIXES, Layers, join_key, parts_of, with_alphas
 from ..layouts import KOHYA
 from ..metadata import tensor_hash
@@ -92,6 +92,7 @@ def of_state(state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = N
     Raises FileError, and SettingError for a layer whose tensors do not fit one another.
     """
     layers = layers_of(name, state) | {layer: dict(tensors) for layer, tensors in parts_of(state).text_encoder.items()}
+    check_finite(name, layers)
     for layer, tensors in with_alphas(layers).items():
         if type_of(tensors):
             made(layer, plain(tensors), torch.empty(0))

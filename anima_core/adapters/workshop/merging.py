@@ -14,7 +14,7 @@ from ..analysis import weights_of
 from ..keys import TEXT_PREFIXES, Layers
 from ..low_rank import Delta, Low, delta_of, total
 from ..recognise import DORA, type_name, type_of
-from .block_weights import BlockWeights
+from .block_weights import BlockWeights, check_weight
 from .loaded import RECORD, LoadedAdapter, counted, dtype_of
 from .resizing import Keep, Progress, lora_of, quiet
 from .scaling import DIFFERENCES, scaled, times
@@ -29,6 +29,9 @@ class Part:
     adapter: LoadedAdapter
     weight: float = 1.0
     blocks: BlockWeights = field(default_factory=BlockWeights)
+
+    def __post_init__(self) -> None:
+        check_weight(self.weight)
 
     def of(self, layer: str) -> float:
         return self.weight * self.blocks.of(layer)
@@ -112,7 +115,7 @@ def delta(name: str, tensors: Mapping[str, Tensor], weight: Tensor) -> Delta:
         )
     if DORA in tensors and not weight.numel():
         where = "the text encoder's" if name.startswith(TEXT_PREFIXES) else "base"
-        raise SettingError(f"{name}: a DoRA, whose sum needs the {where} weights; give the model's file as the base")
+        raise SettingError(f"{name}: a DoRA, whose sum needs the {where} weights; give the model's file to merge --base")
     return delta_of(kind, tensors, weight)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from ...errors import SettingError
 from ..keys import Layers
 from ..recognise import DORA, read_layers, type_name, type_of
-from .block_weights import BlockWeights
+from .block_weights import BlockWeights, check_weight
 from .loaded import LoadedAdapter, counted
 
 SIGNED = ("lora_up.weight", "hada_w1_a", "lokr_w1", "lokr_w1_a")  # a factor of each type
@@ -21,6 +21,7 @@ def scale(adapter: LoadedAdapter, strength: float, weights: BlockWeights | None 
 
     Raises SettingError for a layer that cannot be scaled.
     """
+    check_weight(strength)
     weights, layers, counts = weights or BlockWeights(), Layers(), Counter[str]()
     for name, tensors in adapter.layers.items():
         factor = strength * weights.of(name)
