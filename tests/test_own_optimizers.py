@@ -345,8 +345,8 @@ def learning(name: str, rate: float, *marks):
 
 LEARNING = [
     learning("CAME", 1e-3),
-    learning("ProdigyPlusScheduleFree", 1.0),
-    learning("AdafactorRelative", 1e-3),
+    learning("ProdigyPlusScheduleFree", 1.0, pytest.mark.long),
+    learning("AdafactorRelative", 1e-3, pytest.mark.long),
     learning("torch.optim.NAdam", 1e-3, pytest.mark.long),
     learning("pytorch_optimizer.SOAP", 1e-3, pytest.mark.long),
     learning("pytorch_optimizer.ScheduleFreeAdamW", 3e-3, pytest.mark.long),

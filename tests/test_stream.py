@@ -122,7 +122,7 @@ def streamed(model: AnimaTransformer, away: Away, transfer: Transfer | None = No
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("stored", ["float", "int8", "outer floats"])
+@pytest.mark.parametrize("stored", ["float", pytest.param("int8", marks=pytest.mark.long), "outer floats"])
 @pytest.mark.parametrize("network", NETWORKS)
 def test_gradients_are_those_of_resident_weights_to_the_bit(network, stored, level):
     model, adapters = built(network, stored)

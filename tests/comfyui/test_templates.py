@@ -82,6 +82,7 @@ def check_places(graph: dict, seen: dict) -> None:
         assert around[1] + 30 <= box[1] and box[1] + box[3] <= around[1] + around[3]  # below the group's title
 
 
+@pytest.mark.long
 def test_the_real_frontend_draws_them_so(server):
     """Where there is a browser: measured again, with this machine's fonts."""
     if lacks := what_lacks():
