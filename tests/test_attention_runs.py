@@ -25,7 +25,7 @@ from anima_core.training.watchdog import STEPS_AHEAD, Watchdog
 from .attention_fakes import breaks, clocked, put, raises
 from .tiny import train_config, write
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

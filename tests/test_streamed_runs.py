@@ -22,7 +22,7 @@ from anima_core.training.forecast import forecast
 from .conftest import relative_error
 from .tiny import same_tensors, train_changed, train_config
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 BLOCKS = 6
 

@@ -252,6 +252,7 @@ def pictures(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("changes", [{}, dict(caption_variants=0, subset=dict(shuffle_caption=True))], ids=["cached", "live"])
 def test_a_run_loses_and_learns_the_same(model, pictures, tmp_path, changes):
     losses, rows = {}, []
