@@ -309,7 +309,9 @@ def test_came_takes_two_betas_or_three(betas, ours, args):
 
 
 def test_a_package_that_is_missing_is_named_before_any_file_is_looked_at():
-    with pytest.raises(SettingError, match=r"no_such_package.X: no package that is installed has no_such_package; check its spelling"):
+    with pytest.raises(
+        SettingError, match=r"no_such_package.X: no package that is installed has no_such_package; check its spelling"
+    ):
         config("--optimizer_type", "no_such_package.X")
 
 
