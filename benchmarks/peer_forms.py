@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from anima_core.adapters.network import replace_module
 from anima_core.adapters.targets import select_targets
 from anima_core.adapters.types.lokr import factorization
+from anima_core.models.frozen import replace_module
 from anima_core.settings import FlowConfig
 from anima_core.training import flow
 from anima_core.training.feed import Batch

@@ -19,7 +19,7 @@ from . import on_disk, types
 from .node import AnimaNode
 from .store import loras_folder, store_folder
 from .tell import say, shown
-from .widgets import block_weights_input, inputs, settings_from, widget
+from .widgets import block_weights_input, inputs, name_input, settings_from, strength_input, widget
 
 NAME = "my_adapter"
 
@@ -63,15 +63,7 @@ class AnimaApplyAdapter(AnimaNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model to patch."),
                 types.LoraModel.Input("lora", tooltip="The trained or loaded adapter."),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=-10.0,
-                    max=10.0,
-                    step=0.05,
-                    optional=True,
-                    tooltip="0 is the base model, 1 as trained.",
-                ),
+                strength_input("0 is the base model, 1 as trained."),
                 block_weights_input("Multiplies the strength in single blocks"),
             ],
             outputs=[io.Model.Output(display_name="model")],
@@ -95,12 +87,7 @@ class AnimaSaveAdapter(AnimaNode):
             is_output_node=True,
             inputs=[
                 types.LoraModel.Input("lora", tooltip="The adapter to save."),
-                io.String.Input(
-                    "name",
-                    default=NAME,
-                    optional=True,
-                    tooltip="File name without extension; -2, -3 … is added if taken.",
-                ),
+                name_input(NAME),
                 *inputs(cls.widgets),
             ],
             outputs=[io.String.Output(display_name="path")],

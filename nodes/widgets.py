@@ -83,6 +83,16 @@ def lines(text: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
+def strength_input(tooltip: str) -> io.Input:
+    return io.Float.Input("strength", default=1.0, min=-10.0, max=10.0, step=0.05, optional=True, tooltip=tooltip)
+
+
+def name_input(default: str) -> io.Input:
+    """Make the input of a file's name, which `files.unused` makes one that is not taken."""
+    tooltip = "File name without extension; -2, -3 … is added if taken."
+    return io.String.Input("name", default=default, optional=True, tooltip=tooltip)
+
+
 def block_weights_input(what: str) -> io.Input:
     """Make the input of a text that `read_block_weights` reads. what: the weights do, the beginning of its tooltip."""
     return io.String.Input(

@@ -22,13 +22,15 @@ from ..anima_core.report.heat_map import heat_map
 from . import on_disk, types
 from .adapters import stored_adapter
 from .inspection import as_image, stage
-from .loaders import full_path, names_of
+from .loaders import together
+from .model_names import full_path, names_of
 from .node import AnimaNode
 from .store import diffusion_models_folder
 from .tell import note, say, shown
-from .widgets import block_weights_input, lines
+from .widgets import block_weights_input, lines, name_input, strength_input
 
 MOST_MERGED = 8
+MODEL_NAME = "my_model"
 LORA = types.LoraModel.Output(display_name="lora")
 
 
@@ -59,7 +61,8 @@ def energy_input() -> io.Float.Input:
 
 
 def model_input(name: str, tooltip: str) -> io.Combo.Input:
-    return io.Combo.Input(name, options=names_of("diffusion_models"), tooltip=tooltip)
+    files = [entry for entry in names_of("diffusion_models") if not entry.endswith("/")]  # folders are not read here
+    return io.Combo.Input(name, options=files, tooltip=tooltip)
 
 
 class AnimaMergeAdapters(AnimaNode):
@@ -96,20 +99,29 @@ class AnimaMergeAdapters(AnimaNode):
                     tooltip="A line for each adapter: its weight in single blocks, as 0-9=0, 10-27=0.5; an empty line: all are "
                     "1.",
                 ),
+                types.Transformer.Input(
+                    "transformer", optional=True, tooltip="The model they are for: only the sum of a DoRA needs its weights."
+                ),
             ],
             outputs=[LORA],
         )
 
     @classmethod
     def run(
-        cls, loras: dict[str, types.LoraState | None], weights: str = "", rank: int = 0, block_weights: str = ""
+        cls,
+        loras: dict[str, types.LoraState | None],
+        weights: str = "",
+        rank: int = 0,
+        block_weights: str = "",
+        transformer: types.ModelFile | None = None,
     ) -> io.NodeOutput:
         adapters = [of_state(lora, name=name) for name, lora in loras.items() if lora is not None]
         factors = numbers(weights, len(adapters))
         texts = line_of_each(block_weights, len(adapters))
         blocks = [read_block_weights(text, adapter.blocks) for text, adapter in zip(texts, adapters)]
         parts = [Part(*part) for part in zip(adapters, factors, blocks)]
-        return told(merge(parts, Keep(rank) if rank else None, on_layer=stage("merging")))
+        base = transformer.path if transformer else ""
+        return told(merge(parts, Keep(rank) if rank else None, base, stage("merging")))
 
 
 def numbers(text: str, count: int) -> list[float]:
@@ -164,15 +176,7 @@ class AnimaScaleBlocks(AnimaNode):
             search_aliases=["lora block weight", "block weights", "lbw"],
             inputs=[
                 types.LoraModel.Input("lora", tooltip="The adapter to scale."),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=-10.0,
-                    max=10.0,
-                    step=0.05,
-                    optional=True,
-                    tooltip="What the whole adapter is multiplied by.",
-                ),
+                strength_input("What the whole adapter is multiplied by."),
                 block_weights_input("Multiplies single blocks"),
             ],
             outputs=[LORA],
@@ -282,7 +286,7 @@ class AnimaExtractAdapter(AnimaNode):
 
     @classmethod
     def fingerprint_inputs(cls, tuned: str | None = None, base: str | None = None, **others: Any) -> str | float:
-        return of_files(tuned, base)
+        return together([on_disk.chosen("diffusion_models", name) for name in (tuned, base)])
 
     @classmethod
     def run(cls, tuned: str, base: str, rank: int = 32, energy: float = 1.0, dtype: str = "bf16") -> io.NodeOutput:
@@ -305,21 +309,8 @@ class AnimaBakeAdapter(AnimaNode):
             inputs=[
                 model_input("model", "The model to bake into, in models/diffusion_models, in bf16, fp16 or fp32."),
                 types.LoraModel.Input("lora", tooltip="The adapter to bake."),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=-10.0,
-                    max=10.0,
-                    step=0.05,
-                    optional=True,
-                    tooltip="What the adapter is multiplied by; 1 as trained.",
-                ),
-                io.String.Input(
-                    "name",
-                    default="my_model",
-                    optional=True,
-                    tooltip="File name without extension; -2, -3 … is added if taken.",
-                ),
+                strength_input("What the adapter is multiplied by; 1 as trained."),
+                name_input(MODEL_NAME),
                 block_weights_input("Multiplies the strength in single blocks"),
             ],
             outputs=[io.String.Output(display_name="path")],
@@ -327,11 +318,11 @@ class AnimaBakeAdapter(AnimaNode):
 
     @classmethod
     def fingerprint_inputs(cls, model: str | None = None, **others: Any) -> str | float:
-        return of_files(model)
+        return on_disk.chosen("diffusion_models", model)
 
     @classmethod
     def run(
-        cls, model: str, lora: types.LoraState, strength: float = 1.0, name: str = "my_model", block_weights: str = ""
+        cls, model: str, lora: types.LoraState, strength: float = 1.0, name: str = MODEL_NAME, block_weights: str = ""
     ) -> io.NodeOutput:
         adapter = of_state(lora)
         part = Part(adapter, strength, read_block_weights(block_weights, adapter.blocks))
@@ -340,12 +331,6 @@ class AnimaBakeAdapter(AnimaNode):
         sentence = "; ".join([f"saved: {shown(path)}", *said])
         say(sentence)
         return io.NodeOutput(str(path), ui={"text": [sentence]})
-
-
-def of_files(*names: str | None) -> str | float:
-    """Return the fingerprint of models' files that dropdowns name."""
-    found = [on_disk.chosen("diffusion_models", name) for name in names]
-    return next((state for state in found if isinstance(state, float)), repr(found))
 
 
 NODES: list[type[io.ComfyNode]] = [

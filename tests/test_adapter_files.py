@@ -150,6 +150,15 @@ def test_convert_refuses_a_model(tmp_path, model):
     assert not (tmp_path / "b.safetensors").exists()
 
 
+def test_a_start_that_lacks_a_tensor_is_damaged_and_no_setting_helps(tmp_path):
+    state = adapter_state(trained(NetworkConfig(rank=4, alpha=4)))
+    lost = next(key for key in state if key.endswith("q_proj.lora_up.weight"))
+    save_file({key: tensor for key, tensor in state.items() if key != lost}, tmp_path / "a.safetensors")
+    network = AdapterNetwork.inject(tiny_transformer(), NetworkConfig(rank=4, alpha=4), 0)
+    with pytest.raises(FileError, match="q_proj lacks lora_up.weight; download it again, or use another file$"):
+        load_into(network, tmp_path / "a.safetensors")
+
+
 def test_training_starts_from_the_transformers_part_and_says_so(tmp_path, model):
     with_text_encoder(tmp_path / "a.safetensors")
     network = AdapterNetwork.inject(tiny_transformer(), NetworkConfig(rank=4, alpha=4), 0)

@@ -56,6 +56,26 @@ def test_a_run_plans_what_it_recomputes_unless_a_flag_says_all_or_none(typed, me
     assert (config(*typed).blocks_to_swap, config(*typed, "--blocks_to_swap", "20").blocks_to_swap) == (0, 20)
 
 
+@pytest.mark.parametrize(
+    "argv, said",
+    [
+        (
+            ["--cpu_offload_checkpointing", "--no-gradient_checkpointing"],
+            "gradient_checkpointing=false has no effect: cpu_offload_checkpointing recomputes every block",
+        ),
+        (["--network_args", "lokr_factor=4"], "network_args lokr_factor has no effect: a lora has none"),
+        (
+            ["--network_module", "lycoris.kohya", "--network_args", "algo=loha", "factor=4"],
+            "network_args factor has no effect: a loha has none",
+        ),
+    ],
+)
+def test_what_is_overruled_or_of_another_type_is_said(argv, said):
+    assert said in request(*REQUIRED, *FOLDER, *argv).notes
+    heard = (["--cpu_offload_checkpointing"], ["--network_module", "networks.lokr_anima", "--network_args", "lokr_factor=4"])
+    assert not [note for argv in heard for note in request(*REQUIRED, *FOLDER, *argv).notes if "no effect" in note]
+
+
 @pytest.mark.parametrize("kind", OPTIMIZERS, ids=lambda kind: kind.name)
 def test_without_optimizer_args_an_optimizer_starts_from_its_librarys_values(kind):
     """As sd-scripts does, which hands nothing on; the settings' own defaults are the graph's."""
@@ -369,7 +389,8 @@ def test_prompts_take_their_own_flags(tmp_path):
         ([], "sdpa", []),
         (["--sdpa"], "sdpa", []),
         (["--attn_mode", "torch"], "sdpa", []),
-        (["--attention", "auto", "--xformers"], "auto", []),
+        (["--attention", "auto", "--xformers"], "auto", ["--xformers has no effect beside --attention auto"]),
+        (["--attention", "sdpa", "--sdpa"], "sdpa", []),
         (["--attn_mode", "flash"], "sdpa", ["--attn_mode=flash has no effect: the package flash_attn is not installed; "]),
         (["--use_flash_attn"], "sdpa", ["--flash_attn has no effect: the package flash_attn is not installed; "]),
         (["--use_sage_attn"], "sdpa", ["--use_sage_attn has no effect: SageAttention has no backward pass; "]),

@@ -16,7 +16,7 @@ from anima_core.models.kept import left_plain, store_for
 from anima_core.models.transformer import load_transformer, meta_transformer
 from anima_core.settings import ModelConfig, NetworkConfig, OptimizerConfig, OutputConfig, SampleConfig
 from anima_core.speed import probe
-from anima_core.speed.costs import empty_like
+from anima_core.speed.costs import empty_twin
 from anima_core.speed.probe import weights_proven
 from anima_core.training.loop import train
 from anima_core.training.storage import in_8_bits
@@ -47,7 +47,7 @@ def test_which_weights_are_in_8_bits_and_what_is_planned_for(base):
     assert {layer.stored.kind for layer in kept.values()} == {"int8"}
     planned = meta_transformer(base.transformer, torch.float32, store_for("int8", BLOCKS, "meta"))
     sizes = {name: layer.stored.bytes for name, layer in kept.items()}
-    for twin in (planned, empty_like(model)):
+    for twin in (planned, empty_twin(model)):
         assert {name: layer.stored.bytes for name, layer in frozen_linears(twin)} == sizes
         assert all(tensor.is_meta for tensor in (*twin.parameters(), *twin.buffers()))
     plain = sum(p.nbytes for p in load_transformer(base.transformer).parameters())
@@ -60,7 +60,9 @@ def test_a_weight_that_8_bits_would_spoil_is_counted_and_left(base, tmp_path):
         state[f"net.blocks.{number}.mlp.layer1.weight"][::3, ::7] *= 40
     save_file(state, tmp_path / "spoilt.safetensors")
     model = in_int8(dataclasses.replace(base, transformer=str(tmp_path / "spoilt.safetensors")))
-    assert len(dict(frozen_linears(model))) == 19 and left_plain(model) == 1, "that of an outer block would have stayed anyway"
+    assert len(dict(frozen_linears(model))) == 19 and left_plain(model, BLOCKS) == 1, (
+        "that of an outer block would have stayed anyway"
+    )
     assert "int8: 19 layers; 1 are left as they are" in in_8_bits(model)
 
 

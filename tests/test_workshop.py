@@ -190,7 +190,7 @@ def test_a_dora_is_added_up_over_its_base(tmp_path):
     for name, tensors in found.layers.items():
         wanted = 0.5 * delta(dora.layers[name], name) + delta(plain.layers[name])
         assert relative_error(delta(tensors), wanted) < 1e-4
-    with pytest.raises(SettingError, match="a DoRA, whose sum needs the base weights; give the model's file"):
+    with pytest.raises(SettingError, match="a DoRA, whose sum needs the base weights; give the model's file .merge --base"):
         merge([Part(dora, 0.5), Part(plain)], Keep(rank=200))
 
 

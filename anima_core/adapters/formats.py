@@ -182,7 +182,15 @@ def load_into(network: AdapterNetwork, path: str | Path) -> None:
         count = len(missing) + len(unknown)
         raise SettingError(f"{WEIGHTS}: {count} layers differ from this network, first: {which}; set {setting} as for the file")
     for name, module in trained.items():
+        check_whole(path, name, layers[name], network.tensors(module))
         _load_layer(name, module, network, layers[name])
+
+
+def check_whole(path: str | Path, name: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Refuse a layer that lacks a tensor and has no other one in its stead: no setting helps. Raises FileError."""
+    lacking = wanted.keys() - found.keys()
+    if lacking and found.keys() <= {*wanted, "alpha"}:
+        raise FileError(f"{path}: {name} lacks {min(lacking)}; download it again, or use another file")
 
 
 def _load_layer(name: str, module: Adapter | AdaptedNorm, network: AdapterNetwork, tensors: dict[str, Tensor]) -> None:

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
+from ..models import diffusers_names
+from ..models.diffusers_names import ATTENTIONS, BRANCHES
+
 DOTTED, KOHYA = "diffusion_model.", "lora_unet_"
 
 # Prefixes of dotted names, ComfyUI's first -> who writes them; several may stand in a row, or none
@@ -55,7 +58,6 @@ def same(*names: str) -> dict[str, str]:
     return {name: name for name in names}
 
 
-ATTENTIONS, BRANCHES = ("self_attn", "cross_attn"), ("self_attn", "cross_attn", "mlp")
 LEAVES = same(
     *(f"{a}.{p}" for a in ATTENTIONS for p in ("q_proj", "k_proj", "v_proj", "output_proj", "o_proj", "q_norm", "k_norm")),
     *(f"mlp.{layer}" for layer in ("layer1", "layer2", "0", "2")),
@@ -89,31 +91,8 @@ LAYOUTS = (
     Layout(
         "diffusers'",
         ("transformer_blocks", "blocks"),
-        {
-            f"attn{number}.{theirs}": f"{ours}.{name}"
-            for number, ours in enumerate(ATTENTIONS, 1)
-            for theirs, name in (
-                *((f"to_{letter}", f"{letter}_proj") for letter in "qkv"),
-                *((f"norm_{letter}", f"{letter}_norm") for letter in "qk"),
-                ("to_out.0", "output_proj"),
-            )
-        }
-        | {
-            f"norm{number}.linear_{layer}": f"adaln_modulation_{branch}.{layer}"
-            for number, branch in enumerate(BRANCHES, 1)
-            for layer in (1, 2)
-        }
-        | {"attn1.to_qkv": "self_attn.qkv_proj", "attn2.to_kv": "cross_attn.kv_proj"}
-        | {"ff.net.0.proj": "mlp.layer1", "ff.net.2": "mlp.layer2"},
-        {
-            "patch_embed.proj": "x_embedder.proj.1",
-            "time_embed.t_embedder.linear_1": "t_embedder.1.linear_1",
-            "time_embed.t_embedder.linear_2": "t_embedder.1.linear_2",
-            "time_embed.norm": "t_embedding_norm",
-            "norm_out.linear_1": "final_layer.adaln_modulation.1",
-            "norm_out.linear_2": "final_layer.adaln_modulation.2",
-            "proj_out": "final_layer.linear",
-        },
+        diffusers_names.LEAVES | {"attn1.to_qkv": "self_attn.qkv_proj", "attn2.to_kv": "cross_attn.kv_proj"},
+        diffusers_names.SINGLES,
     ),
     Layout(
         "diffusers'",

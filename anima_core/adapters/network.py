@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import seeds
-from ..models.frozen import home
+from ..models.frozen import home, replace_module
 from ..settings import NetworkConfig
 from . import dora
 from .adapter_type import Adapter, Layer
@@ -238,12 +238,3 @@ def norm_names(model: nn.Module, targets: dict[str, int]) -> list[str]:
     with_llm_adapter = any(name.startswith("llm_adapter.") for name in targets)
     norms = [name for name, module in model.named_modules() if isinstance(module, nn.RMSNorm)]
     return [name for name in norms if with_llm_adapter or not name.startswith("llm_adapter.")]
-
-
-def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    holder = model.get_submodule(parent)
-    if isinstance(holder, nn.Sequential):
-        holder[int(leaf)] = module
-    else:
-        setattr(holder, leaf, module)

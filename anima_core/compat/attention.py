@@ -21,11 +21,13 @@ def attention(values: dict[str, Any], explicit: set[str], notes: list[str]) -> s
 
     Front ends write such words into every file. --attention itself wins over them, and --attn_mode over the switches.
     """
-    if "attention" in explicit:
-        return values["attention"]
     asked, mode, found = {flag: name for flag, name in SWITCHES.items() if values[flag]}, values["attn_mode"], "sdpa"
     if mode:
         asked = {f"attn_mode={mode}": MODES.get(mode.lower(), mode)}
+    if "attention" in explicit:
+        own = str(values["attention"])
+        notes += [f"--{flag} has no effect beside --attention {own}" for flag, name in asked.items() if name != own]
+        return own
     for flag, name in asked.items():
         if why := not_usable(name):
             notes.append(f"--{flag} has no effect: {why}; torch's own attention is used")

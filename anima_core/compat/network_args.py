@@ -53,6 +53,7 @@ NETWORK_ARGS = {
     "train_norm": argument("train_norm"),
     "train_llm_adapter": NetworkArg("", "Also train the LLM adapter."),
 }
+OF_LOKR = {name_of(NetworkConfig, field) for field in ("factor", "full_matrix", "decompose_both")}  # no other type reads them
 # (module, type) -> what the settings start from there, where that is not what they start from here
 MODULE_DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
     ("networks.lokr", "lokr"): {"factor": -1},

@@ -27,7 +27,7 @@ from .kinds import EXPECTED, KINDS
 from .lycoris import ALGORITHMS, LYCORIS, check_side, preset_targets
 from .mapped import settings_for
 from .named_values import boolean, key_values, pairs, python_list
-from .network_args import MODULE_DEFAULTS, NETWORK_ARGS
+from .network_args import MODULE_DEFAULTS, NETWORK_ARGS, OF_LOKR
 from .optimizers import optimizer_config
 from .prompts import read_prompts
 from .started_from import network_of_weights
@@ -55,15 +55,19 @@ def train_config(values: Values, explicit: set[str]) -> tuple[TrainConfig, list[
         samples=sample_config(values, notes),
         output=OutputConfig(**settings_for(OutputConfig, values)),
         metadata=MetadataConfig(**settings_for(MetadataConfig, values)),
-        **(run_settings(values) | {"attention": attention(values, explicit, notes)}),
+        **(run_settings(values, explicit, notes) | {"attention": attention(values, explicit, notes)}),
     )
     return config, notes
 
 
-def run_settings(values: Values) -> Values:
+def run_settings(values: Values, explicit: set[str], notes: list[str]) -> Values:
     """Read the flags of the run itself. Offloading is a way to recompute, whether that is asked for beside it or not."""
     found = settings_for(TrainConfig, values)
-    return found | {"memory": "offload"} if values["cpu_offload_checkpointing"] else found
+    if not values["cpu_offload_checkpointing"]:
+        return found
+    if "gradient_checkpointing" in explicit and found["memory"] == "keep":
+        notes.append("gradient_checkpointing=false has no effect: cpu_offload_checkpointing recomputes every block")
+    return found | {"memory": "offload"}
 
 
 def model_config(values: Values, notes: list[str]) -> ModelConfig:
@@ -184,7 +188,10 @@ def network_config(values: Values, explicit: set[str], notes: list[str]) -> Netw
     found |= targets_from(own, within.pop("targets", preset_targets(own, notes))) | within
     if within.get("dora"):
         check_side(own, notes)
-    return NetworkConfig(**(found | network_of_weights(values, explicit | own.keys(), notes)))
+    config = NetworkConfig(**(found | network_of_weights(values, explicit | own.keys(), notes)))
+    others = [name for name in own if NETWORK_ARGS[name].setting in OF_LOKR and config.type != "lokr"]
+    notes += [f"network_args {name} has no effect: a {config.type} has none" for name in others]
+    return config
 
 
 def arguments(values: Values) -> dict[str, str]:

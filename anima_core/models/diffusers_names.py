@@ -11,25 +11,35 @@ WEIGHTS = re.compile(r"(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors")
 LLM_ADAPTER = "text_conditioner"  # its folder
 ROOT = "model_index.json", "modular_model_index.json"  # what a whole folder holds
 
-TRANSFORMER = (
-    (r"^transformer_blocks\.", "blocks."),
-    (r"\.attn1\.", ".self_attn."),
-    (r"\.attn2\.", ".cross_attn."),
-    (r"_attn\.to_([qkv])\.", r"_attn.\1_proj."),
-    (r"_attn\.norm_([qk])\.", r"_attn.\1_norm."),
-    (r"_attn\.to_out\.0\.", "_attn.output_proj."),
-    (r"^(blocks\.\d+)\.norm1\.linear_", r"\1.adaln_modulation_self_attn."),
-    (r"^(blocks\.\d+)\.norm2\.linear_", r"\1.adaln_modulation_cross_attn."),
-    (r"^(blocks\.\d+)\.norm3\.linear_", r"\1.adaln_modulation_mlp."),
-    (r"\.ff\.net\.0\.proj\.", ".mlp.layer1."),
-    (r"\.ff\.net\.2\.", ".mlp.layer2."),
-    (r"^patch_embed\.proj\.", "x_embedder.proj.1."),
-    (r"^time_embed\.t_embedder\.", "t_embedder.1."),
-    (r"^time_embed\.norm\.", "t_embedding_norm."),
-    (r"^norm_out\.linear_", "final_layer.adaln_modulation."),
-    (r"^proj_out\.", "final_layer.linear."),
-    (rf"^{LLM_ADAPTER}\.", "llm_adapter."),
-)
+BLOCK = re.compile(r"transformer_blocks\.(\d+)\.(.+)")
+ATTENTIONS, BRANCHES = ("self_attn", "cross_attn"), ("self_attn", "cross_attn", "mlp")
+LEAVES = {  # a layer within a block -> ours
+    **{
+        f"attn{number}.{theirs}": f"{ours}.{name}"
+        for number, ours in enumerate(ATTENTIONS, 1)
+        for theirs, name in (
+            *((f"to_{letter}", f"{letter}_proj") for letter in "qkv"),
+            *((f"norm_{letter}", f"{letter}_norm") for letter in "qk"),
+            ("to_out.0", "output_proj"),
+        )
+    },
+    **{
+        f"norm{number}.linear_{layer}": f"adaln_modulation_{branch}.{layer}"
+        for number, branch in enumerate(BRANCHES, 1)
+        for layer in (1, 2)
+    },
+    "ff.net.0.proj": "mlp.layer1",
+    "ff.net.2": "mlp.layer2",
+}
+SINGLES = {  # a layer of no block -> ours
+    "patch_embed.proj": "x_embedder.proj.1",
+    "time_embed.t_embedder.linear_1": "t_embedder.1.linear_1",
+    "time_embed.t_embedder.linear_2": "t_embedder.1.linear_2",
+    "time_embed.norm": "t_embedding_norm",
+    "norm_out.linear_1": "final_layer.adaln_modulation.1",
+    "norm_out.linear_2": "final_layer.adaln_modulation.2",
+    "proj_out": "final_layer.linear",
+}
 
 VAE = (
     (r"^quant_conv\.", "conv1."),
@@ -61,7 +71,12 @@ def replaced(name: str, table: tuple[tuple[str, str], ...]) -> str:
 
 def transformer_name(name: str) -> str:
     """Return the released files' name of a tensor of a transformer; one that is so already stays."""
-    return replaced(name, TRANSFORMER)
+    layer, _, tensor = name.rpartition(".")
+    if (found := BLOCK.fullmatch(layer)) and found[2] in LEAVES:
+        return f"blocks.{found[1]}.{LEAVES[found[2]]}.{tensor}"
+    if layer in SINGLES:
+        return f"{SINGLES[layer]}.{tensor}"
+    return f"llm_adapter.{name.removeprefix(f'{LLM_ADAPTER}.')}" if name.startswith(f"{LLM_ADAPTER}.") else name
 
 
 def vae_name(name: str) -> str:

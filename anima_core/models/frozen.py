@@ -166,6 +166,16 @@ def numbers_at_home(layer: nn.Linear) -> Tensor:
     return numbers.to(home(layer).device)
 
 
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module in the place of a name. `nn.Module.set_submodule` does so, which older versions of torch lack."""
+    parent, _, leaf = name.rpartition(".")
+    holder = model.get_submodule(parent)
+    if isinstance(holder, nn.Sequential):
+        holder[int(leaf)] = module
+    else:
+        setattr(holder, leaf, module)
+
+
 def frozen_linears(model: nn.Module) -> Iterator[tuple[str, FrozenLinear]]:
     """Yield the layers of a model whose weights are stored in another way than as a parameter, by name."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, FrozenLinear))

@@ -20,15 +20,18 @@ GAUSSIAN = math.sqrt(math.pi / 2)  # of Gaussian numbers, the root mean square b
 
 
 class Int8Weight(FrozenWeight):
-    """W [out, in] as q int8 [out, in] and scale fp32 [out, groups], each group as many inputs as the others."""
+    """W [out, in] as q int8 [out, in] and scale fp32 [out, groups], each group as many inputs as the others.
+
+    kind: its word in notes; None for that of weights that are rounded here.
+    """
 
     q: Tensor
     scale: Tensor
 
-    def __init__(self, q: Tensor, scale: Tensor) -> None:
+    def __init__(self, q: Tensor, scale: Tensor, kind: str | None = None) -> None:
         super().__init__()
         self.shape, groups = q.shape, scale.shape[1]
-        self.kind = "int8" if groups == 1 else f"int8 in groups of {q.shape[1] // groups}"
+        self.kind = kind or ("int8" if groups == 1 else f"int8 in groups of {q.shape[1] // groups}")
         self.register_buffer("q", q)
         self.register_buffer("scale", scale)
 

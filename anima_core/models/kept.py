@@ -30,8 +30,13 @@ def as_stored(name: str, weight: FrozenWeight) -> FrozenWeight | None:
     return weight if FREEZABLE.fullmatch(name) and weight.kind != FloatWeight.kind else None
 
 
+def outer(blocks: int) -> tuple[int, int]:
+    """Return the numbers of the first and the last of so many blocks: errors of their weights cost most."""
+    return 0, blocks - 1
+
+
 def in_int8(blocks: int, device: torch.device | str) -> Store:
-    """Keep such weights of floats in 8 bits, but for the first and the last of so many blocks, whose errors cost most.
+    """Keep such weights of floats in 8 bits, but for those of the outer two of so many blocks.
 
     They are rounded on the device, where that is a matter of seconds. What is too coarse in 8 bits stays plain, and what a
     file has quantised already stays so.
@@ -39,18 +44,17 @@ def in_int8(blocks: int, device: torch.device | str) -> Store:
 
     def store(name: str, weight: FrozenWeight) -> FrozenWeight | None:
         place = FREEZABLE.fullmatch(name)
-        if weight.kind != FloatWeight.kind or place is None or int(place[1]) in (0, blocks - 1):
+        if weight.kind != FloatWeight.kind or place is None or int(place[1]) in outer(blocks):
             return as_stored(name, weight)
         return quantised(weight.numbers(torch.float32, "meta" if weight.is_meta else device))
 
     return store
 
 
-def left_plain(model: nn.Module) -> int:
-    """Count the weights that `in_int8` would have kept in 8 bits, had that been exact enough."""
+def left_plain(model: nn.Module, blocks: int) -> int:
+    """Count the weights that `in_int8` would have kept in 8 bits in a model of so many blocks, had that been exact enough."""
     places = [FREEZABLE.fullmatch(f"{name}.weight") for name, layer in model.named_modules() if type(layer) is nn.Linear]
-    blocks = [int(place[1]) for place in places if place]
-    return sum(number not in (min(blocks), max(blocks)) for number in blocks)
+    return sum(int(place[1]) not in outer(blocks) for place in places if place)
 
 
 def store_for(dtype: str, blocks: int, device: torch.device | str) -> Store:

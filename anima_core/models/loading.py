@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import FileError
 from .checkpoint import strip_prefix
 from .diffusers_names import ROOT, WEIGHTS
-from .frozen import FloatWeight, FrozenLinear, FrozenWeight, Scratch
+from .frozen import FloatWeight, FrozenLinear, FrozenWeight, Scratch, replace_module
 from .kept import Store, all_plain, nothing
 from .kinds import REAL_WEIGHTS, kind_of, part_of, parts_in
 from .quantised import Stored, read_stored, read_weights
@@ -124,7 +124,7 @@ def with_frozen(model: M, weights: Mapping[str, FrozenWeight], scratch: Scratch)
         place = name.removesuffix(".weight")
         layer = model.get_submodule(place)
         assert isinstance(layer, nn.Linear)
-        model.set_submodule(place, FrozenLinear(weight, scratch, layer.bias))
+        replace_module(model, place, FrozenLinear(weight, scratch, layer.bias))
     return model
 
 

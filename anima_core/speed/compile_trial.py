@@ -3,10 +3,10 @@
 Outputs and gradients must agree, and the graph must be the faster of the two.
 """
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,8 +20,8 @@ from .costs import Shape
 from .counting import tensors_in
 from .forms import LevelForm, level_form
 from .probe import TOLERANCE, apart
+from .race import seconds_of
 
-RUNS = 3  # of each way, of which the shortest counts
 Tell = Callable[[str, str], Any]  # (kind of event, text)
 
 
@@ -154,33 +154,25 @@ def step(form: LevelForm, block: Block, inputs: Sequence[Any]) -> tuple[Tensor, 
 
 def results(form: LevelForm, block: Block, network: AdapterNetwork, inputs: Sequence[Any]) -> list[Tensor]:
     """Return a block's output, the gradients of its inputs, and those of its parameters, which are 0 afterwards as before."""
-    parameters = trained(block)
     with network.micro_batch(0):
         y, gradients = step(form, block, inputs)
-    of_parameters = [p.grad.clone() for p in parameters if p.grad is not None]
-    for parameter in parameters:
-        if parameter.grad is not None:
-            parameter.grad.zero_()
-    return [y, *gradients, *of_parameters]
+    found = [y, *gradients, *(gradient.clone() for gradient in gradients_of(block))]
+    clear(block)
+    return found
 
 
 def seconds(form: LevelForm, block: Block, network: AdapterNetwork, inputs: Sequence[Any]) -> float:
     """Return how long a block takes, forward and backward."""
-    found = []
     with network.micro_batch(0):
-        for _ in range(RUNS):
-            begin = now(inputs[0].device)
-            step(form, block, inputs)
-            found.append(now(inputs[0].device) - begin)
-    for parameter in trained(block):
-        if parameter.grad is not None:
-            parameter.grad.zero_()
-    return min(found)
+        found = seconds_of(partial(step, form, block, inputs), inputs[0].device)
+    clear(block)
+    return found
 
 
-def now(device: torch.device) -> float:
-    """Return the time when all that a device was given is done."""
-    backend = {"cuda": torch.cuda, "xpu": torch.xpu}.get(device.type)
-    if backend is not None:
-        backend.synchronize(device)
-    return time.perf_counter()
+def gradients_of(block: Block) -> list[Tensor]:
+    return [parameter.grad for parameter in trained(block) if parameter.grad is not None]
+
+
+def clear(block: Block) -> None:
+    for gradient in gradients_of(block):
+        gradient.zero_()

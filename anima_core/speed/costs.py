@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adapters.network import AdapterNetwork, replace_module
-from ..models.frozen import FrozenLinear, Scratch, frozen_linears
+from ..adapters.network import AdapterNetwork
+from ..models.frozen import Scratch, frozen_linears
+from ..models.loading import with_frozen
 from ..models.transformer import AnimaTransformer, Block, TransformerConfig, image_rope, length_mask
 from ..settings import NetworkConfig
 from .cards import TYPICAL, Card
@@ -139,12 +140,10 @@ def empty(sizes: TransformerConfig, dtype: torch.dtype) -> AnimaTransformer:
         return AnimaTransformer(sizes).to(dtype).requires_grad_(False)
 
 
-def empty_like(model: AnimaTransformer) -> AnimaTransformer:
+def empty_twin(model: AnimaTransformer) -> AnimaTransformer:
     """Build a model of the same sizes without a byte of it, its frozen weights stored in the same way, without adapters."""
-    twin, scratch = empty(model.config, model.dtype), Scratch(model.dtype, "meta")
-    for name, layer in frozen_linears(model):
-        replace_module(twin, name.removesuffix(".base"), FrozenLinear(layer.stored.on_meta(), scratch, layer.bias))
-    return twin
+    weights = {f"{name.removesuffix('.base')}.weight": layer.stored.on_meta() for name, layer in frozen_linears(model)}
+    return with_frozen(empty(model.config, model.dtype), weights, Scratch(model.dtype, "meta"))
 
 
 def with_adapters(model: AnimaTransformer, config: NetworkConfig, learning_rate: float) -> AdapterNetwork:

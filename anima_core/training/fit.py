@@ -15,7 +15,7 @@ from ..files import write_whole
 from ..models.transformer import AnimaTransformer
 from ..models.vae import SCALE
 from ..speed.cards import GB, find_card
-from ..speed.costs import Shape, empty_like
+from ..speed.costs import Shape, empty_twin
 from ..speed.forms import LEVELS, apply_away, apply_levels, levels_of, ops_of
 from ..speed.plan import Budget, Layout, Levels, best, choose, summary
 from ..speed.stream import NOWHERE, Away, Streaming
@@ -88,7 +88,7 @@ class Fit:
     def empty(self) -> AnimaTransformer:
         """Return the model without a byte of it, for the counter."""
         with self.streaming.seen():
-            return empty_like(self.model)
+            return empty_twin(self.model)
 
     def split(self, batch: Batch) -> list[Batch]:
         """Return the parts that a micro-batch is taken in: one, unless memory ran out with every block recomputed."""
@@ -234,10 +234,8 @@ class Fit:
 
     def former(self) -> tuple[Layout | None, str]:
         """Return the layout of the run that goes on, or none, and what there is to say about it."""
-        if self.plan.resume_from is None:
-            return None, ""
+        found = former_plan(self.plan)
         try:
-            found = former_plan(self.plan)
             levels, parts, made_for = tuple(found["levels"]), int(found["parts"]), dict(found["for"])
             away = Away(**found.get("away", {}))
         except (ValueError, KeyError, TypeError):

@@ -11,9 +11,9 @@ from ..data.batches import Batches, Draw, Item, build_items
 from ..data.cache import TensorCache, encoded_at_once, everything
 from ..data.captions import process_caption
 from ..data.check import steps_per_epoch
-from ..data.described import data_metadata
 from ..data.embeddings import CachedEmbeddings, LiveEmbeddings, TextEmbeddings, taken
 from ..data.latents import LatentStore, has_mask
+from ..data.metadata import data_metadata
 from ..data.text import TextStore
 from ..models.loading import shards
 from ..models.qwen import AnimaQwen, load_qwen

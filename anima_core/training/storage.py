@@ -12,6 +12,7 @@ from ..models.int8 import TOO_COARSE
 from ..models.kept import Store, all_plain, left_plain
 from ..models.loading import Layout, how_stored
 from ..models.quantised.fp8 import UNSCALED
+from ..models.transformer import AnimaTransformer
 from ..models.transformer_files import not_used
 from ..settings import ModelConfig
 
@@ -46,11 +47,11 @@ def _counts(kept: int, plain: int) -> str:
     return ", ".join([stay] * bool(kept) + [made] * bool(plain))
 
 
-def in_8_bits(model: nn.Module) -> str:
+def in_8_bits(model: AnimaTransformer) -> str:
     """Say how many weights of a model, just loaded, are kept in 8 bits, how finely, and how many are left."""
     kinds = Counter(layer.stored.kind for _, layer in frozen_linears(model) if OURS.fullmatch(layer.stored.kind))
     kept = ", ".join(f"{kind}: {count} layers" for kind, count in sorted(kinds.items()))
-    left = left_plain(model)
+    left = left_plain(model, len(model.blocks))
     others = f"; {left} are left as they are, whose rounding would take more than {TOO_COARSE:.0%} of them" if left else ""
     return f"`model.dtype`=int8: {kept or 'no layer, since the outer two blocks stay as they are'}{others}"
 

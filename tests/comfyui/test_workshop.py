@@ -127,6 +127,29 @@ def test_adapters_are_merged_resized_scaled_converted_and_analysed(server, base)
     assert Image.open(base / "output" / picture["filename"]).width > 400
 
 
+def test_a_dora_is_merged_over_the_model_it_is_for(server, base):
+    weights = layers(base)
+    found = load_file(base / "models" / "loras" / "ws_first.safetensors")
+    for layer in deltas(base / "models" / "loras" / "ws_first.safetensors"):
+        found[f"diffusion_model.{layer}.dora_scale"] = 1.5 * weights[layer].norm(dim=0, keepdim=True)
+    save_file(found, base / "models" / "loras" / "ws_dora.safetensors")
+    graph = two(server)
+    graph.add("dora", "AnimaLoadAdapter", adapter="ws_dora.safetensors")
+    inputs = {"loras.lora0": ["dora", 0], "loras.lora1": ["second", 0], "rank": 1024}
+    graph.add("merge", "AnimaMergeAdapters", **inputs)
+    graph.add("save", "AnimaSaveAdapter", lora=["merge", 0], name="ws_over")
+    assert "needs the base weights; give the model" in error_of(server.run(graph.prompt))
+    graph.add("transformer", "AnimaTransformerLoader", transformer=MODEL)
+    graph.add("merge", "AnimaMergeAdapters", **inputs, transformer=["transformer", 0])
+    entry = server.run(graph.prompt)
+    assert status(entry) == "success", error_of(entry)
+    first, second, merged = (deltas(base / "models" / "loras" / f"ws_{n}.safetensors") for n in ("first", "second", "over"))
+    for name, delta in first.items():
+        whole = weights[name] + delta
+        wanted = whole * (1.5 * weights[name].norm(dim=0) / whole.norm(dim=0)) - weights[name] + second[name]
+        assert relative_error(merged[name], wanted) < 1e-3
+
+
 def test_an_adapter_is_extracted_from_two_models(server, base):
     graph = two(server)
     graph.add("bake", "AnimaBakeAdapter", model=MODEL, lora=["second", 0], name="ws_tuned")

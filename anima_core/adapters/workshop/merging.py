@@ -114,8 +114,9 @@ def delta(name: str, tensors: Mapping[str, Tensor], weight: Tensor) -> Delta:
             f"{name}: a {type_name(tensors) or 'layer of an unknown type'}, which cannot be merged; leave it out"
         )
     if DORA in tensors and not weight.numel():
-        where = "the text encoder's" if name.startswith(TEXT_PREFIXES) else "base"
-        raise SettingError(f"{name}: a DoRA, whose sum needs the {where} weights; give the model's file to merge --base")
+        text_encoder = "the text encoder's weights, which are not read; leave that adapter out"
+        needs = text_encoder if name.startswith(TEXT_PREFIXES) else "the base weights; give the model's file (merge --base)"
+        raise SettingError(f"{name}: a DoRA, whose sum needs {needs}")
     return delta_of(kind, tensors, weight)
 
 

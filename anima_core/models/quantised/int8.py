@@ -1,29 +1,12 @@
 """Integers of 8 bits with a scale for the tensor or for each output, and the same of a rotated weight (ConvRot)."""
 
-import torch
 from torch import Tensor
 
 from ..frozen import FrozenWeight
+from ..int8 import Int8Weight
 from .fp8 import per_output
 from .rotation import Rotated, all_said, group_size
 from .stored import Format, Parts, Settings
-
-
-class Int8(FrozenWeight):
-    """Integers [out, in] times a scale, multiplied in fp32 and rounded once."""
-
-    data: Tensor
-    scale: Tensor
-
-    def __init__(self, data: Tensor, scale: Tensor) -> None:
-        super().__init__()
-        self.shape = data.shape
-        self.kind = f"int8, a scale per {'tensor' if scale.numel() == 1 else 'output'}"
-        self.register_buffer("data", data)
-        self.register_buffer("scale", per_output(scale, data.shape).float())
-
-    def write(self, into: Tensor) -> None:
-        torch.mul(self.data, self.scale, out=into)
 
 
 class RotatedInt8(Rotated):
@@ -37,9 +20,15 @@ class RotatedInt8(Rotated):
         return self.data[some]
 
 
+def plain(data: Tensor, scale: Tensor) -> Int8Weight:
+    """Return integers [out, in] times a scale of the tensor or of each output, multiplied in fp32 and rounded once."""
+    kind = f"int8, a scale per {'tensor' if scale.numel() == 1 else 'output'}"
+    return Int8Weight(data, per_output(scale, data.shape).float().expand(len(data), 1).contiguous(), kind)
+
+
 def made(parts: Parts, settings: Settings) -> FrozenWeight:
     whole = parts["weight"], parts["scale"]
-    return RotatedInt8(*whole, group_size(settings)) if all_said(settings).get("convrot") else Int8(*whole)
+    return RotatedInt8(*whole, group_size(settings)) if all_said(settings).get("convrot") else plain(*whole)
 
 
 INT8 = Format("int8_tensorwise", ("I8",), ("scale",), made)

@@ -10,10 +10,10 @@ from PIL import Image
 
 from anima_core import train
 from anima_core.compat.arguments import config_of
-from anima_core.data import described
+from anima_core.data import metadata
 from anima_core.data.batches import build_items
-from anima_core.data.described import data_metadata, tag_frequency
 from anima_core.data.folder import Picture
+from anima_core.data.metadata import data_metadata, tag_frequency
 from anima_core.errors import FileError, SettingError
 from anima_core.models.checkpoint import read_header, read_metadata
 from anima_core.settings import DatasetConfig, MetadataConfig, OutputConfig, SampleConfig, SubsetConfig
@@ -71,7 +71,7 @@ def test_buckets_and_folders_are_told_in_sd_scripts_form(tmp_path):
 
 
 def test_tags_are_bounded_and_the_most_frequent_stay(tmp_path, monkeypatch):
-    monkeypatch.setattr(described, "MOST_TAGS", 3)
+    monkeypatch.setattr(metadata, "MOST_TAGS", 3)
     pictures = [picture(tmp_path, str(n), ", ".join([f"once {n}", "often", *["sometimes"] * (n % 2)])) for n in range(40)]
     found = tag_frequency(pictures)["10_somebody"]
     assert len(found) == 3 and found["often"] == 40 and found["sometimes"] == 20
