@@ -19,6 +19,7 @@ from anima_core.errors import FileError, SettingError
 from anima_core.report.heat_map import ABSENT, CELL, HEAD, LINE, MARGIN, NAMES, heat_map
 from anima_core.settings import NetworkConfig
 
+from . import layouts
 from .conftest import relative_error
 from .test_adapters import model as tiny_transformer
 from .test_adapters import trained
@@ -152,6 +153,10 @@ def test_the_base_may_have_any_names_and_must_be_whole(files):
     save_file(renamed, files / "d.safetensors")
     found, wanted = (analyse(files / "a.safetensors", base=files / name) for name in ("d.safetensors", "base.safetensors"))
     assert found.facts == wanted.facts
+    own, conditioner = layouts.diffusers_transformer(base)
+    layouts.write_shards(own, files / "pipe" / "transformer")
+    layouts.write_shards(conditioner, files / "pipe" / "text_conditioner", count=1)
+    assert analyse(files / "a.safetensors", base=files / "pipe").facts == wanted.facts
     save_file({key: renamed[key] for key in list(renamed)[:5]}, files / "few.safetensors")
     with pytest.raises(FileError, match=r"holds no weight of .* layers\); give the model that it was made for"):
         analyse(files / "a.safetensors", base=files / "few.safetensors")

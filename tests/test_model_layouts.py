@@ -85,6 +85,15 @@ def test_other_precisions_beside_the_shards_are_left_alone(model, reference, tmp
     assert same_tensors(load_transformer(folder).state_dict(), reference["transformer"])
 
 
+def test_files_are_found_from_the_folder_that_they_are_in(model, reference, tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(model.transformer).parent)
+    assert check_transformer(Path(model.transformer).name) == check_transformer(model.transformer)
+    folder = layouts.write_diffusers(tmp_path / "pipe", model.transformer, model.vae, model.qwen)
+    for place, name in ((folder, "."), (folder / "transformer", "."), (folder / "vae", "../transformer")):
+        monkeypatch.chdir(place)
+        assert same_tensors(load_transformer(name).state_dict(), reference["transformer"])
+
+
 def test_one_file_with_diffusers_names_is_read_and_finds_the_adapter_beside(model, reference, tmp_path):
     folder = layouts.write_diffusers(tmp_path / "pipe", model.transformer, model.vae, model.qwen, count=1)
     path = folder / "transformer" / "diffusion_pytorch_model.safetensors"

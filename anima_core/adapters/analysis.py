@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from ..errors import FileError, SettingError
-from ..models.quantised import read_stored, read_weights
+from ..models.loading import by_name
+from ..models.quantised import read_weights
+from ..models.transformer_files import LAYOUT, sources
 from .formats import read_adapter
 from .keys import Layers
 from .layouts import LEAVES, layer_of
@@ -106,19 +108,24 @@ def sorted_out(layers: Layers, with_base: bool) -> tuple[Layers, list[str]]:
 
 
 def weights_of(base: str | Path, layers: Layers) -> Iterator[tuple[str, Tensor]]:
-    """Yield each layer's name with its weight, as they lie in the base model's file; without one with an empty tensor.
+    """Yield each layer's name with its weight, as they lie in the base model's files; without one with an empty tensor.
 
-    A quantised one gives the numbers that it stands for. Raises FileError for a file that lacks a weight.
+    A quantised one gives the numbers that it stands for. Raises FileError for a model that lacks a weight.
     """
     if not base:
         yield from ((name, torch.empty(0)) for name in layers)
         return
-    keys = {key: layer for key in read_stored(base) if (layer := weight_of(key)) in layers}
-    if missing := [name for name in layers if name not in keys.values()]:
+    wanted = {f"{layer}.weight": layer for layer in layers}
+    places = {
+        source.file: {stored.key: wanted[name] for name, stored in by_name(source, LAYOUT).items() if name in wanted}
+        for source in sources(base)
+    }
+    there = {layer for keys in places.values() for layer in keys.values()}
+    if missing := [name for name in layers if name not in there]:
         raise FileError(f"{base}: holds no weight of {missing[0]} ({len(missing)} layers); give the model that it was made for")
-    for key, weight in read_weights(Path(base)):
-        if name := keys.get(key):
-            yield name, weight.numbers(torch.float32, "cpu")
+    for file, keys in places.items():
+        for key, weight in read_weights(file, keys):
+            yield keys[key], weight.numbers(torch.float32, "cpu")
 
 
 def weight_of(key: str) -> str | None:

@@ -37,7 +37,7 @@ def sources(path: str | Path, llm_adapter: str | Path = "") -> Sources:
 def adapter_beside(path: str | Path) -> Path | None:
     """Find the LLM adapter of a transformer in diffusers' layout, which has no room for one: the folder beside its own."""
     place = part_folder(path, LAYOUT.folder)
-    folder = place if place.is_dir() else place.parent
+    folder = (place if place.is_dir() else place.parent).absolute()  # "." has no name
     beside = folder.with_name(LLM_ADAPTER)
     return beside if folder.name == LAYOUT.folder and beside.is_dir() else None
 
