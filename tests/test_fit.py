@@ -4,6 +4,8 @@ import dataclasses
 import json
 import math
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -354,3 +356,12 @@ def test_a_run_that_cannot_be_counted_recomputes_and_says_so(model, pictures, tm
     assert (
         warning.startswith("memory: what this run takes could not be counted (AttributeError: module") and "more" not in warning
     )
+
+
+@pytest.mark.parametrize("name", ["checkpoints/step-00000002", "../run/checkpoints/step-00000002", "step-00000002"])
+def test_what_was_decided_is_found_from_wherever_a_checkpoint_is_named(tmp_path, monkeypatch, name):
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000002"
+    checkpoint.mkdir(parents=True)
+    (tmp_path / "run" / FILE).write_text('{"compiled": true}', encoding="utf-8")
+    monkeypatch.chdir(checkpoint.parent if name == checkpoint.name else tmp_path / "run")
+    assert fit.former_plan(SimpleNamespace(resume_from=Path(name))) == {"compiled": True}

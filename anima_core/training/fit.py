@@ -37,7 +37,7 @@ def former_plan(plan: Plan) -> dict[str, Any]:
     if plan.resume_from is None:
         return {}
     try:
-        return dict(json.loads((plan.resume_from.parents[1] / FILE).read_text(encoding="utf-8")))
+        return dict(json.loads((plan.resume_from.absolute().parents[1] / FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return {}
 
