@@ -1,5 +1,6 @@
 """What a type of adapter is, for everything that handles adapters without knowing the types."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -54,9 +55,9 @@ class Adapter(nn.Module):
         """Return base(x) and the correction as one autograd function; None where a type, or its dropout, has no such form."""
         return None
 
+    @abstractmethod
     def merged(self, weight: Tensor) -> Tensor:
         """Return base weight and correction in one new tensor, [out, in] in the weight's dtype, without gradient."""
-        raise NotImplementedError
 
     def cast(self, name: str, dtype: torch.dtype) -> Tensor:
         """Return a parameter or a product in a dtype, without gradient."""
