@@ -347,7 +347,7 @@ def stored_weights() -> list[FrozenWeight]:
         rounded(plain, 2),
         fp8.Float8(eight, scales),
         fp8.CastFloat8(eight),
-        int8.Int8(bytes_of, torch.tensor(0.5)),
+        int8.plain(bytes_of, torch.tensor(0.5)),
         int8.RotatedInt8(bytes_of, scales, 16),
     ]
 
