@@ -51,7 +51,9 @@ class AdaptedNorm(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weight with its difference, in the base weight's dtype."""
+        """The weight with its difference, in the base weight's dtype; the base weight itself at a multiplier of 0."""
+        if self.multiplier == 0:
+            return self.base.weight
         return (self.base.weight.float() + self.multiplier * self.w_norm).to(self.base.weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -96,7 +96,10 @@ class AdapterNetwork(nn.Module):
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Leave the base model alone, inside."""
+        """Leave the base model alone, inside: what it computes there is what it computes without a network, to the bit.
+
+        It may be entered in a micro-batch, before its forward pass; what is made inside takes no gradient to the adapters.
+        """
         before, self.multiplier = self.multiplier, 0.0
         try:
             yield
