@@ -20,7 +20,7 @@ def test_in_the_form_of_a_training_it_is_the_model_without_a_network(layout, dty
     network.load_state_dict(trained(LAYOUTS[layout]).state_dict())
     for transformer in (base, adapted):
         make_lean(transformer)
-    base.modulations = adapted.modulations  # a table has its sums in another order, and there is none where its layers are trained
+    base.modulations = adapted.modulations  # a table, which trained layers have not, sums in another order
     with network.train().micro_batch(0, t=inputs()[1]), torch.no_grad():
         with network.disabled():
             off = adapted(*inputs())
