@@ -280,3 +280,4 @@ def test_output_that_cannot_be_written(model, pictures, tmp_path, capsys):
 
 def test_unknown_flag_is_one_line(capsys):
     refused(capsys, ["train", "--netwrok_dim", "3"], "unknown flag --netwrok_dim; did you mean --network_dim?")
+    refused(capsys, ["demo", "--network_dim", "3"], "demo has no flag --network_dim; `--help` lists those that it has")

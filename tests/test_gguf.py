@@ -224,6 +224,12 @@ def test_a_damaged_file_is_refused_with_the_way_out(tmp_path, data, text):
             read(path)
 
 
+def test_a_file_that_only_bears_the_ending_is_no_safetensors_file_either(tmp_path):
+    (tmp_path / "x.gguf").write_bytes(bytes(100))
+    with pytest.raises(FileError, match="x.gguf: not a GGUF file, or a damaged one; download it again"):
+        check_transformer(tmp_path / "x.gguf")
+
+
 def test_what_is_missing_and_what_is_another_model_are_said(tmp_path):
     with pytest.raises(FileError, match=r"no such file"):
         read_stored(tmp_path / "none.gguf")

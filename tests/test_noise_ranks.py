@@ -121,7 +121,7 @@ def test_with_dropout_too():
     "settings, text",
     [
         (dict(type="lokr"), "network.tlora_min_rank=2: only the ranks of a plain lora can follow the noise; set it to 0"),
-        (dict(dora=True), "only the ranks of a plain lora"),
+        (dict(dora=True), "follow the noise; set it to 0 or network.dora to false"),
         (dict(rank=1), "network.tlora_min_rank=2: must be at most the rank, 1"),
         (dict(tlora_schedule="geometric"), "network.tlora_schedule=geometric: must be one of linear, cosine"),
     ],

@@ -273,6 +273,7 @@ def test_a_plan_is_told_with_its_peak_and_seconds_where_the_card_is_known():
     said = "2 of 4 blocks keep, 2 are recomputed, peak 8.2 of 9.0 GB"
     assert budget.said(levels) == f"{said}, about 2.8 s/step"
     assert dataclasses.replace(budget, card=card_of_text("16gb")).said(levels) == said
+    assert "of 0.0 GB" in dataclasses.replace(budget, room=-3 * GB - budget.resident).said(levels), "no memory is below none"
 
 
 def test_every_level_has_its_words():

@@ -76,11 +76,17 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
     args, rest = parser.parse_known_args(argv)
     unknown = [text.split("=")[0] for text in rest if text.startswith("--")]
     if unknown:
-        known = known_names()
-        raise SettingError("; ".join(f"unknown flag {name}{hint(name.lstrip('-'), known, '--')}" for name in unknown))
+        raise SettingError("; ".join(unknown_flag(name, getattr(args, "command", "train")) for name in unknown))
     if rest:
         raise SettingError(f"unexpected {rest[0]!r}; flags start with --")
     return args
+
+
+def unknown_flag(name: str, command: str) -> str:
+    known = known_names()
+    if name.lstrip("-") in known:
+        return f"{command} has no flag {name}; `--help` lists those that it has"
+    return f"unknown flag {name}{hint(name.lstrip('-'), known, '--')}"
 
 
 Guard = Callable[[str, str], str]  # (path, setting) -> where it is; raises for a path that may not be read

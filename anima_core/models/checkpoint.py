@@ -25,6 +25,7 @@ MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own bound
 MAX_DIMENSIONS = 64  # torch's own bound
 MOST_VALUES = 1 << 60  # of a tensor: more than any file holds, and few enough for torch to count
 NOT_SAFETENSORS = "not a safetensors file, or a damaged one; download it again, as .safetensors"
+NOT_GGUF = "not a GGUF file, or a damaged one; download it again"
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NAMES = {
@@ -189,6 +190,10 @@ def check_layout(path: Path, entries: dict[str, dict[str, Any]]) -> int:
     return end
 
 
+def unreadable(path: Path) -> FileError:
+    return FileError(f"{path}: {NOT_GGUF if path.suffix == '.gguf' else NOT_SAFETENSORS}")
+
+
 def _header_length(path: Path) -> int:
     with open(path, "rb") as file:
         return int.from_bytes(file.read(8), "little")
@@ -199,7 +204,7 @@ def raw_header(path: Path) -> bytes:
     check_is_file(path)
     length = _header_length(path)
     if not 2 <= length <= MAX_HEADER_BYTES:
-        raise FileError(f"{path}: {NOT_SAFETENSORS}")
+        raise unreadable(path)
     if length > path.stat().st_size - 8:  # before anything of that size is asked for
         raise FileError(f"{path}: truncated inside its header; download it again")
     with open(path, "rb") as file:
@@ -213,7 +218,7 @@ def _json_header(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):  # not UTF-8, not JSON, numbers of thousands of digits, nested without end
         header = None
     if not isinstance(header, dict):
-        raise FileError(f"{path}: {NOT_SAFETENSORS}")
+        raise unreadable(path)
     return header
 
 

@@ -98,7 +98,8 @@ class NetworkConfig:
         check(self)
         require(self.factor == -1 or self.factor >= 1, "network.factor", self.factor, "must be -1 or at least 1")
         if self.tlora_min_rank:
-            name, rule = "network.tlora_min_rank", "only the ranks of a plain lora can follow the noise; set it to 0"
+            other = " or `network.dora` to false" if self.dora else ""
+            name, rule = "network.tlora_min_rank", f"only the ranks of a plain lora can follow the noise; set it to 0{other}"
             require(plain(self.type) == "lora" and not self.dora, name, self.tlora_min_rank, rule)
             require(self.tlora_min_rank <= self.rank, name, self.tlora_min_rank, f"must be at most the rank, {self.rank}")
         for name in ("ranks", "alphas", "learning_rates"):

@@ -62,7 +62,7 @@ class Budget:
 
     def said(self, levels: Sequence[str]) -> str:
         """Say what a plan means: "15 of 28 blocks keep, 13 are recomputed, peak 10.9 of 11.3 GB, about 0.9 s/step"."""
-        said = f"{summary(levels, self.away)}, peak {self.peak(levels) / GB:.1f} of {self.limit / GB:.1f} GB"
+        said = f"{summary(levels, self.away)}, peak {self.peak(levels) / GB:.1f} of {max(0.0, self.limit) / GB:.1f} GB"
         if self.card is None or not self.card.tflops:
             return said
         return f"{said}, about {self.micro_batches * self.seconds(levels):.2g} s/step"
