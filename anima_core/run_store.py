@@ -28,6 +28,7 @@ WHAT_CHANGED = {  # with each version
     5: "a run is found by the settings that are not at their default, so that new ones change nothing",
 }
 DIFFERENCES_SHOWN = 3
+OF_PICTURES = ("subset.", "held_out.")  # settings whose paths are the pictures', which are compared one by one
 CHANGED_SUFFIX = "-changed"  # ends the key of a run that continued with other data, or whose graph has started over
 
 
@@ -83,13 +84,13 @@ def run_key(plan: Plan) -> str:
 
 
 def shaping(plan: Plan) -> dict[str, Any]:
-    """Return what shapes a run's result: `settings` and contents of `files` by place, and the `pictures` of each dataset."""
+    """Return what shapes a run's result: `settings` and contents of `files` by place, and `pictures`, held out or not."""
     shapes = [found for found in walk(plan.config) if found.facts.shapes and found.value != found.default]
     values = {found.place: found.value for found in shapes if not found.facts.path}
-    made_from = {f.place: content(f.value) for f in shapes if f.facts.path and not f.name.startswith("subset.")}
+    made_from = {f.place: content(f.value) for f in shapes if f.facts.path and not f.name.startswith(OF_PICTURES)}
     pictures = [
         [[p.digest, p.caption, p.repeats, content(str(p.mask_path or "")), list(p.size)] for p in group]
-        for group in plan.pictures
+        for group in (*plan.pictures, *(plan.held_out.pictures if plan.held_out else ()))
     ]
     return {"settings": values, "files": made_from, "pictures": pictures}
 

@@ -12,6 +12,7 @@ from ..anima_core.models.transformer import check_transformer
 from ..anima_core.settings import (
     DatasetConfig,
     FlowConfig,
+    HeldOutConfig,
     MetadataConfig,
     ModelConfig,
     NetworkConfig,
@@ -45,6 +46,7 @@ SOCKETS = (
 PREVIEWS = types.Samples.Input("samples", optional=True, tooltip="Preview pictures while training.")
 WORDS = types.Metadata.Input("metadata", optional=True, tooltip="What the adapter file says about itself.")
 FAST = types.Speed.Input("speed", optional=True, tooltip="Ways to be faster, or smaller.")
+HELD_OUT = types.HeldOut.Input("held_out", optional=True, tooltip="Pictures that are only measured, never trained.")
 LENGTH = (
     widget("steps", TrainConfig, "max_train_steps", min=1, max=1_000_000),
     widget("batch_size", DatasetConfig, max=256),
@@ -107,6 +109,7 @@ class AnimaTrain(AnimaNode):
                 PREVIEWS,
                 WORDS,
                 FAST,
+                HELD_OUT,
             ],
             outputs=outputs(),
         )
@@ -126,6 +129,7 @@ class AnimaTrain(AnimaNode):
         samples: SampleConfig | None = None,
         metadata: MetadataConfig | None = None,
         speed: dict[str, Any] | None = None,
+        held_out: HeldOutConfig | None = None,
         **given: Any,
     ) -> io.NodeOutput:
         output = settings_from(cls.widgets, given, OutputConfig)
@@ -141,6 +145,7 @@ class AnimaTrain(AnimaNode):
             flow=FlowConfig(**settings_from(cls.widgets, given, FlowConfig)),
             samples=samples or SampleConfig(),
             metadata=metadata or MetadataConfig(),
+            held_out=held_out or HeldOutConfig(),
             output=OutputConfig(**(output | folders | {"name": safe_name(output["name"])})),
             device=str(mm.get_torch_device()),
             cache_dir=str(store_folder() / "cache"),

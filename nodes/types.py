@@ -22,6 +22,7 @@ Network = io.Custom("ANIMA_NETWORK")  # NetworkConfig
 Optimizer = io.Custom("ANIMA_OPTIMIZER")  # OptimizerConfig
 Samples = io.Custom("ANIMA_SAMPLES")  # SampleConfig
 Metadata = io.Custom("ANIMA_METADATA")  # MetadataConfig
+HeldOut = io.Custom("ANIMA_HELD_OUT")  # HeldOutConfig
 Speed = io.Custom("ANIMA_SPEED")  # dict[str, Any], fields of TrainConfig
 LoraModel = io.Custom("LORA_MODEL")  # ComfyUI's own
 LossMap = io.Custom("LOSS_MAP")  # ComfyUI's own

@@ -215,7 +215,7 @@ def config_of(store, name: str) -> TrainConfig:
 
 
 def plan_of(config: TrainConfig, pictures: tuple = ()):
-    return SimpleNamespace(config=config, pictures=pictures)
+    return SimpleNamespace(config=config, pictures=pictures, held_out=())
 
 
 def record(store, key: str, text: str, age: int = 0) -> Path:

@@ -33,6 +33,9 @@ SUBSET_KEYS = (
     "secondary_separator",
     "flip_aug",
     "alpha_mask",
+    "validation_split",
+    "validation_split_num",
+    "validation_seed",
 )
 DATASET_KEYS = (
     "batch_size",
@@ -53,9 +56,6 @@ WITHOUT_EFFECT = {
     "resize_interpolation": "Lanczos is used",
     "cache_info": "the index of the cache folder does this",
     "network_multiplier": "the adapter trains at full strength",
-    "validation_seed": "validation runs are not available yet",
-    "validation_split": "validation runs are not available yet",
-    "validation_split_num": "validation runs are not available yet",
     "skip_image_resolution": "small pictures are trained as well",
     "train_inpainting": "inpainting models are not trained",
     "max_token_length": "captions are never cut",

@@ -13,6 +13,7 @@ from ..errors import SettingError, in_words
 from ..settings import (
     DatasetConfig,
     FlowConfig,
+    HeldOutConfig,
     MetadataConfig,
     ModelConfig,
     NetworkConfig,
@@ -159,6 +160,14 @@ MAPPED = {
         *same_name(SubsetConfig, "enable_wildcard secondary_separator"),
         sets(SubsetConfig, "metadata_file", "", "in_json"),
         sets(SubsetConfig, "mask_dir", "conditioning_data_dir", "mask_dir"),
+        *same_name(SubsetConfig, "validation_split validation_split_num"),
+        sets(HeldOutConfig, "seed", "validation_seed"),
+        sets(HeldOutConfig, "folder", "held_out_folder"),
+        sets(HeldOutConfig, "most", "max_validation_steps"),
+        sets(HeldOutConfig, "every_n_steps", "validate_every_n_steps"),
+        sets(HeldOutConfig, "every_n_epochs", "validate_every_n_epochs"),
+        sets(HeldOutConfig, "patience", "held_out_patience"),
+        sets(HeldOutConfig, "keep_best", "held_out_keep_best"),
         sets(TrainConfig, "cache_latents", "", "cache_latents_to_disk"),
         sets(TrainConfig, "cache_text", "cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk"),
         *same_name(TrainConfig, "cache_dir caption_variants vae_batch_size vae_tile"),
@@ -346,6 +355,7 @@ def setting_words() -> dict[str, str]:
     within |= {f"network.{name}": f"--network_args {own}" for name, own in patterns.items()}
     within |= {f"optimizer.{name}": f"--optimizer_args {name}" for name in ("weight_decay", "betas", "eps")}
     within |= {"optimizer.step_rules": "--lr_scheduler_args step_rules", "optimizer.decay_ratio": "--lr_decay_steps"}
+    within |= {"held_out.share": "--validation_split", "held_out.count": "--validation_split_num"}
     within |= {"flow.logit_mean": "--logit_mean", "sample.prompts": "--sample_prompts"}
     within |= {"subset.image_dir": "--train_data_dir, --reg_data_dir or the dataset file's image_dir"}
     within |= {"sample.width": "--sample_size", "sample.height": "--sample_size"}

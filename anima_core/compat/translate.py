@@ -9,6 +9,7 @@ from ..models.tokenizers import comfyui_tokenizers
 from ..settings import (
     DatasetConfig,
     FlowConfig,
+    HeldOutConfig,
     MetadataConfig,
     ModelConfig,
     NetworkConfig,
@@ -55,6 +56,7 @@ def train_config(values: Values, explicit: set[str]) -> tuple[TrainConfig, list[
         samples=sample_config(values, notes),
         output=OutputConfig(**settings_for(OutputConfig, values)),
         metadata=MetadataConfig(**settings_for(MetadataConfig, values)),
+        held_out=HeldOutConfig(**settings_for(HeldOutConfig, values)),
         **(run_settings(values, explicit, notes) | {"attention": attention(values, explicit, notes)}),
     )
     return config, notes

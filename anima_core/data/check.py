@@ -13,6 +13,7 @@ from ..settings import DatasetConfig
 from .buckets import Size, bucket_table, choose_bucket
 from .cache_folder import INDEX
 from .folder import ALONE, Picture, Stage, excerpt, left_out, scan, silent, without_collector
+from .held_out import Holding
 from .index import FileIndex
 from .report import NAMES_SHOWN, DataReport
 
@@ -25,19 +26,25 @@ Checked = list[tuple[list[Picture], DataReport]]  # of each dataset
 
 @without_collector()
 def check_datasets(
-    datasets: Sequence[DatasetConfig], cache_dir: Path | None, t5: T5Tokenizer | None, stage: Stage = silent
+    datasets: Sequence[DatasetConfig],
+    cache_dir: Path | None,
+    t5: T5Tokenizer | None,
+    stage: Stage = silent,
+    holding: Holding | None = None,
 ) -> Checked:
     """Scan and check each dataset. What is learnt about files is remembered in `cache_dir`.
 
-    Without `t5`, no caption's tokens are counted. Raises FileError for data that cannot be trained on.
+    Without `t5`, no caption's tokens are counted. holding: takes what is held out, by default of folders that say so.
+    Raises FileError for data that cannot be trained on.
     """
-    found = []
+    holding = holding or Holding()
     with FileIndex(cache_dir / INDEX if cache_dir else None) as index:
-        for dataset in datasets:
-            pictures, report = scan(dataset, index, stage)
-            check_sizes(dataset, pictures, report)
-            check_captions(pictures, report, t5)
-            found.append((pictures, report))
+        scanned = [scan(dataset, index, stage, holding.draw) for dataset in datasets]
+        holding.read_folder(datasets[0], lambda dataset: scan(dataset, index, stage))
+    found = [(holding.without(pictures, report), report) for pictures, report in scanned]
+    for dataset, (pictures, report) in zip(datasets, found):
+        check_sizes(dataset, pictures, report)
+        check_captions(pictures, report, t5)
     check_usable(datasets[0].subsets[0].image_dir, found)
     count_shared(found)
     return found

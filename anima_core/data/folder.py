@@ -64,6 +64,9 @@ class Picture(NamedTuple):  # a hundred thousand are made at each start: tuples 
         return self.folder / self.name
 
 
+Chosen = Callable[[list[Picture], DataReport], list[Picture]]
+
+
 @contextmanager
 def without_collector() -> Iterator[None]:
     """Switch the garbage collector off: it would walk over a growing heap of pictures' records, which all stay."""
@@ -93,11 +96,17 @@ def silent(stage: str) -> Progress:
     return lambda done, total: None
 
 
-def scan(dataset: DatasetConfig, index: FileIndex | None = None, stage: Stage = silent) -> tuple[list[Picture], DataReport]:
+def all_of(pictures: list["Picture"], report: DataReport) -> list["Picture"]:
+    return pictures
+
+
+def scan(
+    dataset: DatasetConfig, index: FileIndex | None = None, stage: Stage = silent, trained: Chosen = all_of
+) -> tuple[list[Picture], DataReport]:
     """Return all usable pictures of a dataset, in a fixed order, each decoded once in its life, and the report.
 
-    None where every folder is switched off. Raises FileError for a folder that is missing or holds no usable picture, and for
-    a dataset without any caption.
+    trained: chooses from what is found what is not held out. None where every folder is switched off. Raises FileError for a
+    folder that is missing or holds no usable picture, and for a dataset without any caption.
     """
     report, index = DataReport(), index or FileIndex()
     pictures: list[Picture] = []
@@ -106,7 +115,7 @@ def scan(dataset: DatasetConfig, index: FileIndex | None = None, stage: Stage = 
         for subset in dataset.subsets:
             pictures += scan_subset(subset, seen, report, index, stage)
     check_captioned(dataset, pictures, report)
-    pictures = balanced(pictures, report)
+    pictures = balanced(trained(pictures, report), report)
     report.pictures = len(pictures)
     report.draws = sum(p.repeats for p in pictures)
     count_doubles(pictures, report)

@@ -1,6 +1,7 @@
 """Every setting, declared once, and how settings are read and written."""
 
 from .data import DatasetConfig, SubsetConfig
+from .held_out import HeldOutConfig
 from .metadata import MetadataConfig
 from .network import NetworkConfig
 from .optimizer import OptimizerConfig
@@ -12,6 +13,7 @@ from .train import FlowConfig, ModelConfig, OutputConfig, TrainConfig
 __all__ = [
     "DatasetConfig",
     "FlowConfig",
+    "HeldOutConfig",
     "MetadataConfig",
     "ModelConfig",
     "NetworkConfig",

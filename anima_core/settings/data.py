@@ -59,6 +59,16 @@ class SubsetConfig:
         path="read",
     )
     loss_weight: float = setting(1.0, "Weight of this folder's loss: below 1 for regularisation pictures.", low=0)
+    validation_split: float = setting(
+        0.0,
+        "Share of this folder's pictures that is held out of training and only measured; 0: `held_out.share`.",
+        low=0,
+        high=1,
+    )
+    validation_split_num: int = setting(
+        0, "How many pictures are held out, together with folders of the same number, instead of a share.", low=0
+    )
+    validation_seed: int = setting(-1, "Seed of the draw of this folder's held-out pictures; -1: `held_out.seed`.", low=-1)
 
     def __post_init__(self) -> None:
         require(bool(self.image_dir), "subset.image_dir", repr(self.image_dir), "name a folder of captioned pictures")

@@ -5,6 +5,7 @@ of a finished run, metadata, documentation. A fact that only one reader needs st
 """
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -86,8 +87,9 @@ class Found(NamedTuple):
 
 
 def name_of(cls: type, field_name: str) -> str:
-    """Return the one name of a setting, in messages and tables: NetworkConfig's rank is "network.rank"."""
-    return f"{cls.__name__.removesuffix('Config').lower()}.{field_name}"
+    """Return the one name of a setting, in messages and tables: HeldOutConfig's share is "held_out.share"."""
+    section = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__.removesuffix("Config")).lower()
+    return f"{section}.{field_name}"
 
 
 def settings_of(cls: type) -> dict[str, Setting]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from ..errors import SettingError
 from ..files import MAX_NAME_BYTES, is_plain_name
 from .data import DatasetConfig
+from .held_out import HeldOutConfig
 from .metadata import MetadataConfig
 from .network import NetworkConfig
 from .optimizer import OPTIMIZERS, OptimizerConfig
@@ -198,6 +199,7 @@ class TrainConfig:
     samples: SampleConfig = field(default_factory=SampleConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     metadata: MetadataConfig = field(default_factory=MetadataConfig)
+    held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
     max_train_steps: int = setting(1000, "Optimizer steps: 1000 to 2000 for most sets.", resume="free")
     max_train_epochs: int = setting(
         0, "Epochs; where it is above 0 it decides instead of `train.max_train_steps`.", low=0, resume="free"

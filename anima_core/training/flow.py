@@ -4,6 +4,7 @@ Everything is fp32. Generators live on the CPU, so that the draws are the same o
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,9 +24,24 @@ def sample_timesteps(n: int, flow: FlowConfig, generator: torch.Generator, token
     """
     where: dict[str, Any] = {"generator": generator, "device": generator.device, "dtype": torch.float32}
     if flow.timestep_sampling in ("uniform", "mode"):
-        t = torch.rand(n, **where)
-    else:
-        t = torch.sigmoid(flow.logit_mean + flow.sigmoid_scale * torch.randn(n, **where))
+        return shaped(torch.rand(n, **where), flow, tokens)
+    return shaped(torch.sigmoid(flow.logit_mean + flow.sigmoid_scale * torch.randn(n, **where)), flow, tokens)
+
+
+def timestep_quantiles(levels: Sequence[float], flow: FlowConfig, tokens: int = 4096) -> Tensor:
+    """Return the t below which `sample_timesteps` draws these shares of its t, fp32, on the CPU.
+
+    Exact: whatever is done to u or to a normal number there rises with it, so that quantiles pass through. diffusion-pipe
+    measures its losses at nine of them, 10 % to 90 %, of the distribution that it trains with.
+    """
+    u = torch.tensor(levels, dtype=torch.float64)
+    if flow.timestep_sampling not in ("uniform", "mode"):
+        u = torch.sigmoid(flow.logit_mean + flow.sigmoid_scale * torch.special.ndtri(u))
+    return shaped(u, flow, tokens).float()
+
+
+def shaped(t: Tensor, flow: FlowConfig, tokens: int) -> Tensor:
+    """Move t as the bump of mode and the shifts of `sample_timesteps` do."""
     if flow.timestep_sampling == "mode":
         t = (t + flow.mode_scale * (torch.cos(math.pi * t / 2).square() - 1 + t)).clamp(0, 1)
     if flow.timestep_sampling in ("shift", "mode"):

@@ -33,7 +33,7 @@ def forecast(config: TrainConfig, card: Card | None, on_event: Listener | None =
     sizes = check_models(config)
     models = models_said(config.model)
     check_network(config, sizes)
-    pictures, _ = check_data(config, cache_folder(config), on_event)
+    pictures, _, _ = check_data(config, cache_folder(config), on_event)
     shapes = shapes_for(config, pictures, text_rows(config, pictures))
     if card is not None:
         counter = counter_for(config, DTYPES.get(config.model.dtype, torch.bfloat16), sizes.blocks, shapes, card)

@@ -33,6 +33,7 @@ from .events import Events, Listener
 from .feed import Batch, Feed
 from .fit import Fit
 from .forecast import weights_to_stream
+from .held_out import HeldOutLoss
 from .memory import free_memory, once_more, reset_peak, vae_tile
 from .model_files import remember_digests
 from .preflight import Plan, preflight
@@ -52,7 +53,7 @@ KEEP_GOOD_EVERY = 100  # steps between copies of the adapter that a broken run f
 
 @dataclass(frozen=True)
 class TrainResult:
-    """adapter_path: the saved file; losses: one per optimizer step; stop_reason: finished, stopped; total: steps asked for."""
+    """losses: one per step; stop_reason: finished, stopped, stopped early (see `HeldOutLoss`); total: steps asked for."""
 
     adapter_path: Path
     steps: int
@@ -141,8 +142,7 @@ def build_run(plan: Plan, ranks: Ranks, events: Events) -> "Run":
         speed_up(model, network, events)
     attention = AttentionChoice(plan, model, data.batches, events)
     attention.begin()
-    also = {"attention": attention.frozen}
-    fit = Fit(plan, model, streaming, state, data.batches, events, writes=ranks.first, also=also)
+    fit = Fit(plan, model, streaming, state, data.batches, events, writes=ranks.first, also={"attention": attention.frozen})
     fit.begin()
     if config.compile:
         before = fit.former_choice("compiled")
@@ -164,7 +164,8 @@ def build_run(plan: Plan, ranks: Ranks, events: Events) -> "Run":
     saver = Saver(plan, events, state, reporter, watchdog, data.metadata(), config_text) if ranks.first else None
     tile = vae_tile(plan.device, config.vae_tile)
     previews = Previews(config.samples, config.model.vae, tile, plan.run_dir / SAMPLES, data.embeddings)
-    return Run(plan, ranks, events, data, model, state, fit, watchdog, reporter, saver, previews)
+    held_out = HeldOutLoss(plan, ranks, events, data, model, state, reporter, saver)
+    return Run(plan, ranks, events, data, model, state, fit, watchdog, reporter, saver, previews, held_out)
 
 
 def load_model(plan: Plan, away: Away, events: Events) -> tuple[AnimaTransformer, Streaming]:
@@ -200,7 +201,7 @@ def speed_up(model: AnimaTransformer, network: AdapterNetwork, events: Events) -
 
 def content_of(plan: Plan) -> dict[str, str]:
     """Hash what the run is made from, and remember it of the model files: they were loaded, and hashed on the way."""
-    content = contents(plan.config, plan.pictures)
+    content = contents(plan.config, plan.pictures, plan.held_out.pictures)
     remember_digests(plan.config, plan.cache_dir)
     return content
 
@@ -232,6 +233,7 @@ class Run:
     reporter: StepReporter
     saver: Saver | None  # in the process that writes
     previews: Previews
+    held_out: HeldOutLoss
 
     def go(self) -> TrainResult:
         """Take the steps that are left, and save. On a failure the state is rescued first."""
@@ -258,6 +260,7 @@ class Run:
         state.network.train()
         if state.step == 0 and self.previews.due(0, total, self.data.epoch_steps):
             self.preview()
+        self.held_out.begin()
         reset_peak(self.model.device)
         self.reporter.restart_clock()
         command = None
@@ -285,11 +288,12 @@ class Run:
         self.leave_if_cancelled(command)
         if command == "stop" and state.step == 0:
             raise Interrupted("stopped before the first step; there is nothing to keep")
-        return "stopped" if command == "stop" else "finished"
+        return "stopped" if command == "stop" else command or "finished"
 
     def command(self) -> str | None:
-        """Return what the listener or a signal asked for; several processes hear it together, two steps late."""
-        return self.events.command if self.ranks.world == 1 else self.reporter.command(self.state.step)
+        """Return what the listener, a signal or the held-out loss asks for; several processes hear it at the same step."""
+        asked = self.events.command if self.ranks.world == 1 else self.reporter.command(self.state.step)
+        return asked or self.held_out.command
 
     def leave_if_cancelled(self, command: str | None) -> None:
         if command == "cancel":
@@ -355,6 +359,7 @@ class Run:
             self.events.emit("warning", text=text)
         if step % KEEP_GOOD_EVERY == 0:
             self.watchdog.keep(step)
+        self.held_out.after_step()
         if "preview" in wishes or self.previews.due(step, self.reporter.total, self.data.epoch_steps):
             self.preview()
             self.reporter.restart_clock()

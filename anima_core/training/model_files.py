@@ -38,7 +38,7 @@ def in_their_folders(config: TrainConfig) -> TrainConfig:
 def model_files(config: TrainConfig) -> list[Path]:
     """List every file that a run is made from, but for pictures, captions and masks."""
     read = [found for found in walk(config) if found.facts.path == "read" and found.value]
-    paths = [Path(found.value) for found in read if not found.name.startswith("subset.")]
+    paths = [Path(found.value) for found in read if not found.name.startswith(("subset.", "held_out."))]
     return [file for path in paths for file in files.files_in(path)]
 
 

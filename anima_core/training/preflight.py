@@ -20,6 +20,7 @@ from ..data.cache_folder import CACHE, cache_beside
 from ..data.captions import framed
 from ..data.check import check_datasets, may_be_long
 from ..data.folder import Picture
+from ..data.held_out import NOTHING_HELD_OUT, HeldOut, Holding
 from ..data.picture_files import small_jpeg
 from ..data.report import DataReport
 from ..errors import FileError, SettingError
@@ -58,6 +59,7 @@ class Plan:
     warnings: tuple[str, ...]
     text_rows: int = MIN_TEXT_ROWS  # of the longest caption
     world: int = 1  # processes that train together
+    held_out: HeldOut = NOTHING_HELD_OUT
 
     @property
     def batches_per_step(self) -> int:
@@ -88,14 +90,12 @@ def preflight(config: TrainConfig, ranks: Ranks | None = None, on_event: Listene
     if config.metadata.picture:
         small_jpeg(Path(config.metadata.picture), side=64)
     cache_dir = cache_folder(config)
-    for folder in (config.output.dir, config.output.adapter_dir or config.output.dir, cache_dir):
-        check_writable(Path(folder))
-    check_path_lengths(config, run_dir, cache_dir)
-    pictures, reports = check_data(config, cache_dir, on_event)
+    check_folders(config, run_dir, cache_dir)
+    pictures, reports, held_out = check_data(config, cache_dir, on_event)
     recall_digests(config, cache_dir)
     if resume_from is not None:
         hash_models(config, cache_dir, on_event)
-        warnings += (*passed_over, *compare_with(resume_from, config, contents(config, pictures)))
+        warnings += (*passed_over, *compare_with(resume_from, config, contents(config, pictures, held_out.pictures)))
     return Plan(
         config=config,
         device=device,
@@ -106,24 +106,32 @@ def preflight(config: TrainConfig, ranks: Ranks | None = None, on_event: Listene
         cache_dir=cache_dir,
         run_dir=run_dir,
         resume_from=resume_from,
-        warnings=warnings,
+        warnings=(*warnings, *held_out.warnings),
         text_rows=text_rows(config, pictures),
         world=ranks.world if ranks else 1,
+        held_out=held_out,
     )
 
 
-def check_data(config: TrainConfig, cache_dir: Path, on_event: Listener | None) -> tuple[Pictures, tuple[DataReport, ...]]:
-    """Return the pictures of each dataset, and what there is to say about them. In strict mode any warning is an error."""
+def check_data(
+    config: TrainConfig, cache_dir: Path, on_event: Listener | None
+) -> tuple[Pictures, tuple[DataReport, ...], HeldOut]:
+    """Return the pictures of each dataset, what there is to say about them, and the pictures that are held out.
+
+    In strict mode any warning is an error.
+    """
     events, t5 = Events(None, on_event), load_t5_tokenizer(config.model.t5_tokenizer_dir)
+    holding = Holding(config.held_out)
     try:
-        found = check_datasets(config.datasets, cache_dir, t5, events.progress)
+        found = check_datasets(config.datasets, cache_dir, t5, events.progress, holding)
     finally:
         events.close()
-    warned = [line for _, report in found for line in report.warnings()]
+    held_out = holding.result(config.datasets)
+    warned = [*(line for _, report in found for line in report.warnings()), *held_out.warnings]
     if config.strict_data and warned:
         way_out = "repair it, or leave `train.strict_data` off"
         raise SettingError(f"`train.strict_data`: {len(warned)} warnings about the data ({'; '.join(warned)}); {way_out}")
-    return tuple(tuple(pictures) for pictures, _ in found), tuple(report for _, report in found)
+    return tuple(tuple(pictures) for pictures, _ in found), tuple(report for _, report in found), held_out
 
 
 def text_rows(config: TrainConfig, pictures: Pictures) -> int:
@@ -170,6 +178,13 @@ def check_network(config: TrainConfig, sizes: TransformerConfig) -> list[str]:
         return []
     load_into(AdapterNetwork.inject(model, network, config.seed), network.weights)  # on the meta device: only checked
     return notes_of(network.weights)
+
+
+def check_folders(config: TrainConfig, run_dir: Path, cache_dir: Path) -> None:
+    """Check that what the run writes can be written where it belongs. Raises SettingError, FileError."""
+    for folder in (config.output.dir, config.output.adapter_dir or config.output.dir, cache_dir):
+        check_writable(Path(folder))
+    check_path_lengths(config, run_dir, cache_dir)
 
 
 def check_writable(folder: Path) -> None:

@@ -12,6 +12,7 @@ from ..data.cache import TensorCache, encoded_at_once, everything
 from ..data.captions import process_caption
 from ..data.check import steps_per_epoch
 from ..data.embeddings import CachedEmbeddings, LiveEmbeddings, TextEmbeddings, taken
+from ..data.held_out import measured_caption
 from ..data.latents import LatentStore, has_mask
 from ..data.metadata import data_metadata
 from ..data.text import TextStore
@@ -33,6 +34,7 @@ class CachedData:
     """What can be made before the transformer is in memory."""
 
     items: list[Item]
+    held_out: list[Item]
     batches: Batches
     latents: LatentStore
     texts: TextStore
@@ -43,7 +45,7 @@ class TrainingData:
 
     def __init__(self, plan: Plan, cached: CachedData, embeddings: TextEmbeddings) -> None:
         self.config = plan.config
-        self.items = cached.items
+        self.items, self.held_out = cached.items, cached.held_out
         self.batches = cached.batches
         self.latents = cached.latents
         self.embeddings = embeddings
@@ -80,9 +82,10 @@ class TrainingData:
 def cache_data(plan: Plan, events: Events, ranks: Ranks) -> CachedData:
     """Cache latents and text of everything that the run will meet."""
     items = build_items(plan.config.datasets, plan.pictures)
+    held_out = plan.held_out.items(plan.config.held_out)
     batches = Batches(items, plan.config.datasets, plan.config.seed)
-    latents = cache_latents(plan, items, events, ranks)
-    return CachedData(items, batches, latents, cache_text(plan, items, batches, events, ranks))
+    latents = cache_latents(plan, [*items, *held_out], events, ranks)
+    return CachedData(items, held_out, batches, latents, cache_text(plan, items, held_out, batches, events, ranks))
 
 
 def with_embeddings(plan: Plan, cached: CachedData, model: AnimaTransformer, events: Events, ranks: Ranks) -> TrainingData:
@@ -91,7 +94,8 @@ def with_embeddings(plan: Plan, cached: CachedData, model: AnimaTransformer, eve
     if trained or cached.texts.resident is not None:
         return TrainingData(plan, cached, LiveEmbeddings(cached.texts, model, plan.config.trim_text))
     embeddings = CachedEmbeddings(cached.texts, model, plan.config.trim_text)
-    captions = [*preview_texts(plan.config.samples), *all_captions(cached.items, plan.config, epochs(plan, cached.batches))]
+    captions = [*preview_texts(plan.config.samples), *map(measured_caption, cached.held_out)]
+    captions += all_captions(cached.items, plan.config, epochs(plan, cached.batches))
     progress = events.progress("text embeddings")
     in_shares(ranks, cached.texts.cache, lambda mine: embeddings.fill(captions, progress, mine))
     embeddings.release()
@@ -144,7 +148,9 @@ def cache_latents(plan: Plan, items: list[Item], events: Events, ranks: Ranks) -
     return store
 
 
-def cache_text(plan: Plan, items: list[Item], batches: Batches, events: Events, ranks: Ranks) -> TextStore:
+def cache_text(
+    plan: Plan, items: list[Item], held_out: list[Item], batches: Batches, events: Events, ranks: Ranks
+) -> TextStore:
     config, in_every_step = plan.config, encodes_in_every_step(plan.config)
     t5_folder = t5_tokenizer_dir(config.model.t5_tokenizer_dir)
 
@@ -164,7 +170,7 @@ def cache_text(plan: Plan, items: list[Item], batches: Batches, events: Events, 
         resident=loaded if in_every_step else None,
         reload=lambda: qwen("cpu"),
     )
-    captions = ["", *preview_texts(config.samples)]
+    captions = ["", *preview_texts(config.samples), *map(measured_caption, held_out)]
     if not in_every_step:
         captions += all_captions(items, config, epochs(plan, batches))
     progress = events.progress("captions")

@@ -50,6 +50,11 @@ class Ranks:
             torch.distributed.all_reduce(tensor)
             tensor /= self.world
 
+    def sum_(self, tensor: Tensor) -> None:
+        """Replace a tensor by its sum over all processes: exact where all but one of them have zeros."""
+        if self._accelerator is not None:
+            torch.distributed.all_reduce(tensor)
+
     def tell(self, loss: Tensor, command: str | None, lowered: int) -> Tensor:
         """Return, of all processes, [mean loss, number of the first one's command or 0, lowered of the others together].
 

@@ -27,21 +27,31 @@ CONTENTS = {
 PACKAGE = "package of the optimizer"  # what a checkpoint calls it, where that is compared
 
 
-def contents(config: TrainConfig, pictures: Sequence[Sequence[Picture]]) -> dict[str, str]:
-    """Hash what a run is made from: its files, and the pictures with their captions and masks, in order.
+def contents(
+    config: TrainConfig, pictures: Sequence[Sequence[Picture]], held_out: Sequence[Sequence[Picture]] = ()
+) -> dict[str, str]:
+    """Hash what a run is made from: its files, and the pictures with their captions and masks, in order, held out or not.
 
     With the name and version of the optimizer's package, for those of which another version may go on otherwise.
     """
     paths = {found.name: found.value for found in walk(config) if found.name in CONTENTS and found.value}
+    named = {CONTENTS[name]: files.identity(path) for name, path in paths.items()}
+    named["content of the data"] = content_of_pictures(pictures)
+    if any(held_out):
+        named["content of the held-out pictures"] = content_of_pictures(held_out)
+    package = recorded(OPTIMIZERS[config.optimizer.type])
+    return named | ({PACKAGE: package} if package else {})
+
+
+def content_of_pictures(pictures: Sequence[Sequence[Picture]]) -> str:
+    """Hash the pictures of each dataset with their captions, repeats and masks."""
     data = hashlib.sha256()
     for group in pictures:
         for p in group:
             mask = files.digest(p.mask_path) if p.mask_path else ""
             data.update(json.dumps([p.digest, p.caption, p.repeats, mask]).encode())
         data.update(b"\n")
-    named = {CONTENTS[name]: files.identity(path) for name, path in paths.items()}
-    package = recorded(OPTIMIZERS[config.optimizer.type])
-    return named | {"content of the data": data.hexdigest()} | ({PACKAGE: package} if package else {})
+    return data.hexdigest()
 
 
 def compare_with(checkpoint: Path, config: TrainConfig, content: dict[str, str]) -> list[str]:

@@ -73,7 +73,7 @@ def set_later_steps_aside(plan: Plan) -> list[str]:
 
 def half_written(plan: Plan) -> list[Path]:
     """List what a run of this name left when it was killed while saving. Nobody else writes these while the name is held."""
-    own = re.compile(rf"\.{re.escape(plan.adapter_path.stem)}(-step\d{{8}})?{TEMPORARY}")  # see `write_whole`
+    own = re.compile(rf"\.{re.escape(plan.adapter_path.stem)}(-step\d{{8}}|-best)?{TEMPORARY}")  # see `write_whole`
     found = [path for path in plan.adapter_path.parent.glob(".*.tmp") if own.fullmatch(path.name)]
     found += [path for folder in (plan.run_dir, plan.run_dir / "samples") for path in folder.glob(".*.tmp")]
     hidden = (plan.run_dir / "checkpoints").glob(".step-*")  # a replaced one is resumed only where its successor is lost

@@ -12,6 +12,8 @@ from ..files import delete, replace, unused, write_whole
 LIST = "saves.json"
 STEP, EPOCH, AUTO, RESCUE = "step", "epoch", "auto", "rescue"
 WISH = "wish"  # of the user, while the run went on
+BEST = "best"  # of all by the held-out loss
+LASTING = {WISH, BEST}
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,8 @@ class Keep:
     """How long intermediate saves last; 0 is for ever.
 
     steps: of those by steps, what was saved within the last N steps; epochs: of those by epochs the newest N; newest: of
-    both together the newest N. A save for two reasons lasts as long as either lets it. What the user wished for lasts.
-    auto: of all others the newest N.
+    both together the newest N. A save for two reasons lasts as long as either lets it. What the user wished for
+    lasts, and the best. auto: of all others the newest N.
     """
 
     steps: int = 0
@@ -44,8 +46,8 @@ def outlived(saves: Sequence[Save], keep: Keep) -> list[Save]:
     kept = within([save for save in asked if STEP in save.by], keep.steps)
     kept += last([save for save in asked if EPOCH in save.by], keep.epochs)
     kept = [save for save in kept if save in last(asked, keep.newest)]
-    kept += last([save for save in saves if save not in asked and WISH not in save.by], keep.auto)
-    return [save for save in saves if save not in kept and WISH not in save.by]
+    kept += last([save for save in saves if save not in asked and not LASTING & set(save.by)], keep.auto)
+    return [save for save in saves if save not in kept and not LASTING & set(save.by)]
 
 
 def within(saves: Sequence[Save], steps: int) -> list[Save]:

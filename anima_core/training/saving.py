@@ -1,26 +1,30 @@
 """What a run leaves on disk: adapter files, checkpoints, and what is rescued when it fails."""
 
 import contextlib
+import json
 import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from torch import Tensor
 
 from ..adapters.formats import adapter_state, save_adapter
 from ..adapters.metadata import build_metadata
 from ..data.picture_files import data_url
 from ..errors import AnimaError, FileError
 from ..files import unused
-from ..models.checkpoint import DTYPES
+from ..models.checkpoint import DTYPES, read_metadata
 from ..settings import OutputConfig
 from ..speed.forms import recomputes_blocks
 from . import storage
+from .evaluations import saved_loss
 from .events import Events
 from .preflight import Plan
 from .previews import SAMPLES, newest
 from .reporting import StepReporter
 from .resume import PACKAGE
-from .saves import AUTO, EPOCH, RESCUE, STEP, WISH, Keep, Saves, moved_into
+from .saves import AUTO, BEST, EPOCH, RESCUE, STEP, WISH, Keep, Saves, moved_into
 from .state import TrainState
 from .watchdog import Watchdog
 
@@ -61,16 +65,49 @@ class Saver:
         """Save the adapter as it is after this step, beside where the last one will be. by: STEP, EPOCH, WISH."""
         output, step = self.output, self.state.step
         path = self.plan.adapter_path.parent / f"{output.name}-step{step:08d}.safetensors"
-        saves = Saves(self.plan.run_dir, "adapters")
         self.watchdog.check_finite(step)  # else it would push out the last good one
+        self.list_adapter(path, step, *by)
+        self.save_adapter(path)
+        self.warn(Saves(self.plan.run_dir, "adapters").prune(self.keep_adapters))
+        if output.save_state:
+            self.save_checkpoint(self.plan.run_dir, *by)
+
+    def list_adapter(self, path: Path, step: int, *by: str) -> None:
+        """List an adapter file that is about to be written beside the last one; what another run has there is set aside."""
+        saves = Saves(self.plan.run_dir, "adapters")
         if path.exists() and not saves.has(path):
             aside = moved_into(self.plan.run_dir / "set_aside", path)
             self.events.emit("note", text=f"{path} is not of this run; it is kept as {aside}")
         saves.add(path, step, *by)
-        self.save_adapter(path)
-        self.warn(saves.prune(self.keep_adapters))
-        if output.save_state:
-            self.save_checkpoint(self.plan.run_dir, *by)
+
+    @property
+    def best_path(self) -> Path:
+        return self.plan.adapter_path.with_name(f"{self.output.name}-best.safetensors")
+
+    def save_best(self) -> None:
+        """Save the adapter as it is after this step, which the held-out pictures like best, and keep it in the state."""
+        with self.state.saved_weights():
+            self.state.held_out.best_adapter = self.tensors()
+        self.write_best()
+
+    def write_best(self) -> None:
+        done = self.state.held_out
+        best = done.best
+        self.list_adapter(self.best_path, best["step"], BEST)
+        said = json.dumps({"loss": saved_loss(best), "step": best["step"], "base": best["base"], "pictures": best["pictures"]})
+        self.write_adapter(self.best_path, done.best_adapter, best["step"], {"anima_trainer.held_out": said})
+
+    def restore_best(self) -> None:
+        """Write the best adapter of a run that goes on again where its file is gone or is of a later step."""
+        done = self.state.held_out
+        if not done.best_adapter:
+            return
+        try:
+            said = json.loads(read_metadata(self.best_path).get("anima_trainer.held_out", "{}"))
+        except FileError:
+            said = {}
+        if said.get("step") != done.best["step"]:
+            self.write_best()
 
     def save_checkpoint(self, run_dir: Path, *by: str) -> None:
         self.reporter.report(wait=True)  # the loss history is part of the state
@@ -97,8 +134,17 @@ class Saver:
 
     def save_adapter(self, path: Path, averaged: bool = True) -> None:
         """Write the adapter file. averaged: as a user gets it; else as the parameters are, the averages being broken."""
+        with self.state.saved_weights() if averaged else contextlib.nullcontext():
+            self.write_adapter(path, self.tensors(), self.state.step)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the adapter as it is now, as the file has it."""
+        return adapter_state(self.state.network, self.output.key_format, DTYPES[self.output.save_dtype])
+
+    def write_adapter(self, path: Path, tensors: dict[str, Tensor], step: int, more: dict[str, str] | None = None) -> None:
+        """Write tensors as the adapter of a step. more: metadata."""
         extra = self.metadata | {
-            "ss_steps": str(self.state.step),
+            "ss_steps": str(step),
             "ss_mixed_precision": str(self.plan.dtype).removeprefix("torch."),
             "ss_num_blocks": str(self.plan.transformer.blocks),
             "ss_gradient_checkpointing": str(recomputes_blocks(self.state.network.model)),
@@ -109,10 +155,8 @@ class Saver:
         extra |= {"anima_trainer.optimizer": self.state.content[PACKAGE]} if PACKAGE in self.state.content else {}
         if picture := self.thumbnail():
             extra["modelspec.thumbnail"] = picture
-        with self.state.saved_weights() if averaged else contextlib.nullcontext():
-            tensors = adapter_state(self.state.network, self.output.key_format, DTYPES[self.output.save_dtype])
-            save_adapter(path, tensors, build_metadata(self.plan.config, extra, tensors))
-        self.events.emit("saved", step=self.state.step, path=str(path))
+        save_adapter(path, tensors, build_metadata(self.plan.config, extra | (more or {}), tensors))
+        self.events.emit("saved", step=step, path=str(path))
 
     def thumbnail(self) -> str:
         """Return a small picture for the file's metadata: that of the settings, or the newest preview; empty without one."""

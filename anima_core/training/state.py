@@ -25,6 +25,7 @@ from ..models.checkpoint import load_tensors
 from ..settings import OptimizerConfig
 from . import optimizers
 from .ema import EMA
+from .evaluations import Evaluations
 from .gradient import FlatGradient
 from .optimizer_state import flatten_optimizer, load_exactly, unflatten_optimizer
 from .optimizers import evaluating
@@ -49,6 +50,7 @@ class TrainState:
     data_position: dict[str, int] = field(default_factory=dict)  # of the next batch, see `Batches.state_dict`
     losses: list[float] = field(default_factory=list)
     content: dict[str, str] = field(default_factory=dict)  # hashes of the data and the base model, see `resume.contents`
+    held_out: Evaluations = field(default_factory=Evaluations)
     flats: tuple[Flat, ...] = ()  # that the optimizer's groups are; none where these are the parameters of layers
     within_step: bool = False  # True while optimizer.step() runs: weights are inconsistent, do not checkpoint
 
@@ -89,6 +91,7 @@ class TrainState:
         tensors |= {"gradient.scale": self.gradient.scale, "gradient.good_steps": self.gradient.good_steps}
         if self.ema is not None:
             tensors |= {f"ema.{k}": v for k, v in split_averages(self.ema.state_dict(), self.network.flat).items()}
+        tensors |= {f"best.{k}": v for k, v in self.held_out.best_adapter.items()}
         tensors_file, scalars_file, config_file = (folder / name for name in FILES)
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, tensors_file)
         scalars_file.write_text(json.dumps(self._plain(scalars)), encoding="utf-8")
@@ -107,7 +110,7 @@ class TrainState:
             "losses": self.losses,
             "content": self.content,
             "optimizer": optimizer_scalars,
-        }
+        } | ({"held_out": self.held_out.plain()} if self.held_out.history else {})
 
     def load(self, folder: Path) -> None:
         """Restore what `save` wrote into the freshly built objects of the same config. Raises FileError."""
@@ -121,6 +124,7 @@ class TrainState:
             raise CheckpointError(f"{folder}: {found}; start a new run, from its adapter file with `network.weights`")
         self.step, self.losses = plain["step"], plain["losses"]
         self.micro_batches, self.data_position = plain["batch"], plain["data"]
+        self.held_out = Evaluations(best_adapter=_part(tensors, "best."), **plain.get("held_out", {}))
         self.network.load_state_dict(_part(tensors, "adapter."))
         self._load_optimizer(unflatten_optimizer(_part(tensors, "optimizer."), plain["optimizer"]))
         self.gradient.scale.copy_(tensors["gradient.scale"])

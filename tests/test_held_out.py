@@ -1,0 +1,369 @@
+"""The held-out loss: which pictures, which number, and what a run makes of it."""
+
+# ruff: noqa: E501 (tables of cases)
+
+import dataclasses
+import gc
+import json
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from anima_core import train
+from anima_core.data.check import check_datasets
+from anima_core.data.held_out import Holding
+from anima_core.errors import FileError, Interrupted, SettingError
+from anima_core.models.transformer import AnimaTransformer
+from anima_core.settings import DatasetConfig, FlowConfig, HeldOutConfig, OptimizerConfig, OutputConfig, SubsetConfig
+from anima_core.training.evaluations import verdict
+from anima_core.training.flow import sample_timesteps, timestep_quantiles
+from anima_core.training.held_out import LEVELS, noise_of
+from anima_core.training.loop import opened
+from anima_core.training.saves import Saves
+
+from .tiny import dataset, prepared, same_tensors, train_changed, train_config, write
+
+TRAINED, OTHERS = ("darkred", "red", "crimson", "firebrick"), ("blue", "cyan")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Four pictures much alike, and two of the same caption that are not: what is learnt of the four turns against these."""
+    base = tmp_path_factory.mktemp("held_out")
+    for folder, colours in (("trained", TRAINED), ("others", OTHERS)):
+        for number, colour in enumerate(colours):
+            write(base / folder, f"{number}.png", (64, 64), colour, "a red circle")
+    return base
+
+
+def too_long(model, folders, folder, **changes):
+    """A run that trains four pictures too long, and measures two others."""
+    held_out = HeldOutConfig(**({"folder": str(folders / "others"), "every_n_steps": 5} | changes.pop("held_out", {})))
+    given = {"max_train_steps": 30, "optimizer": OptimizerConfig(learning_rate=1e-2), "held_out": held_out} | changes
+    sizes = {"batch_size": 4, "enable_bucket": False} | given.pop("dataset", {})
+    return train_config(model, folders / "trained", folder, dataset=sizes, **given)
+
+
+def measured(result) -> list[dict]:
+    """Return the measurements of a run, without the time of day."""
+    found = map(json.loads, (result.run_dir / "log.jsonl").read_text(encoding="utf-8").splitlines())
+    return [{k: v for k, v in event.items() if k != "time"} for event in found if event["event"] == "held_out"]
+
+
+def texts(result) -> str:
+    found = map(json.loads, (result.run_dir / "log.jsonl").read_text(encoding="utf-8").splitlines())
+    return "\n".join(event["text"] for event in found if event["event"] in ("note", "warning"))
+
+
+# Which pictures
+
+
+def drawn(folder, config=None, **changes) -> tuple[set[str], set[str]]:
+    """Return the names that are trained and those that are held out of one folder."""
+    holding = Holding(config or HeldOutConfig(share=0.25))
+    datasets = (dataset(folder, **changes),)
+    ((pictures, _),) = check_datasets(datasets, None, None, holding=holding)
+    (held,) = holding.result(datasets).pictures
+    return {p.name for p in pictures}, {p.name for p in held}
+
+
+def many(folder, count=16):
+    for number in range(count):
+        write(folder, f"{number:02}.png", (64, 64), (number * 15, 0, 0), f"number {number}")
+
+
+def test_a_share_is_drawn_by_content_and_another_picture_moves_at_most_one(tmp_path):
+    many(tmp_path)
+    trained, held = drawn(tmp_path)
+    assert len(held) == 4 and not trained & held and len(trained | held) == 16
+    (tmp_path / next(iter(held))).rename(tmp_path / "renamed.png")
+    (tmp_path / "renamed.txt").write_text("another", encoding="utf-8")
+    assert "renamed.png" in drawn(tmp_path)[1]
+    for number in range(4):
+        before = drawn(tmp_path)[1]
+        write(tmp_path, f"new {number}.png", (64, 64), (0, 200, 60 * number), "new")
+        now = drawn(tmp_path)[1]
+        assert len(before - now) <= 1 and len(now - before) <= 2
+    assert drawn(tmp_path, HeldOutConfig(share=0.25, seed=1))[1] != drawn(tmp_path)[1]
+    assert len(drawn(tmp_path, HeldOutConfig(count=3))[1]) == 3
+
+
+def test_pictures_of_the_same_bytes_are_on_one_side_also_in_another_dataset(tmp_path):
+    many(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    write(tmp_path / "b", "more.png", (64, 64), "green")
+    datasets = (dataset(tmp_path / "a", validation_split=0.25), dataset(tmp_path / "b"))
+    holding = Holding()
+    (first, _), (second, report) = check_datasets(datasets, None, None, holding=holding)
+    held = {p.digest for group in holding.result(datasets).pictures for p in group}
+    assert len(held) == 4 and not held & {p.digest for p in (*first, *second)}
+    assert (len(first), len(second), report.pictures, report.batches) == (12, 13, 13, 13)
+    assert any("another dataset holds them out: 4" in line for line in report.warnings())
+    shutil.copy(tmp_path / "a" / "00.png", tmp_path / "a" / "copy.png")
+    shutil.copy(tmp_path / "a" / "00.txt", tmp_path / "a" / "copy.txt")
+    trained, once = drawn(tmp_path / "a", HeldOutConfig(count=15))
+    assert len(once) == 15 and {"00.png", "copy.png"} & trained in ({"00.png", "copy.png"}, set())
+
+
+def test_regularisation_pictures_are_never_held_out_and_balance_what_is_left(tmp_path):
+    many(tmp_path / "own", 8)
+    for number in range(9):
+        write(tmp_path / "reg", f"r{number}.png", (64, 64), (0, 0, 20 * number), "class")
+    subsets = (SubsetConfig(str(tmp_path / "own")), SubsetConfig(str(tmp_path / "reg"), is_reg=True))
+    datasets, holding = (DatasetConfig(subsets),), Holding(HeldOutConfig(share=0.5))
+    ((pictures, _),) = check_datasets(datasets, None, None, holding=holding)
+    assert len([p for p in pictures if p.subset.is_reg]) == len([p for p in pictures if not p.subset.is_reg]) == 4
+    (held,) = holding.result(datasets).pictures
+    assert {p.folder.name for p in held} == {"own"} and all(p.repeats == 1 for p in held)
+
+
+@pytest.mark.parametrize(
+    "config, said", [({"share": 0.5}, "share`=0.5: 1 pictures are too few to hold 1 out"), ({"count": 2}, "count`=2")]
+)
+def test_too_few_pictures_are_refused_with_the_way_out(tmp_path, config, said):
+    write(tmp_path, "a.png")
+    with pytest.raises(SettingError, match=f"`held_out.{said}") as refused:
+        drawn(tmp_path, HeldOutConfig(**config))
+    assert "name a folder of others as `held_out.folder`" in str(refused.value)
+
+
+def test_a_folder_that_shares_a_picture_with_training_is_refused_by_names(tmp_path):
+    many(tmp_path / "own", 4)
+    shutil.copytree(tmp_path / "own", tmp_path / "held")
+    for name in ("00", "01", "02"):
+        (tmp_path / "held" / f"{name}.png").unlink()
+    shutil.move(tmp_path / "held" / "03.png", tmp_path / "held" / "copy.png")
+    shutil.move(tmp_path / "held" / "03.txt", tmp_path / "held" / "copy.txt")
+    with pytest.raises(FileError, match=r"1 of its pictures are trained as well \(.*03\.png = .*copy\.png\)"):
+        check_datasets((dataset(tmp_path / "own"),), None, None, holding=Holding(HeldOutConfig(folder=str(tmp_path / "held"))))
+    with pytest.raises(SettingError, match="cannot be with a share"):
+        HeldOutConfig(folder="x", share=0.1)
+
+
+# Which number
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"logit_mean": 0.7, "sigmoid_scale": 1.4},
+        {"timestep_sampling": "uniform"},
+        {"timestep_sampling": "shift", "shift": 3.0},
+        {"timestep_sampling": "resolution_shift"},
+        {"timestep_sampling": "mode", "mode_scale": 1.29},
+        {"timestep_sampling": "mode", "mode_scale": -0.9, "shift": 2.0},
+    ],
+)
+def test_noise_levels_are_the_quantiles_of_what_the_run_draws(config):
+    flow = FlowConfig(**config)
+    t = sample_timesteps(400_000, flow, torch.Generator().manual_seed(0), tokens=1024)
+    found = timestep_quantiles(LEVELS, flow, tokens=1024)
+    shares = torch.stack([(t < level).double().mean() for level in found])
+    assert torch.allclose(shares, torch.tensor(LEVELS, dtype=torch.float64), atol=3e-3)
+
+
+def slowly(config, adapter=None) -> torch.Tensor:
+    """The losses [levels, pictures] of a run's held-out pictures, one after the other, by the formula."""
+    data, model, network = prepared(config, adapter)
+    network.eval()
+    network.multiplier = 0.0 if adapter is None else 1.0
+    found = torch.zeros(9, len(data.held_out))
+    quantiles = torch.sigmoid(torch.special.ndtri(torch.linspace(0.1, 0.9, 9, dtype=torch.float64))).float()
+    for column, item in enumerate(data.held_out):
+        key = data.latents.key(item.picture, item.bucket, False)
+        x0, mask = data.latents.cache.get(key)["latents"], torch.ones(1, 8, 8)
+        if item.picture.subset.alpha_mask:
+            mask = data.latents.cache.get(data.latents.mask_key(item.picture, item.bucket, False))["mask"]
+        text, lengths, _ = data.embeddings.place(data.embeddings.fetch([item.picture.caption]))
+        for row, t in enumerate(quantiles):
+            eps = noise_of(item, row, config.held_out.seed, x0.shape)
+            with torch.no_grad():
+                velocity = model(((1 - t) * x0 + t * eps)[None], t[None], text, lengths)[0]
+            error = (velocity - (eps - x0)).double().square().mean(dim=0, keepdim=True)
+            found[row, column] = ((error * mask).sum() / mask.sum()).float()
+    return found
+
+
+def test_losses_are_those_of_a_slow_loop_of_the_base_the_adapter_and_its_average(model, folders, tmp_path):
+    config = too_long(model, folders, tmp_path, max_train_steps=4, ema_decay=0.5, held_out={"every_n_steps": 4})
+    first, last = measured(train(config))
+    assert (first["step"], last["step"], first["pictures"]) == (0, 4, 2)
+    base, average = slowly(config), slowly(config, tmp_path / "test.safetensors")
+    assert first["base_levels"] == last["base_levels"] and last["loss"] != last["ema"] != last["base"]
+    assert first["levels"] == first["ema_levels"] == first["base_levels"]  # a LoRA begins at nothing
+    for levels, slow in ((last["base_levels"], base), (last["ema_levels"], average)):
+        assert torch.allclose(torch.tensor(levels), slow.mean(dim=1), rtol=1e-5)
+    assert last["base"] == pytest.approx(base.mean().item(), rel=1e-5)
+    assert last["t"] == pytest.approx(timestep_quantiles(LEVELS, config.flow).tolist())
+
+
+def test_masks_weigh_and_batches_change_no_noise(model, tmp_path):
+    for number in range(5):
+        picture = Image.new("RGBA", (64, 64), (200, 40 * number, 0, 255))
+        picture.paste((0, 0, 0, 0), (0, 0, 32, 64))
+        picture.save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text("a", encoding="utf-8")
+    found = []
+    for size in (1, 3):
+        config = train_config(
+            model,
+            tmp_path,
+            tmp_path / f"out {size}",
+            held_out=HeldOutConfig(count=3),
+            subset={"alpha_mask": True, "flip_aug": True, "shuffle_caption": True, "caption_dropout_rate": 0.9},
+            dataset={"batch_size": size},
+            max_train_steps=1,
+        )
+        with opened(config) as run:
+            run.state.network.eval()
+            assert [len(numbers) for numbers in run.held_out.batches] == [size] * (3 // size)
+            found.append(run.held_out.losses())
+    assert torch.allclose(*found, rtol=1e-5) and torch.allclose(found[0], slowly(config, None), rtol=1e-5)
+
+
+# What a run makes of it
+
+
+@pytest.fixture(scope="module")
+def whole(model, folders, tmp_path_factory):
+    return train(too_long(model, folders, tmp_path_factory.mktemp("whole")))
+
+
+def test_a_run_that_trains_too_long_says_since_when_and_keeps_the_best(model, folders, whole, tmp_path):
+    found = measured(whole)
+    losses = {event["step"]: event["loss"] for event in found}
+    assert list(losses) == [0, 5, 10, 15, 20, 25, 30] and whole.stop_reason == "finished"
+    best = min(losses, key=losses.__getitem__)
+    assert 0 < best < 25 and losses[best] < losses[0] and losses[30] > losses[best] + 0.1
+    assert (found[-1]["best_step"], found[-1]["best_loss"]) == (best, losses[best])
+    assert found[-1]["text"] == f"held-out loss rises since step {best + 5}, best at {best}: use the adapter of step {best}"
+    path = whole.adapter_path.with_name("test-best.safetensors")
+    shorter = train(too_long(model, folders, tmp_path, max_train_steps=best, held_out={"every_n_steps": 100}))
+    assert same_tensors(load_file(path), load_file(shorter.adapter_path))
+    with safe_open(path, "pt") as file:
+        said = json.loads(file.metadata()["anima_trainer.held_out"])
+        assert (said["step"], said["loss"], file.metadata()["ss_steps"]) == (best, losses[best], str(best))
+    assert [(save.step, save.by) for save in Saves(whole.run_dir, "adapters").read()] == [(best, ("best",))]
+
+
+@pytest.mark.parametrize("cut", [12, 22])
+def test_a_run_that_was_cut_off_and_goes_on_measures_the_same(model, folders, whole, tmp_path, cut):
+    """At 22 the best is behind, and the one after a checkpoint that is gone has to be undone."""
+    config = too_long(model, folders, tmp_path, output=OutputConfig(dir=str(tmp_path), name="test", save_dtype="fp32"))
+    with pytest.raises(Interrupted):
+        train(config, lambda event: "cancel" if event["event"] == "step" and event["step"] == cut else None)
+    path = tmp_path / "test-best.safetensors"
+    if cut == 22:
+        path.unlink()
+    result = train(dataclasses.replace(config, output=dataclasses.replace(config.output, resume="latest")))
+    assert measured(result) == measured(whole)
+    assert same_tensors(load_file(path), load_file(whole.adapter_path.with_name("test-best.safetensors")))
+
+
+def test_a_command_leaves_a_measurement_out_and_it_is_made_up_for(model, folders, whole, tmp_path):
+    config = too_long(model, folders, tmp_path, max_train_steps=10)
+    seen = []
+
+    def cancel(event):
+        seen.append(event["event"])
+        return "cancel" if event["event"] == "progress" and event["stage"] == "held-out" and "step" in seen else None
+
+    with pytest.raises(Interrupted, match="cancelled at step 5"):
+        train(config, cancel)
+    result = train(dataclasses.replace(config, output=dataclasses.replace(config.output, resume="latest")))
+    assert [event["step"] for event in measured(result)] == [0, 5, 10]
+    assert [event["levels"] for event in measured(result)] == [event["levels"] for event in measured(whole)[:3]]
+
+
+def test_patience_ends_a_run_and_says_so(model, folders, whole, tmp_path):
+    config = too_long(model, folders, tmp_path, max_train_steps=60, held_out={"patience": 2, "keep_best": False})
+    result = train(config)
+    best = measured(whole)[-1]["best_step"]
+    assert (result.stop_reason, result.steps) == ("stopped early", best + 10)
+    assert f"no lower held-out loss than that of step {best}; training stops early" in texts(result)
+    assert measured(result) == [event for event in measured(whole) if event["step"] <= best + 10]
+    assert not (tmp_path / "test-best.safetensors").exists()
+    again = dataclasses.replace(config, output=dataclasses.replace(config.output, resume="latest"))
+    assert train(again).steps == best + 10
+    on = dataclasses.replace(again, held_out=dataclasses.replace(config.held_out, patience=0), max_train_steps=best + 11)
+    assert (train(on).stop_reason, train(on).steps) == ("finished", best + 11)
+
+
+def test_other_held_out_pictures_begin_a_new_history(model, folders, tmp_path):
+    write(tmp_path / "third", "0.png", (64, 64), "green", "a red circle")
+    config = too_long(model, folders, tmp_path / "out", max_train_steps=2)
+    train(config)
+    output = dataclasses.replace(config.output, resume="latest")
+    changed = dataclasses.replace(config.held_out, folder=str(tmp_path / "third"))
+    with pytest.raises(SettingError, match="content of the held-out pictures is not what it was"):
+        train(dataclasses.replace(config, output=output, held_out=changed, max_train_steps=3))
+    output = dataclasses.replace(output, resume_with_changes=True)
+    result = train(dataclasses.replace(config, output=output, held_out=changed, max_train_steps=3))
+    assert [(event["step"], event["pictures"]) for event in measured(result)] == [(0, 2), (2, 2), (2, 1), (3, 1)]
+    assert measured(result)[2]["best_step"] == 2 and "begins a new history" in texts(result)
+
+
+def test_there_is_one_model_while_it_is_measured_and_its_weights_return(model, folders, tmp_path):
+    optimizer = OptimizerConfig(type="AdamWScheduleFree", learning_rate=1e-3)
+    config = too_long(model, folders, tmp_path, max_train_steps=3, optimizer=optimizer, ema_decay=0.5)
+    counted = []
+
+    def count(event):
+        if event["event"] == "progress" and event["stage"] == "held-out":
+            counted.append(sum(isinstance(found, AnimaTransformer) for found in gc.get_objects()))
+
+    before = sum(isinstance(found, AnimaTransformer) for found in gc.get_objects())
+    result = train(config, count)
+    assert set(counted) == {before + 1}
+    without = train(
+        dataclasses.replace(config, output=OutputConfig(dir=str(tmp_path / "w"), save_dtype="fp32"), held_out=HeldOutConfig())
+    )
+    assert same_tensors(load_file(result.adapter_path), load_file(without.adapter_path))
+    state = json.loads(next((without.run_dir / "checkpoints").glob("*/state.json")).read_text(encoding="utf-8"))
+    assert "held_out" not in state and measured(without) == [] and "held-out" not in texts(without)
+
+
+def test_out_of_memory_takes_fewer_pictures_at_once_and_one_alone_is_left_out(model, folders, tmp_path):
+    config = too_long(model, folders, tmp_path, max_train_steps=1)
+
+    def limit(run, most):
+        compute = run.held_out.compute
+
+        def short(items):
+            if len(items) > most:
+                raise RuntimeError("CUDA out of memory. Tried to allocate")
+            return compute(items)
+
+        run.held_out.compute = short
+
+    whole = train_changed(config, lambda run: limit(run, 1))
+    assert len(measured(whole)) == 2
+    short = dataclasses.replace(config, output=OutputConfig(dir=str(tmp_path / "b")))
+    none = train_changed(short, lambda run: limit(run, 0))
+    assert measured(none) == [] and "had no memory; left out" in texts(none)
+
+
+# The sentence
+
+
+def history(*losses, base=2.0, ema=None):
+    return [{"step": 50 * n, "loss": loss, "ema": ema, "base": base} for n, loss in enumerate(losses)]
+
+
+@pytest.mark.parametrize(
+    "losses, said",
+    [
+        ((2.0,), "held-out loss 2.0000 at step 0, the base model's is 2.0000"),
+        ((2.0, 1.5, 1.3, 1.2, 1.14, 1.1), "held-out loss falls, 1.1000 at step 250, the base model's is 2.0000: training still helps"),
+        ((2.0, 1.5, 1.3, 1.25, 1.3, 1.4, 1.5), "held-out loss rises since step 200, best at 150: use the adapter of step 150"),
+        ((2.0, 1.5, 1.3, 1.31, 1.305, 1.299, 1.304, 1.3), "held-out loss is flat at 1.3000, the base model's is 2.0000; best at 250: use the adapter of step 250"),
+        ((2.0, 2.1, 2.2, 2.3), "held-out loss rises since step 100, best at 50: no adapter of this run beats the base model on these pictures; lower the learning rate or add pictures"),
+    ],
+)  # fmt: skip
+def test_the_sentence_says_where_the_loss_goes_and_what_to_use(losses, said):
+    assert verdict(history(*losses)) == said
