@@ -16,7 +16,7 @@ from anima_core import seeds, tensors
 from anima_core.adapters.network import AdapterNetwork
 from anima_core.data.embeddings import CachedEmbeddings, LiveEmbeddings, padded, row_counts, stack_rows
 from anima_core.models.transformer import AnimaTransformer, check_transformer, load_transformer
-from anima_core.settings import FlowConfig, NetworkConfig, OptimizerConfig
+from anima_core.settings import FlowConfig, NetworkConfig, OptimizerConfig, PriorConfig
 from anima_core.speed.forms import LEVELS, apply_away, make_lean
 from anima_core.speed.stream import Away, Streaming, modulation_frozen
 from anima_core.speed.transfer import Direct
@@ -25,6 +25,7 @@ from anima_core.training import flow, optimizers, reporting
 from anima_core.training.events import Events
 from anima_core.training.feed import Batch, Feed
 from anima_core.training.loop import Run
+from anima_core.training.prior import Prior
 from anima_core.training.ranks import Ranks
 from anima_core.training.reporting import STEPS_AHEAD, LossReader, StepRecord
 from anima_core.training.state import fresh_state
@@ -38,13 +39,13 @@ STEPS = {
     "lokr, norms": (NetworkConfig(type="lokr", rank=4, alpha=2, train_norm=True), {}),
     "lokr, whole factors": (NetworkConfig(type="lokr", rank=100000), {}),
     "fp16": (LORA, dict(dtype=torch.float16)),
-    "live text": (NetworkConfig(rank=4, alpha=4, targets="+adaln+llm_adapter"), dict(live=True)),
+    "live text, prior": (NetworkConfig(rank=4, alpha=4, targets="+adaln+llm_adapter"), dict(live=True, kept=True)),
 }
 LENGTHS = (600, 20)  # tokens of the captions: a batch with a mask
 CONTEXT = 64  # the tiny model's
 
 
-def batch_of(live: bool, dtype: torch.dtype) -> Batch:
+def batch_of(live: bool, dtype: torch.dtype, kept: bool = False) -> Batch:
     """A micro-batch with everything that one may have, on the CPU."""
     g = torch.Generator().manual_seed(1)
     latents = torch.randn(2, 16, 8, 8, generator=g)
@@ -56,7 +57,8 @@ def batch_of(live: bool, dtype: torch.dtype) -> Batch:
         text = {"embeds": stack_rows(rows)} | row_counts(list(LENGTHS))
     noise, t = flow.noise_like(latents, g, 0.1), flow.sample_timesteps(2, FlowConfig(), g, tokens=16)
     mask, place = torch.rand(2, 1, 8, 8, generator=g), dict(divisor=2, step_batches=2, ends_step=False, next_position={})
-    return Batch(0, latents, noise, None, t, mask, torch.ones(2), text, ["a", "b"], **place)
+    of_class = dict(class_text=text, class_weight=torch.ones(2)) if kept else {}
+    return Batch(0, latents, noise, None, t, mask, torch.ones(2), text, ["a", "b"], **place, **of_class)
 
 
 def step_of(batch: Batch) -> list[Batch]:
@@ -74,13 +76,14 @@ def run_on(
     if level == "offload":  # and the weights too
         apply_away(model, Streaming(model, Direct(model.device)), Away(len(model.blocks), modulation_frozen(model)))
     state = fresh_state(adapters, optimizer, fp16=model.dtype == torch.float16)
-    config = types.SimpleNamespace(flow=FlowConfig(), gradient_accumulation_steps=2)
+    config = types.SimpleNamespace(flow=FlowConfig(), prior=PriorConfig(masked=0.5, weight=0.5), gradient_accumulation_steps=2)
     embeddings = object.__new__(LiveEmbeddings if live else CachedEmbeddings)
     embeddings.model, embeddings.trim = model, False
     run = object.__new__(Run)
     run.plan, run.data = types.SimpleNamespace(config=config), types.SimpleNamespace(embeddings=embeddings)
     run.ranks, run.events, run.model, run.state = Ranks(), Events(None), model, state
     run.fit = types.SimpleNamespace(split=lambda batch: [batch])
+    run.prior = Prior(config, model, adapters, embeddings)
     adapters.train()
     return run
 
@@ -107,7 +110,7 @@ def test_a_step_mixes_no_devices_and_asks_the_device_for_nothing(model, case, le
         empty = AnimaTransformer(check_transformer(model.transformer)).to(dtype)
     run = run_on(empty, network, OptimizerConfig(), live, level)
     batches: list[Batch] = []
-    loss = run.accumulate(iter(step_of(batch_of(live, dtype))), batches)
+    loss = run.accumulate(iter(step_of(batch_of(live, dtype, options.get("kept", False)))), batches)
     told = run.ranks.tell(loss, None, 0)
     norm = run.state.gradient.finish(1.0)
     numbers = torch.stack([*told, norm, run.state.gradient.used_scale])

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from anima_core import train
 from anima_core.demo.pictures import write_pictures
 from anima_core.errors import Interrupted
-from anima_core.settings import FlowConfig, NetworkConfig, OptimizerConfig, OutputConfig, SampleConfig
+from anima_core.settings import FlowConfig, NetworkConfig, OptimizerConfig, OutputConfig, PriorConfig, SampleConfig
 
 from .tiny import same_tensors, train_config
 
@@ -39,10 +39,11 @@ def configurations(folder) -> dict[str, dict]:
             ema_decay=0.9,
             gradient_accumulation_steps=3,
         ),
-        "every caption and picture option, masks, two resolutions": dict(
+        "every caption and picture option, masks, two resolutions, prior preservation": dict(
             subset=varied | dict(mask_dir=str(folder / "masks"), num_repeats=2),
             dataset=dict(resolutions=((64, 64), (96, 96)), batch_size=3),
             caption_variants=3,
+            prior=PriorConfig(masked=0.5, weight=0.5, trigger="circle", class_words="shape"),
         ),
         "captions encoded on the fly, LLM adapter trained": dict(
             subset=varied,

@@ -5,6 +5,7 @@ from .held_out import HeldOutConfig
 from .metadata import MetadataConfig
 from .network import NetworkConfig
 from .optimizer import OptimizerConfig
+from .prior import PriorConfig
 from .samples import SampleConfig
 from .serial import from_dict, to_dict
 from .setting import walk, with_paths
@@ -19,6 +20,7 @@ __all__ = [
     "NetworkConfig",
     "OptimizerConfig",
     "OutputConfig",
+    "PriorConfig",
     "SampleConfig",
     "SubsetConfig",
     "TrainConfig",

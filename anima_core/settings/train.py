@@ -15,6 +15,7 @@ from .held_out import HeldOutConfig
 from .metadata import MetadataConfig
 from .network import NetworkConfig
 from .optimizer import OPTIMIZERS, OptimizerConfig
+from .prior import PriorConfig
 from .samples import SampleConfig
 from .setting import check, require, setting
 
@@ -200,6 +201,7 @@ class TrainConfig:
     output: OutputConfig = field(default_factory=OutputConfig)
     metadata: MetadataConfig = field(default_factory=MetadataConfig)
     held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
+    prior: PriorConfig = field(default_factory=PriorConfig)
     max_train_steps: int = setting(1000, "Optimizer steps: 1000 to 2000 for most sets.", resume="free")
     max_train_epochs: int = setting(
         0, "Epochs; where it is above 0 it decides instead of `train.max_train_steps`.", low=0, resume="free"

@@ -7,7 +7,7 @@ import math
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from .. import seeds
 from ..adapters.dropouts import Part
 from ..data.batches import Draw
+from ..data.class_captions import class_caption
 from ..errors import RunError, is_out_of_memory
 from ..models.transformer import PATCH
 from ..tensors import to_device
@@ -46,6 +47,15 @@ class Batch:
     ends_step: bool  # the last one of its step in this process
     next_position: dict[str, int]  # of the data, after the step
     part: Part | None = None  # which of a whole micro-batch it is
+    class_text: dict[str, Tensor] = field(default_factory=dict)  # of the class captions, as `text`, where there are any
+    class_weight: Tensor | None = None  # [B], 1 for pictures that have one, else 0
+    base: Tensor | None = None  # [B, 16, h, w], the base model's velocity, which is kept outside of the mask, see `prior`
+    target: Tensor | None = None  # [B, 16, h, w], the velocity that is asked for where that is not eps - x0
+
+    @property
+    def noisy(self) -> Tensor:
+        """What the model sees, x_t."""
+        return flow.interpolate(self.latents, self.noise if self.input_noise is None else self.input_noise, self.t)
 
     def to(self, device: torch.device) -> "Batch":
         return self._each(lambda tensor: to_device(tensor, device))
@@ -68,7 +78,9 @@ class Batch:
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         changed: dict[str, Any] = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
-        return replace(self, **changed, text={name: change(tensor) for name, tensor in self.text.items()})
+        for text in ("text", "class_text"):
+            changed[text] = {name: change(tensor) for name, tensor in values[text].items()}
+        return replace(self, **changed)
 
 
 class Feed:
@@ -155,6 +167,7 @@ class Feed:
         t = flow.sample_timesteps(len(draws), config.flow, generator, tokens=tokens)
         noise = flow.noise_like(latents, generator, config.flow.noise_offset)
         gamma, own = config.flow.ip_noise_gamma, seeds.generator(config.seed, "input noise", place["number"])
+        captions = [data.caption(draw) for draw in draws]
         batch = Batch(
             latents=latents,
             noise=noise,
@@ -162,11 +175,20 @@ class Feed:
             t=t,
             mask=stack_masks(masks, latents),
             weight=torch.tensor([draw.item.picture.subset.loss_weight for draw in draws]),
-            text=data.embeddings.fetch([data.caption(draw) for draw in draws]),
+            text=data.embeddings.fetch(captions),
             names=[draw.item.picture.name for draw in draws],
+            **self._class_of(captions),
             **place,
         )
         return batch.pinned() if self._plan.device.type == "cuda" else batch
+
+    def _class_of(self, captions: list[str]) -> dict[str, Any]:
+        """Return what a batch has of its class captions; nothing where no picture has one."""
+        found = [class_caption(caption, self._plan.config.prior) for caption in captions]
+        if all(caption is None for caption in found):
+            return {}
+        text = self._data.embeddings.fetch([caption or "" for caption in found])
+        return {"class_text": text, "class_weight": torch.tensor([float(caption is not None) for caption in found])}
 
 
 def stack_masks(masks: list[Tensor | None], latents: Tensor) -> Tensor | None:

@@ -39,6 +39,7 @@ from .model_files import remember_digests
 from .preflight import Plan, preflight
 from .prepare import TrainingData, cache_data, with_embeddings
 from .previews import SAMPLES, Previews
+from .prior import Prior, with_kept
 from .ranks import Ranks
 from .reporting import StepRecord, StepReporter
 from .resume import PACKAGE, contents
@@ -165,7 +166,8 @@ def build_run(plan: Plan, ranks: Ranks, events: Events) -> "Run":
     tile = vae_tile(plan.device, config.vae_tile)
     previews = Previews(config.samples, config.model.vae, tile, plan.run_dir / SAMPLES, data.embeddings)
     held_out = HeldOutLoss(plan, ranks, events, data, model, state, reporter, saver)
-    return Run(plan, ranks, events, data, model, state, fit, watchdog, reporter, saver, previews, held_out)
+    prior = Prior(config, model, network, data.embeddings)
+    return Run(plan, ranks, events, data, model, state, fit, watchdog, reporter, saver, previews, held_out, prior)
 
 
 def load_model(plan: Plan, away: Away, events: Events) -> tuple[AnimaTransformer, Streaming]:
@@ -234,6 +236,7 @@ class Run:
     saver: Saver | None  # in the process that writes
     previews: Previews
     held_out: HeldOutLoss
+    prior: Prior
 
     def go(self) -> TrainResult:
         """Take the steps that are left, and save. On a failure the state is rescued first."""
@@ -332,7 +335,7 @@ class Run:
                 self.leave_if_cancelled(self.command())
             if index == len(batches):
                 batches.append(next(feed))
-            for batch in self.fit.split(batches[index]):
+            for batch in self.prior.terms(self.fit.split(batches[index])):
                 with self.state.network.micro_batch(batch.number, batch.part, batch.t):
                     part_loss = self.forward(batch) / batch.divisor
                     self.state.gradient.backward(part_loss)
@@ -345,12 +348,11 @@ class Run:
         """Return the mean loss of one micro-batch, fp32, on the device."""
         batch = batch.to(self.model.device)
         text, lengths, zeros = self.data.embeddings.place(batch.text)
-        eps = batch.noise if batch.input_noise is None else batch.input_noise
-        noisy = flow.interpolate(batch.latents, eps, batch.t)
-        velocity = self.model(noisy, batch.t, text, lengths, zeros)
-        target = flow.velocity_target(batch.latents, batch.noise)
+        velocity = self.model(batch.noisy, batch.t, text, lengths, zeros)
+        target = flow.velocity_target(batch.latents, batch.noise) if batch.target is None else batch.target
         config = self.plan.config.flow
-        return flow.flow_loss(velocity, target, batch.t, config, mask=batch.mask, weight=batch.weight).mean()
+        loss = flow.flow_loss(velocity, target, batch.t, config, mask=batch.mask, weight=batch.weight)
+        return with_kept(loss, velocity, batch, self.plan.config).mean()
 
     def between_steps(self) -> None:
         """Do what is due or wished for after this step: notes, watchdogs, previews, saves."""

@@ -19,6 +19,7 @@ from ..adapters.types import ADAPTER_TYPES
 from ..data.cache_folder import CACHE, cache_beside
 from ..data.captions import framed
 from ..data.check import check_datasets, may_be_long
+from ..data.class_captions import check_prior, class_caption
 from ..data.folder import Picture
 from ..data.held_out import NOTHING_HELD_OUT, HeldOut, Holding
 from ..data.picture_files import small_jpeg
@@ -106,7 +107,7 @@ def preflight(config: TrainConfig, ranks: Ranks | None = None, on_event: Listene
         cache_dir=cache_dir,
         run_dir=run_dir,
         resume_from=resume_from,
-        warnings=(*warnings, *held_out.warnings),
+        warnings=(*warnings, *held_out.warnings, *check_prior(config.prior, pictures)),
         text_rows=text_rows(config, pictures),
         world=ranks.world if ranks else 1,
         held_out=held_out,
@@ -137,6 +138,7 @@ def check_data(
 def text_rows(config: TrainConfig, pictures: Pictures) -> int:
     """Return how many rows the text embeddings of the longest caption have, all its tags and choices in it."""
     captions = {framed(picture.caption, picture.subset) for group in pictures for picture in group}
+    captions |= {class_caption(caption, config.prior) or "" for caption in captions}
     captions = {caption for caption in captions if may_be_long(caption)}
     ids = load_t5_tokenizer(config.model.t5_tokenizer_dir).encode([*captions]) if captions else []
     return max([MIN_TEXT_ROWS, *map(len, ids)])

@@ -11,6 +11,7 @@ from ..data.batches import Batches, Draw, Item, build_items
 from ..data.cache import TensorCache, encoded_at_once, everything
 from ..data.captions import process_caption
 from ..data.check import steps_per_epoch
+from ..data.class_captions import class_caption
 from ..data.embeddings import CachedEmbeddings, LiveEmbeddings, TextEmbeddings, taken
 from ..data.held_out import measured_caption
 from ..data.latents import LatentStore, has_mask
@@ -211,5 +212,8 @@ def all_captions(items: Iterable[Item], config: TrainConfig, epochs: int) -> lis
     found = {"": None}
     for item in items:
         for variant in range(variants if item.picture.subset.varies else 1):
-            found[caption_variant(item, variant, config)] = None
+            caption = caption_variant(item, variant, config)
+            found[caption] = None
+            if (of_class := class_caption(caption, config.prior)) is not None:
+                found[of_class] = None
     return list(found)
