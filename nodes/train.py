@@ -18,6 +18,7 @@ from ..anima_core.settings import (
     NetworkConfig,
     OptimizerConfig,
     OutputConfig,
+    PriorConfig,
     SampleConfig,
     TrainConfig,
 )
@@ -47,6 +48,7 @@ PREVIEWS = types.Samples.Input("samples", optional=True, tooltip="Preview pictur
 WORDS = types.Metadata.Input("metadata", optional=True, tooltip="What the adapter file says about itself.")
 FAST = types.Speed.Input("speed", optional=True, tooltip="Ways to be faster, or smaller.")
 HELD_OUT = types.HeldOut.Input("held_out", optional=True, tooltip="Pictures that are only measured, never trained.")
+KEPT = types.Prior.Input("prior", optional=True, tooltip="What the base model draws and the adapter leaves as it is.")
 LENGTH = (
     widget("steps", TrainConfig, "max_train_steps", min=1, max=1_000_000),
     widget("batch_size", DatasetConfig, max=256),
@@ -110,6 +112,7 @@ class AnimaTrain(AnimaNode):
                 WORDS,
                 FAST,
                 HELD_OUT,
+                KEPT,
             ],
             outputs=outputs(),
         )
@@ -130,6 +133,7 @@ class AnimaTrain(AnimaNode):
         metadata: MetadataConfig | None = None,
         speed: dict[str, Any] | None = None,
         held_out: HeldOutConfig | None = None,
+        prior: PriorConfig | None = None,
         **given: Any,
     ) -> io.NodeOutput:
         output = settings_from(cls.widgets, given, OutputConfig)
@@ -146,6 +150,7 @@ class AnimaTrain(AnimaNode):
             samples=samples or SampleConfig(),
             metadata=metadata or MetadataConfig(),
             held_out=held_out or HeldOutConfig(),
+            prior=prior or PriorConfig(),
             output=OutputConfig(**(output | folders | {"name": safe_name(output["name"])})),
             device=str(mm.get_torch_device()),
             cache_dir=str(store_folder() / "cache"),

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from anima_core import train
+from anima_core.compat import arguments
 from anima_core.data.class_captions import check_prior, class_caption
 from anima_core.demo.pictures import write_pictures
 from anima_core.errors import SettingError
@@ -131,6 +132,15 @@ def slow(run: Run, batch: Batch, base: torch.nn.Module) -> Tensor:
             missed = run.model(xt, t[None], *text)[0] - base(xt, t[None], *text)[0].detach()
             total = total + weight * prior.weight * missed.square().mean()
     return total / len(batch.latents)
+
+
+def test_the_command_line_says_it_too():
+    paths = {"anima_transformer": "t", "vae": "v", "qwen": "q", "t5_tokenizer_dir": "t5", "train_data_dir": "pictures"}
+    given = {"masked_weight": "0.7", "class_weight": "0.5", "trigger": "circle", "class_words": "shape"}
+    words = [word for name, value in paths.items() for word in (f"--{name}", value)]
+    more = [word for name, value in given.items() for word in (f"--prior_{name}", value)]
+    assert arguments.config_of(words).prior == PriorConfig()
+    assert arguments.config_of([*words, *more]).prior == BOTH
 
 
 @pytest.mark.parametrize("parts", [1, 2])

@@ -19,6 +19,7 @@ from ..settings import (
     NetworkConfig,
     OptimizerConfig,
     OutputConfig,
+    PriorConfig,
     SampleConfig,
     SubsetConfig,
     TrainConfig,
@@ -294,6 +295,10 @@ MAPPED = {
         sets(FlowConfig, "mode_scale"),
         sets(FlowConfig, "noise_offset", "", "anima_noise_offset"),
         sets(FlowConfig, "ip_noise_gamma"),
+        sets(PriorConfig, "masked", "prior_masked_weight"),
+        sets(PriorConfig, "weight", "prior_class_weight"),
+        sets(PriorConfig, "trigger", "prior_trigger"),
+        sets(PriorConfig, "class_words", "prior_class_words"),
     ],
     "output": [
         sets(OutputConfig, "dir", "output_dir"),

@@ -14,6 +14,7 @@ from ..settings import (
     ModelConfig,
     NetworkConfig,
     OutputConfig,
+    PriorConfig,
     SampleConfig,
     SubsetConfig,
     TrainConfig,
@@ -57,6 +58,7 @@ def train_config(values: Values, explicit: set[str]) -> tuple[TrainConfig, list[
         output=OutputConfig(**settings_for(OutputConfig, values)),
         metadata=MetadataConfig(**settings_for(MetadataConfig, values)),
         held_out=HeldOutConfig(**settings_for(HeldOutConfig, values)),
+        prior=PriorConfig(**settings_for(PriorConfig, values)),
         **(run_settings(values, explicit, notes) | {"attention": attention(values, explicit, notes)}),
     )
     return config, notes
