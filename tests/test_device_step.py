@@ -83,6 +83,7 @@ def run_on(
     run.plan, run.data = types.SimpleNamespace(config=config), types.SimpleNamespace(embeddings=embeddings)
     run.ranks, run.events, run.model, run.state = Ranks(), Events(None), model, state
     run.fit = types.SimpleNamespace(split=lambda batch: [batch])
+    run.held_out = types.SimpleNamespace(command=None)
     run.prior = Prior(config, model, adapters, embeddings)
     adapters.train()
     return run
