@@ -123,7 +123,7 @@ def continue_run(run: UnfinishedRun, asked: TrainConfig, with_changes: bool) -> 
         with interruptible(listener):
             plan = preflight(config, on_event=listener)
         assert plan.resume_from is not None
-        same_data = contents(config, plan.pictures) == read_content(plan.resume_from)
+        same_data = contents(config, plan.pictures, plan.held_out.pictures) == read_content(plan.resume_from)
         same_numbers = run.result_version == RESULT_VERSION
         if not same_numbers:
             listener({"event": "warning", "text": sentences.of_two_versions(run)})

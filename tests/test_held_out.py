@@ -14,18 +14,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from anima_core import train
-from anima_core.data.check import check_datasets
-from anima_core.data.held_out import Holding
-from anima_core.errors import FileError, Interrupted, SettingError
+from anima_core.errors import Interrupted, SettingError
 from anima_core.models.transformer import AnimaTransformer
-from anima_core.settings import DatasetConfig, FlowConfig, HeldOutConfig, OptimizerConfig, OutputConfig, SubsetConfig
+from anima_core.settings import FlowConfig, HeldOutConfig, OptimizerConfig, OutputConfig
 from anima_core.training.evaluations import verdict
 from anima_core.training.flow import sample_timesteps, timestep_quantiles
 from anima_core.training.held_out import LEVELS, noise_of
 from anima_core.training.loop import opened
 from anima_core.training.saves import Saves
 
-from .tiny import dataset, prepared, same_tensors, train_changed, train_config, write
+from .tiny import prepared, same_tensors, train_changed, train_config, write
 
 TRAINED, OTHERS = ("darkred", "red", "crimson", "firebrick"), ("blue", "cyan")
 
@@ -57,91 +55,6 @@ def measured(result) -> list[dict]:
 def texts(result) -> str:
     found = map(json.loads, (result.run_dir / "log.jsonl").read_text(encoding="utf-8").splitlines())
     return "\n".join(event["text"] for event in found if event["event"] in ("note", "warning"))
-
-
-# Which pictures
-
-
-def drawn(folder, config=None, **changes) -> tuple[set[str], set[str]]:
-    """Return the names that are trained and those that are held out of one folder."""
-    holding = Holding(config or HeldOutConfig(share=0.25))
-    datasets = (dataset(folder, **changes),)
-    ((pictures, _),) = check_datasets(datasets, None, None, holding=holding)
-    (held,) = holding.result(datasets).pictures
-    return {p.name for p in pictures}, {p.name for p in held}
-
-
-def many(folder, count=16):
-    for number in range(count):
-        write(folder, f"{number:02}.png", (64, 64), (number * 15, 0, 0), f"number {number}")
-
-
-def test_a_share_is_drawn_by_content_and_another_picture_moves_at_most_one(tmp_path):
-    many(tmp_path)
-    trained, held = drawn(tmp_path)
-    assert len(held) == 4 and not trained & held and len(trained | held) == 16
-    (tmp_path / next(iter(held))).rename(tmp_path / "renamed.png")
-    (tmp_path / "renamed.txt").write_text("another", encoding="utf-8")
-    assert "renamed.png" in drawn(tmp_path)[1]
-    for number in range(4):
-        before = drawn(tmp_path)[1]
-        write(tmp_path, f"new {number}.png", (64, 64), (0, 200, 60 * number), "new")
-        now = drawn(tmp_path)[1]
-        assert len(before - now) <= 1 and len(now - before) <= 2
-    assert drawn(tmp_path, HeldOutConfig(share=0.25, seed=1))[1] != drawn(tmp_path)[1]
-    assert len(drawn(tmp_path, HeldOutConfig(count=3))[1]) == 3
-
-
-def test_pictures_of_the_same_bytes_are_on_one_side_also_in_another_dataset(tmp_path):
-    many(tmp_path / "a")
-    shutil.copytree(tmp_path / "a", tmp_path / "b")
-    write(tmp_path / "b", "more.png", (64, 64), "green")
-    datasets = (dataset(tmp_path / "a", validation_split=0.25), dataset(tmp_path / "b"))
-    holding = Holding()
-    (first, _), (second, report) = check_datasets(datasets, None, None, holding=holding)
-    held = {p.digest for group in holding.result(datasets).pictures for p in group}
-    assert len(held) == 4 and not held & {p.digest for p in (*first, *second)}
-    assert (len(first), len(second), report.pictures, report.batches) == (12, 13, 13, 13)
-    assert any("another dataset holds them out: 4" in line for line in report.warnings())
-    shutil.copy(tmp_path / "a" / "00.png", tmp_path / "a" / "copy.png")
-    shutil.copy(tmp_path / "a" / "00.txt", tmp_path / "a" / "copy.txt")
-    trained, once = drawn(tmp_path / "a", HeldOutConfig(count=15))
-    assert len(once) == 15 and {"00.png", "copy.png"} & trained in ({"00.png", "copy.png"}, set())
-
-
-def test_regularisation_pictures_are_never_held_out_and_balance_what_is_left(tmp_path):
-    many(tmp_path / "own", 8)
-    for number in range(9):
-        write(tmp_path / "reg", f"r{number}.png", (64, 64), (0, 0, 20 * number), "class")
-    subsets = (SubsetConfig(str(tmp_path / "own")), SubsetConfig(str(tmp_path / "reg"), is_reg=True))
-    datasets, holding = (DatasetConfig(subsets),), Holding(HeldOutConfig(share=0.5))
-    ((pictures, _),) = check_datasets(datasets, None, None, holding=holding)
-    assert len([p for p in pictures if p.subset.is_reg]) == len([p for p in pictures if not p.subset.is_reg]) == 4
-    (held,) = holding.result(datasets).pictures
-    assert {p.folder.name for p in held} == {"own"} and all(p.repeats == 1 for p in held)
-
-
-@pytest.mark.parametrize(
-    "config, said", [({"share": 0.5}, "share`=0.5: 1 pictures are too few to hold 1 out"), ({"count": 2}, "count`=2")]
-)
-def test_too_few_pictures_are_refused_with_the_way_out(tmp_path, config, said):
-    write(tmp_path, "a.png")
-    with pytest.raises(SettingError, match=f"`held_out.{said}") as refused:
-        drawn(tmp_path, HeldOutConfig(**config))
-    assert "name a folder of others as `held_out.folder`" in str(refused.value)
-
-
-def test_a_folder_that_shares_a_picture_with_training_is_refused_by_names(tmp_path):
-    many(tmp_path / "own", 4)
-    shutil.copytree(tmp_path / "own", tmp_path / "held")
-    for name in ("00", "01", "02"):
-        (tmp_path / "held" / f"{name}.png").unlink()
-    shutil.move(tmp_path / "held" / "03.png", tmp_path / "held" / "copy.png")
-    shutil.move(tmp_path / "held" / "03.txt", tmp_path / "held" / "copy.txt")
-    with pytest.raises(FileError, match=r"1 of its pictures are trained as well \(.*03\.png = .*copy\.png\)"):
-        check_datasets((dataset(tmp_path / "own"),), None, None, holding=Holding(HeldOutConfig(folder=str(tmp_path / "held"))))
-    with pytest.raises(SettingError, match="cannot be with a share"):
-        HeldOutConfig(folder="x", share=0.1)
 
 
 # Which number
@@ -251,18 +164,24 @@ def test_a_run_that_trains_too_long_says_since_when_and_keeps_the_best(model, fo
     assert [(save.step, save.by) for save in Saves(whole.run_dir, "adapters").read()] == [(best, ("best",))]
 
 
-@pytest.mark.parametrize("cut", [12, 22])
-def test_a_run_that_was_cut_off_and_goes_on_measures_the_same(model, folders, whole, tmp_path, cut):
-    """At 22 the best is behind, and the one after a checkpoint that is gone has to be undone."""
-    config = too_long(model, folders, tmp_path, output=OutputConfig(dir=str(tmp_path), name="test", save_dtype="fp32"))
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_run_that_was_cut_off_and_goes_on_measures_the_same(model, folders, whole, tmp_path, killed):
+    """Killed, it goes on from a checkpoint before the best, whose file is there already, and is set aside till it comes again."""
+    output = OutputConfig(dir=str(tmp_path), name="test", save_dtype="fp32", checkpoint_every_n_steps=7, keep_checkpoints=0)
+    config = too_long(model, folders, tmp_path, output=output)
     with pytest.raises(Interrupted):
-        train(config, lambda event: "cancel" if event["event"] == "step" and event["step"] == cut else None)
-    path = tmp_path / "test-best.safetensors"
-    if cut == 22:
-        path.unlink()
-    result = train(dataclasses.replace(config, output=dataclasses.replace(config.output, resume="latest")))
-    assert measured(result) == measured(whole)
-    assert same_tensors(load_file(path), load_file(whole.adapter_path.with_name("test-best.safetensors")))
+        train(config, lambda event: "cancel" if event["event"] == "step" and event["step"] == 22 else None)
+    best, run_dir = tmp_path / "test-best.safetensors", config.output.run_dir
+    if killed:
+        shutil.rmtree(run_dir / "checkpoints" / "step-00000022")
+        shutil.rmtree(run_dir / "checkpoints" / "step-00000021")
+    else:
+        best.unlink()
+    result = train(dataclasses.replace(config, output=dataclasses.replace(output, resume="latest")))
+    assert {event["step"]: event for event in measured(result)} == {event["step"]: event for event in measured(whole)}
+    assert len(measured(result)) == len(measured(whole)) + 2 * killed
+    assert same_tensors(load_file(best), load_file(whole.adapter_path.with_name("test-best.safetensors")))
+    assert (run_dir / "set_aside" / best.name).is_file() == killed
 
 
 def test_a_command_leaves_a_measurement_out_and_it_is_made_up_for(model, folders, whole, tmp_path):
@@ -290,8 +209,8 @@ def test_patience_ends_a_run_and_says_so(model, folders, whole, tmp_path):
     assert not (tmp_path / "test-best.safetensors").exists()
     again = dataclasses.replace(config, output=dataclasses.replace(config.output, resume="latest"))
     assert train(again).steps == best + 10
-    on = dataclasses.replace(again, held_out=dataclasses.replace(config.held_out, patience=0), max_train_steps=best + 11)
-    assert (train(on).stop_reason, train(on).steps) == ("finished", best + 11)
+    on = train(dataclasses.replace(again, held_out=dataclasses.replace(config.held_out, patience=0), max_train_steps=best + 11))
+    assert (on.stop_reason, on.steps) == ("finished", best + 11)
 
 
 def test_other_held_out_pictures_begin_a_new_history(model, folders, tmp_path):

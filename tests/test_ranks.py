@@ -120,3 +120,24 @@ def test_what_the_first_process_is_asked_for_it_does_once_and_the_other_waits(mo
     saved, sample, last = [event["step"] for event in logged if event["event"] in ("saved", "sample")]
     assert 2 <= saved <= 4 and 3 <= sample <= 5 and last == 6  # steps are reported two later at the most
     assert len(list((tmp_path / "out").glob("*.safetensors"))) == 2
+
+
+def test_two_processes_measure_the_held_out_loss_together_and_stop_early_at_the_same_step(model, pictures, tmp_path):
+    """The base model's losses are the same to the bit; the adapter's as near as the adapters are."""
+    write_pictures(tmp_path / "held", 12)
+    for path in pictures.iterdir():
+        (tmp_path / "held" / path.name).unlink(missing_ok=True)
+    extra = dict(held_out_folder=tmp_path / "held", validate_every_n_steps=1, held_out_patience=1, max_train_steps=8)
+    extra |= dict(optimizer_args="eps=1e-3", learning_rate=3.0)
+
+    def at(folder, accumulation):
+        own = dict(gradient_accumulation_steps=accumulation, cache_dir=folder / "cache")
+        return flags(model, pictures, folder, **extra, **own)
+
+    done = processes.run(on_two_ranks(at(tmp_path / "two", 1)[1:]), env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert main(at(tmp_path / "one", 2)) == 0
+    two, one = ([e for e in events(tmp_path / name) if e["event"] in ("held_out", "finish")] for name in ("two", "one"))
+    assert two[0]["pictures"] == 5 and two[0]["base_levels"] == one[0]["base_levels"]
+    assert [e["step"] for e in two] == [e["step"] for e in one] and two[-1]["reason"] == one[-1]["reason"] == "stopped early"
+    assert all(abs(a["loss"] / b["loss"] - 1) < 1e-4 for a, b in zip(two[:-1], one))

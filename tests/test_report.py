@@ -270,7 +270,13 @@ def test_a_run_that_is_cut_off_before_its_first_step(tmp_path):
 
 @pytest.mark.parametrize(
     "reason, state",
-    [("finished", "finished"), ("stopped", "stopped and kept"), ("Interrupted", "cancelled"), ("RunError", "failed")],
+    [
+        ("finished", "finished"),
+        ("stopped", "stopped and kept"),
+        ("stopped early", "stopped early, since the held-out loss did not fall"),
+        ("Interrupted", "cancelled"),
+        ("RunError", "failed"),
+    ],
 )
 def test_how_it_ended(tmp_path, reason, state):
     start, finish = {"event": "start"}, {"event": "finish", "step": 1, "reason": reason, "path": "/x/y.safetensors"}

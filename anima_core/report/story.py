@@ -11,7 +11,12 @@ from ..run_history import LOG, Log, config_of, count, finite, name_of, number
 from ..run_record import read_record
 from ..settings import TrainConfig
 
-STATES = {"finished": "finished", "stopped": "stopped and kept", "Interrupted": "cancelled"}  # by the reason of the end
+STATES = {  # by the reason of the end
+    "finished": "finished",
+    "stopped": "stopped and kept",
+    "stopped early": "stopped early, since the held-out loss did not fall",
+    "Interrupted": "cancelled",
+}
 
 
 @dataclass

@@ -19,7 +19,10 @@ class HeldOutConfig:
         path="read",
     )
     seed: int = setting(
-        42, "Seed of the draw of held-out pictures and of their noise: the same in all runs that are to be compared.", low=0
+        42,
+        "Seed of the draw of held-out pictures and of their noise: the same in all runs that are to be compared.",
+        low=0,
+        below=2**63,
     )
     most: int = setting(0, "Held-out pictures that are measured, at most; 0: all.", low=0)
     every_n_steps: int = setting(

@@ -62,7 +62,7 @@ class HeldOutLoss:
         for text in (*plan.held_out.notes, self.describe()):
             events.emit("note", text=text)
         self._check_history()
-        if saver:
+        if saver and self.config.keep_best:
             saver.restore_best()
 
     def describe(self) -> str:
@@ -117,10 +117,10 @@ class HeldOutLoss:
             record = None
         finally:
             network.train(training)
-            self.reporter.restart_clock()
         if record is not None:
             done.history.append(record)
             self._tell(record)
+        self.reporter.restart_clock()
 
     def _record(self) -> Record | None:
         """Measure every kind of weights; None, and a warning, where a loss is not finite."""
@@ -193,11 +193,14 @@ class HeldOutLoss:
         latents = torch.stack([data.latents.latents(draw) for draw in draws])
         mask = stack_masks([data.latents.mask(draw) for draw in draws], latents)
         mask = None if mask is None else mask.to(device)
-        text = data.embeddings.place(data.embeddings.fetch([measured_caption(item) for item in items]))
+        clean, text = (
+            latents.to(device),
+            data.embeddings.place(data.embeddings.fetch([measured_caption(item) for item in items])),
+        )
         found = []
         for level, t in enumerate(self.t_of(latents)):
             noise = torch.stack([noise_of(item, level, self.config.seed, latents.shape[1:]) for item in items]).to(device)
-            clean, ts = latents.to(device), t.expand(len(items)).to(device)
+            ts = t.expand(len(items)).to(device)
             velocity = self.model(flow.interpolate(clean, noise, ts), ts, *text)
             error = velocity.float() - flow.velocity_target(clean, noise)
             found.append(flow.masked_mean(error.square(), mask))

@@ -28,7 +28,7 @@ PACKAGE = "package of the optimizer"  # what a checkpoint calls it, where that i
 
 
 def contents(
-    config: TrainConfig, pictures: Sequence[Sequence[Picture]], held_out: Sequence[Sequence[Picture]] = ()
+    config: TrainConfig, pictures: Sequence[Sequence[Picture]], held_out: Sequence[Sequence[Picture]]
 ) -> dict[str, str]:
     """Hash what a run is made from: its files, and the pictures with their captions and masks, in order, held out or not.
 

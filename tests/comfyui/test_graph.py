@@ -68,6 +68,19 @@ def test_import_is_quick_and_quiet(server):
     assert "IMPORT FAILED" not in line and seconds < server.start_seconds / 3  # of this machine, as busy as it is
 
 
+def test_held_out_pictures_are_measured_and_the_best_adapter_is_in_the_list(server, base):
+    graph = Graph(server)
+    graph.add("held", "AnimaHeldOut", share=0.5, every_n_steps=2)
+    graph.training(output_name="measured", held_out=["held", 0])
+    assert sentence(server.run(graph.prompt)).startswith("done: ")
+    log = (run_dir(base, "measured") / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    found = [event for event in map(json.loads, log) if event["event"] == "held_out"]
+    assert [(event["step"], event["pictures"]) for event in found] == [(0, 2), (2, 2), (4, 2)]
+    assert {"measured.safetensors", "measured-best.safetensors"} <= set(loras(base))
+    graph.prompt["held"]["inputs"] |= {"folder": "pics"}
+    assert "of its pictures are trained as well" in error_of(server.run(graph.prompt))
+
+
 @pytest.mark.parametrize("network", ["AnimaLoRANetwork", "AnimaLoKrNetwork"])
 def test_train_and_hand_on(server, base, network):
     graph = Graph(server)
