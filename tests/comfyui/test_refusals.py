@@ -41,6 +41,11 @@ def start_from(graph: Graph, adapter: str) -> None:
     graph.prompt["train_network"]["inputs"]["start_from"] = ["start", 0]
 
 
+def keep(graph: Graph, **words: str) -> None:
+    graph.add("prior", "AnimaPrior", **words)
+    graph.prompt["train"]["inputs"]["prior"] = ["prior", 0]
+
+
 @pytest.mark.parametrize(
     "change, node, text",
     [
@@ -66,6 +71,8 @@ def start_from(graph: Graph, adapter: str) -> None:
             "train_network",
             "start_from: the type of blocks.0.self_attn.q_proj is oft, which is not trained here",
         ),
+        (lambda g: keep(g, trigger="red", class_words="red"), "prior", "class_words='red': is the same as trigger"),
+        (lambda g: keep(g, trigger="sks"), "train", "'sks': all 4 pictures do not have it in their caption"),
     ],
 )
 def test_the_node_that_names_it_says_what_is_wrong(server, change, node, text):
