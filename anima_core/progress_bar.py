@@ -1,10 +1,14 @@
 """A run's events in the terminal."""
 
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 from .errors import in_words
+
+
+NUMBER = re.compile(r"\d[\d.,e+-]*")
 
 
 def progress_text(event: dict[str, Any]) -> str:
@@ -34,7 +38,7 @@ class ProgressBar:
     def __init__(self, words: Mapping[str, str] | None = None) -> None:
         self._words = words
         self._bar: Any = None
-        self._stage = ""
+        self._stage = self._held_out = ""
 
     def __enter__(self) -> "ProgressBar":
         return self
@@ -51,6 +55,8 @@ class ProgressBar:
         elif kind in ("note", "warning"):
             text = in_words(event["text"], self._words)
             self._line(f"warning: {text}" if kind == "warning" else text)
+        elif kind == "held_out":
+            self._tell_held_out(event)
         elif kind in ("sample", "checkpoint", "saved"):
             self._line(f"{kind} at step {event['step']}: {event['path']}")
 
@@ -61,6 +67,12 @@ class ProgressBar:
         if event["peak_gb"]:
             shown["memory"] = f"{event['peak_gb']:.1f}GB"
         self._bar.set_postfix(shown, refresh=False)
+
+    def _tell_held_out(self, event: dict[str, Any]) -> None:
+        """Write its sentence where that is another one than before, not only one of other numbers."""
+        former, self._held_out = self._held_out, NUMBER.sub("", event["text"])
+        if self._held_out != former:
+            self._line(f"step {event['step']}: {event['text']}")
 
     def _advance(self, stage: str, done: int, total: int, unit: str) -> None:
         from tqdm import tqdm

@@ -9,7 +9,7 @@ from array import array
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ BLOCK = 1 << 20  # bytes that are read at once
 HEAD = 100  # bytes: the first line's kind and time tell a log from another one in its place
 MOST_STEPS = 1 << 53  # above it columns hold other numbers than the log
 LOGS_KEPT = 16  # in memory, 5 MB each for 100,000 steps
+HELD_OUT_POINTS = 200  # of a curve of held-out losses, each with those of its noise levels
 
 Columns = dict[str, list[float | None]]
 
@@ -40,6 +41,27 @@ class Sample:
     index: int
     prompt: str
     file: str
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The losses of pictures that are not trained on, as a run told them after a step.
+
+    loss: the mean over the noise levels `t`; levels: at each. base: the same without an adapter; ema: of the average.
+    best_step, best_loss: up to here. text: says how it goes.
+    """
+
+    step: int
+    loss: float | None
+    t: tuple[float | None, ...]
+    levels: tuple[float | None, ...]
+    base: float | None
+    base_levels: tuple[float | None, ...]
+    ema: float | None
+    best_step: int | None
+    best_loss: float | None
+    pictures: int | None
+    text: str
 
 
 def name_of(folder: Path) -> str:
@@ -74,13 +96,14 @@ def plan_of(folder: Path) -> str | None:
 class Log:
     """One `log.jsonl`, as far as it was read: of a run that went back to a checkpoint the steps that count.
 
-    columns: by name, one number a step, not-a-number where there is none. samples: by file. warnings: each once.
-    last: the event of the last step.
+    columns: by name, one number a step, not-a-number where there is none. samples: by file. held_out: in the order of steps.
+    warnings: each once. last: the event of the last step.
     """
 
     path: Path
     columns: dict[str, array] = field(default_factory=dict)
     samples: dict[str, Sample] = field(default_factory=dict)
+    held_out: list[HeldOut] = field(default_factory=list)
     warnings: dict[str, None] = field(default_factory=dict)
     last: Mapping[str, Any] | None = None
 
@@ -90,7 +113,7 @@ class Log:
 
     def forget(self) -> None:
         self.columns = {name: array("d") for name in COLUMNS}
-        self.samples, self.warnings, self.last = {}, {}, None
+        self.samples, self.held_out, self.warnings, self.last = {}, [], {}, None
         self._head = self._rest = b""
         self._offset = 0
 
@@ -144,18 +167,28 @@ class Log:
         if (sample := sample_of(event)) is not None:
             self.samples[sample.file] = sample
 
+    def _take_held_out(self, event: Mapping[str, Any]) -> None:
+        if (found := held_out_of(event)) is not None:
+            self.drop_held_out_after(found.step - 1)
+            self.held_out.append(found)
+
     def _take_warning(self, event: Mapping[str, Any]) -> None:
         self.warnings[str(event.get("text", ""))] = None
 
     def drop_after(self, step: int) -> None:
-        """Forget the steps and samples after one: the run has gone back to it."""
+        """Forget the steps, samples and held-out losses after one: the run has gone back to it."""
         kept = bisect_left(self.columns["step"], step + 1)
         for column in self.columns.values():
             del column[kept:]
         self.samples = {file: sample for file, sample in self.samples.items() if sample.step <= step}
+        self.drop_held_out_after(step)
         if self.last is not None and self.last["step"] > step:
             now = {name: column[-1] for name, column in self.columns.items()} if len(self) else {}
             self.last = {**self.last, **now, "step": step, "eta": None}
+
+    def drop_held_out_after(self, step: int) -> None:
+        while self.held_out and self.held_out[-1].step > step:
+            self.held_out.pop()
 
     @property
     def latest(self) -> dict[str, float | None] | None:
@@ -179,6 +212,21 @@ def sample_of(event: Mapping[str, Any]) -> Sample | None:
     file = str(event.get("path", "")).replace("\\", "/").rpartition("/")[2]
     name = SAMPLE.fullmatch(file)
     return Sample(int(name[1]), int(name[2]), str(event.get("prompt", "")), file) if name else None
+
+
+def held_out_of(event: Mapping[str, Any]) -> HeldOut | None:
+    """Return what an event tells of the held-out loss, as JSON may have it; None for one that no run has told."""
+    numbers = {name: finite(number(event.get(name))) for name in ("loss", "base", "ema", "best_loss")}
+    lists = {name: tuple(map(finite, map(number, several(event.get(name))))) for name in ("t", "levels", "base_levels")}
+    step, text = count(event.get("step")), str(event.get("text") or "")
+    if step is None or len(lists["levels"]) != len(lists["t"]):
+        return None
+    counts = {name: count(event.get(name)) for name in ("best_step", "pictures")}
+    return HeldOut(step=step, text=text, **numbers, **lists, **counts)
+
+
+def several(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def latest_of(event: Mapping[str, Any]) -> dict[str, float | None]:
@@ -247,6 +295,11 @@ class Histories:
             yield log
 
     def curve(self, folder: Path, points: int) -> dict[str, Any]:
-        """Return {"columns": at most so many rows, "steps": how many there are}."""
+        """Return {"columns": at most so many rows, "steps": how many there are, "held_out": a row for each time}."""
         with self.log(folder) as log:
-            return {"columns": columns_of(log, shown_rows(log.columns["loss"], points)), "steps": len(log)}
+            rows = shown_rows([math.nan if one.loss is None else one.loss for one in log.held_out], HELD_OUT_POINTS)
+            return {
+                "columns": columns_of(log, shown_rows(log.columns["loss"], points)),
+                "steps": len(log),
+                "held_out": [asdict(log.held_out[row]) for row in rows],
+            }

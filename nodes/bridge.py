@@ -14,6 +14,7 @@ from PIL import Image
 
 from ..anima_core.errors import AnimaError, Interrupted, in_words
 from ..anima_core.progress_bar import clock, progress_text
+from ..anima_core.run_history import HeldOut, held_out_of
 from . import live, tell
 from .node import graph_words
 from .store import run_store, store_folder
@@ -59,6 +60,7 @@ class NodeListener:
 
     why: why it trains although the graph, or one of its name, was trained before; a second line below every text.
     warnings: all so far, in the graph's words. step, checkpoint: the last that was taken, and was written, by this node.
+    held_out: what was told last of the pictures that are not trained on.
     goes_on_by_itself: whether the next Run continues from that checkpoint; False where a graph always starts over.
     workflow: the graph, to be kept with the run. outcome, sentence: of its end, see `ends`.
     """
@@ -71,6 +73,7 @@ class NodeListener:
         self.why = ""
         self.warnings: list[str] = []
         self.step = self.checkpoint = 0
+        self.held_out: HeldOut | None = None
         self.is_cancelled = False
         self.bar = ProgressBar(1, node_id=node)
         self.stage = ""
@@ -132,6 +135,9 @@ class NodeListener:
     def on_sample(self, event: dict[str, Any]) -> None:
         picture = Image.open(event["path"]).convert("RGB")
         self.bar.update_absolute(self.bar.current, self.bar.total, ("JPEG", picture, PREVIEW_SIDE))
+
+    def on_held_out(self, event: dict[str, Any]) -> None:
+        self.held_out = held_out_of(event)
 
     def on_checkpoint(self, event: dict[str, Any]) -> None:
         if Path(event["path"]).is_relative_to(store_folder()):  # one that was rescued to another disk is not looked for

@@ -10,7 +10,7 @@ from typing import Any
 from server import PromptServer
 
 from ..anima_core.errors import in_words
-from ..anima_core.run_history import COLUMNS, latest_of, name_of, sample_of
+from ..anima_core.run_history import COLUMNS, held_out_of, latest_of, name_of, sample_of
 from ..anima_core.run_record import new_id, read_record, write_record
 from . import tell
 from .node import graph_words
@@ -56,6 +56,8 @@ class Training:
             self.step(event)
         elif kind == "sample" and (sample := sample_of(event)) is not None:
             self.send("sample", sample=dataclasses.asdict(sample))
+        elif kind == "held_out" and (found := held_out_of(event)) is not None:
+            self.send("held_out", held_out=dataclasses.asdict(found))
         elif kind in ("saved", "checkpoint") and event["step"] != self.saved:
             self.saved = event["step"]
             self.send("saved", step=self.saved)

@@ -90,7 +90,7 @@ class RunPages:
     def curve(self, id_: str, points: int) -> dict[str, Any]:
         training = next(iter(live.chosen(None, id_)), None)
         if training is not None and training.folder is None:
-            return {"columns": {name: [] for name in COLUMNS}, "steps": 0}
+            return {"columns": {name: [] for name in COLUMNS}, "steps": 0, "held_out": []}
         return self.histories.curve(self.folder(id_), points)
 
     def sample(self, id_: str, file: str) -> Path:

@@ -127,7 +127,8 @@ def train_now(config: TrainConfig, key: str, plan: Plan, listener: bridge.NodeLi
         leave_nothing(listener)
         raise
     done = run_store().remember(key, describe(result, plan))
-    listener.ends("kept" if done.is_kept else "done", sentences.done(done, listener.warnings, listener.why))
+    sentence = sentences.done(done, listener.warnings, listener.why, listener.held_out)
+    listener.ends("kept" if done.is_kept else "done", sentence)
     return done, listener.sentence
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ..anima_core.run_history import HeldOut
 from ..anima_core.run_store import RESULT_VERSION, FinishedRun, UnfinishedRun
 from ..anima_core.training.reporting import smoothed
 from .tell import shown
@@ -10,13 +11,14 @@ WARNINGS_SHOWN = 3
 PICKER = "Continue Anima Run"
 
 
-def done(run: FinishedRun, warnings: Sequence[str] = (), why: str = "") -> str:
-    """Tell what was trained now: the file, the steps, the loss at the end, what to look at."""
-    sentence = outcome(run)
+def done(run: FinishedRun, warnings: Sequence[str] = (), why: str = "", held_out: HeldOut | None = None) -> str:
+    """Tell what was trained now: the file, the steps, the loss at the end, the best of the held-out losses, what to look at."""
+    parts = [outcome(run), best(held_out)]
     if warnings:
         listed = "; ".join(warnings[:WARNINGS_SHOWN]) + ("; …, see the console" if len(warnings) > WARNINGS_SHOWN else "")
         count = f"{len(warnings)} warnings" if len(warnings) > 1 else "1 warning"
-        sentence += f"{'; ' if run.is_kept else ', '}{count}: {listed}"
+        parts.append(f"{count}: {listed}")
+    sentence = ("; " if run.is_kept else ", ").join(filter(None, parts))
     return f"{sentence}\n{why}" if why else sentence
 
 
@@ -25,6 +27,14 @@ def outcome(run: FinishedRun) -> str:
         return f"kept at step {run.steps} of {run.total}: {shown(run.adapter)}; {PICKER} goes on"
     loss = smoothed(run.losses)
     return f"done: {shown(run.adapter)}, {run.steps} steps" + ("" if loss is None else f", loss {loss:.3f}")
+
+
+def best(held_out: HeldOut | None) -> str:
+    """Tell at which step the loss of pictures that are not trained on was least; nothing where none were held out."""
+    if held_out is None or held_out.best_step is None:
+        return ""
+    loss = "" if held_out.best_loss is None else f" ({held_out.best_loss:.4f})"
+    return f"held-out loss best at step {held_out.best_step}{loss}"
 
 
 def already(run: FinishedRun) -> str:

@@ -109,6 +109,18 @@ def test_progress_is_told_four_times_a_second_at_most_and_no_step_is_lost(nodes,
     assert {message["state"] for message in told} == {"running"}
 
 
+def test_the_held_out_loss_is_told_as_it_comes_and_its_best_at_the_end(nodes, folder, clock):
+    event = {"event": "held_out", "step": 2, "loss": 0.3, "t": [0.5], "levels": [0.3], "base": 0.4, "base_levels": [0.4]}
+    event |= {"ema": None, "ema_levels": None, "best_step": 1, "best_loss": 0.25, "pictures": 3, "text": "it rises"}
+    with nodes("bridge").NodeListener("1") as listener:
+        listener(start())
+        listener(event)
+        assert nodes("sentences").best(listener.held_out) == "held-out loss best at step 1 (0.2500)"
+        listener.ends("done", "done")
+    told = sent("held_out")
+    assert len(told) == 1 and told[0]["held_out"]["best_step"] == 1 and told[0]["held_out"]["levels"] == (0.3,)
+
+
 def test_the_last_steps_are_told_before_the_end(nodes, folder, clock):
     with nodes("bridge").NodeListener("1") as listener:
         for number in (1, 2, 3):

@@ -39,6 +39,10 @@ def test_the_sentence_of_a_finished_run(nodes, tmp_path):
         "done: models/loras/x.safetensors, 4 steps, loss 0.250, 4 warnings: a; b; c; …, see the console\ntrains anew, not as y"
     )
     assert told.done(run_at(adapter), ["a"]).endswith(", 1 warning: a")
+    best = SimpleNamespace(best_step=650, best_loss=0.08123)
+    assert told.done(run_at(adapter), ["a"], held_out=best).endswith(
+        ", loss 0.250, held-out loss best at step 650 (0.0812), 1 warning: a"
+    )
     assert told.already(run_at(adapter)) == "already trained: models/loras/x.safetensors, 4 steps"
     assert told.already(run_at(Path("/elsewhere/x.safetensors"))).startswith(
         f"already trained: {Path('/elsewhere/x.safetensors')}"
@@ -50,6 +54,8 @@ def test_the_sentence_of_a_kept_run_names_the_way_on(nodes, tmp_path):
     kept = "kept at step 39 of 200: models/loras/x.safetensors; Continue Anima Run goes on"
     assert told.done(run) == told.already(run) == kept
     assert told.done(run, ["a"]) == f"{kept}; 1 warning: a"
+    best = SimpleNamespace(best_step=20, best_loss=None)
+    assert told.done(run, held_out=best) == f"{kept}; held-out loss best at step 20"
     assert told.written_again(run).startswith(f"{kept}; its file was gone or changed, and is written again")
 
 

@@ -9,7 +9,7 @@ import torch
 from anima_core import files
 from anima_core.demo.pictures import write_pictures
 from anima_core.errors import AnimaError, FileError, Interrupted, RunError, SettingError
-from anima_core.progress_bar import progress_text
+from anima_core.progress_bar import ProgressBar, progress_text
 from anima_core.settings import SampleConfig
 from anima_core.training import model_files
 from anima_core.training.events import Events
@@ -64,6 +64,15 @@ def test_the_time_left_follows_the_mean_of_the_steps(monkeypatch):
     assert [step["pictures_per_second"] for step in steps[:4]] == pytest.approx([0.5] * 4)  # one a step
     assert [step["eta"] for step in steps[:4]] == pytest.approx([18, 16, 14, 12])
     assert steps[4]["seconds"] == 12 and steps[4]["eta"] == pytest.approx(5 * RunningMean([2, 2, 2, 2, 12]).value)
+
+
+def test_of_the_held_out_loss_a_new_sentence_is_printed_and_not_a_new_number(capsys):
+    texts = ["held-out loss falls, best at 5", "held-out loss falls, best at 10", "held-out loss rises since step 15, best at 10"]
+    with ProgressBar() as bar:
+        for number, text in enumerate([*texts, texts[-1]], 1):
+            bar.on_event({"event": "held_out", "step": 5 * number, "text": text})
+    printed = capsys.readouterr().err.splitlines()
+    assert printed == ["step 5: held-out loss falls, best at 5", f"step 15: {texts[-1]}"]
 
 
 def test_previews_tell_which_of_them_and_which_of_its_steps(model, pictures, tmp_path):

@@ -24,6 +24,13 @@ def sample(number: int, index: int = 0, path: str = "") -> str:
     return json.dumps({"event": "sample", "time": 1.0, "step": number, "path": path, "prompt": "a cat"}) + "\n"
 
 
+def held_out(number: int, loss: float | None = 0.25, **more) -> str:
+    levels, noise = [loss] * 9, [level / 10 for level in range(1, 10)]
+    event = {"event": "held_out", "time": 1.0, "step": number, "loss": loss, "levels": levels, "t": noise, "base": 0.5}
+    event |= {"base_levels": [0.5] * 9, "ema": None, "ema_levels": None, "best_step": number, "best_loss": loss}
+    return json.dumps(event | {"pictures": 4, "text": "held-out loss falls"} | more) + "\n"
+
+
 def start(number: int) -> str:
     return json.dumps({"event": "start", "time": 1.0, "name": "x", "step": number}) + "\n"
 
@@ -92,6 +99,28 @@ def test_of_a_run_that_went_back_only_the_steps_that_count_are_left(folder):
     assert steps_of(folder) == [1, 2, 3, 4, 5]
 
 
+def test_held_out_losses_go_back_with_the_steps(folder):
+    write(folder, held_out(0, 0.5), *map(step, range(1, 5)), held_out(4, 0.4), *map(step, range(5, 9)), held_out(8, 0.3))
+    found = log_of(folder).held_out
+    assert [(one.step, one.loss, one.levels, one.base) for one in found] == [
+        (number, loss, (loss,) * 9, 0.5) for number, loss in ((0, 0.5), (4, 0.4), (8, 0.3))
+    ]
+    assert (found[-1].t[0], found[-1].best_step, found[-1].pictures, found[-1].ema) == (0.1, 8, 4, None)
+    write(folder, start(4), mode="a")
+    assert [one.step for one in log_of(folder).held_out] == [0, 4]
+    write(folder, *map(step, range(5, 9)), held_out(8, 0.6), held_out(8, 0.7), mode="a")  # told twice: the last counts
+    told = Histories().curve(folder, 10)["held_out"]
+    assert [(row["step"], row["loss"]) for row in told] == [(0, 0.5), (4, 0.4), (8, 0.7)] and json.dumps(told, allow_nan=False)
+    write(folder, held_out(9, None, t=[0.5]), held_out(-1), held_out(9, levels=None), held_out(9, 1e400), mode="a")
+    assert [(one.step, one.loss) for one in log_of(folder).held_out][3:] == [(9, None)]  # infinite; the others are damaged
+
+
+def test_of_many_held_out_losses_the_best_is_shown(folder):
+    write(folder, *(held_out(number, 0.1 if number == 777 else 1.0 + number % 7) for number in range(2000)))
+    steps = [row["step"] for row in Histories().curve(folder, 1000)["held_out"]]
+    assert len(steps) <= 200 and {0, 777, 1999} <= set(steps)
+
+
 def test_a_log_is_read_on_and_not_anew(folder, monkeypatch):
     taken: list[bytes] = []
     take = Log.take
@@ -105,7 +134,7 @@ def test_a_log_is_read_on_and_not_anew(folder, monkeypatch):
     write(folder, start(0), step(1))  # another run of this name
     assert histories.curve(folder, 10)["columns"]["step"] == [1]
     (folder / "log.jsonl").unlink()
-    assert histories.curve(folder, 10) == {"columns": {name: [] for name in COLUMNS}, "steps": 0}
+    assert histories.curve(folder, 10) == {"columns": {name: [] for name in COLUMNS}, "steps": 0, "held_out": []}
 
 
 def test_only_the_logs_that_were_asked_for_last_are_held(folder):

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 WEB = ROOT / "web"
-MAX_LINES = 1500  # of all JavaScript that is ours
+MAX_LINES = 1600  # of all JavaScript that is ours
 UPLOT = "5dd9b3281aa64b461b42d9945f6adb2649d346502b12281a9ae0d46599a80eba"  # dist/uPlot.esm.js of uplot 1.6.32 on npm
 
 

@@ -32,7 +32,7 @@ def stage_set(stage: Stage) -> None:
     write_pictures(stage.base / "input" / "portraits", 9, seed=3)
     write_pictures(stage.base / "input" / "mixed" / "cats", 2, seed=5)
     past_run(stage, "ink_v1", steps=120, workflow=SCENE)
-    past_run(stage, "ink_v2", steps=120, rank=32, alpha=16.0, workflow=SCENE)
+    past_run(stage, "ink_v2", steps=120, rank=32, alpha=16.0, workflow=SCENE, held_out=True)
     past_run(stage, "portrait", steps=60, total=180, outcome="cancelled")
 
 
@@ -40,6 +40,13 @@ def panel(page: Page) -> None:
     look_at(page, str(NODES["AnimaTrain"]), 0.9)
     page.evaluate("window.app.canvas.ds.offset[0] += 720")
     wait_for_steps(page, 140)
+
+
+def noise_levels(page: Page) -> None:
+    panel(page)
+    page.evaluate("window.app.canvas.ds.offset[1] -= 500")
+    page.evaluate("document.querySelector('.anima-levels').open = true")
+    page.wait_for_function("document.querySelector('.anima-levels .anima-plot').chart")
 
 
 def runs_tab(page: Page) -> None:
@@ -73,7 +80,7 @@ def templates(page: Page) -> None:
     page.wait_for_function("document.querySelectorAll('[role=dialog] img').length >= 5")
 
 
-SCENES: list[Callable[[Page], None]] = [panel, runs_tab, one_run, compared, folders, templates]
+SCENES: list[Callable[[Page], None]] = [panel, noise_levels, runs_tab, one_run, compared, folders, templates]
 
 
 def close(page: Page) -> None:
@@ -108,6 +115,7 @@ def main(folder: Path, wanted: list[str]) -> None:
             for _ in range(7):
                 run.steps(20)
                 run.samples()
+                run.held_out()
             run.checkpoint()
             take(stage, Pages(browser, stage), folder, wanted)
 

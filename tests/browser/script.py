@@ -47,6 +47,7 @@ class ScriptedRun:
         self.rng = random.Random(name)
         self.mean = RunningMean()
         self.losses: list[float] = []
+        self.best = (math.inf, 0)  # held-out loss, and its step
 
     @property
     def store(self) -> RunStore:
@@ -131,6 +132,22 @@ class ScriptedRun:
             draw(colour, shape, ground, (SIDE, SIDE), (self.rng.uniform(-away, away), self.rng.uniform(-away, away))).save(path)
             self.events.emit("sample", step=self.step, path=str(path), prompt=prompt)
 
+    def held_out(self) -> None:
+        """Tell the loss of pictures that are not trained on: it falls for a quarter of the steps, and then rises."""
+        away = self.step / self.total - 1 / 4
+        base_levels = [0.3 - 0.025 * level for level in range(1, 10)]
+        levels = [base * (0.85 + away * away + 0.02 * (index - 4) * away) for index, base in enumerate(base_levels)]
+        loss = sum(levels) / len(levels)
+        self.best = min(self.best, (loss, self.step))
+        self.events.emit(
+            "held_out",
+            **{"step": self.step, "loss": loss, "levels": levels, "t": [level / 10 for level in range(1, 10)]},
+            **{"base": sum(base_levels) / len(base_levels), "base_levels": base_levels},
+            **{"ema": 1.01 * loss, "ema_levels": [1.01 * level for level in levels]},
+            **{"best_step": self.best[1], "best_loss": self.best[0], "pictures": 4},
+            text=f"held-out loss rises since step {self.step}, best at {self.best[1]}: use the adapter of step {self.best[1]}",
+        )
+
     def checkpoint(self) -> None:
         folder = self.folder / "checkpoints" / f"step-{self.step:08d}"
         folder.mkdir(parents=True)
@@ -152,6 +169,10 @@ class ScriptedRun:
         """Return what pages have asked for since this was asked last."""
         return self.events.take_wishes() | ({self.events.command} if self.events.command else set())
 
+    def told(self, kind: str) -> list[dict]:
+        """Read the events of a kind from log.jsonl."""
+        return [event for event in map(json.loads, self.log.read_text(encoding="utf-8").splitlines()) if event["event"] == kind]
+
     def logged(self) -> dict[str, list]:
         """Read the columns that a page draws from log.jsonl."""
         return columns_of(self.log)
@@ -164,13 +185,17 @@ def columns_of(log: Path) -> dict[str, list]:
     return {name: [step[name] for step in steps] for name in ("step", "loss", "mean_loss", "lr", "grad_norm")}
 
 
-def past_run(stage: Stage, name: str, steps: int = 60, outcome: str = "done", total: int = 0, **changes: Any) -> str:
+def past_run(
+    stage: Stage, name: str, steps: int = 60, outcome: str = "done", total: int = 0, held_out: bool = False, **changes: Any
+) -> str:
     """Have a run that has ended, with samples and a checkpoint; return its id."""
     run = ScriptedRun(stage, name, total or steps, **changes)
     with run.training():
         for _ in range(3):
             run.steps(steps // 3)
             run.samples()
+            if held_out:
+                run.held_out()
         run.checkpoint()
         if outcome in ("done", "kept"):
             run.finish(outcome)

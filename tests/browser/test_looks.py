@@ -43,6 +43,7 @@ def seen(request, pages: Pages, stage):
     with ScriptedRun(stage, "my_style").training() as run:
         run.steps(40)
         run.samples()
+        run.held_out()
         run.events.emit("warning", text="3 of 40 pictures have no caption")
         wait_for_steps(page, 40)
         yield page, vue, locale
@@ -51,6 +52,7 @@ def seen(request, pages: Pages, stage):
 
 def test_the_panel(seen):
     page, vue, locale = seen
+    page.locator(f"{PANEL} .anima-levels summary").click()
     if locale == "zh":
         assert ENGLISH.findall(page.locator(PANEL).inner_text()) == []
     assert_it_looks_right(page, PANEL)

@@ -8,6 +8,7 @@ from .graphs import trainer, within_subgraph
 from .script import ScriptedRun
 
 BEYOND = "(({ scrollWidth, clientWidth }) => scrollWidth - clientWidth)(document.querySelector('.anima-strip'))"
+HELD_OUT = ".anima-panel .anima-held-out"
 RENDERERS = pytest.mark.parametrize("vue", [False, True], ids=["classic", "vue"])
 
 
@@ -50,6 +51,36 @@ def test_a_training_is_seen_live_after_a_reload_and_in_a_second_window(pages: Pa
     for window in (page, second):
         expect(window.locator(".anima-panel")).to_contain_text("done: models/loras/my_style.safetensors")
     assert_it_draws_the_log(page, run)
+
+
+@RENDERERS
+def test_the_held_out_loss_is_drawn_with_its_best_and_by_noise_level(pages: Pages, stage, vue):
+    pages.set(vue=vue)
+    page = pages.open()
+    load(page, trainer())
+    look_at(page, "1", 0.8)
+    panel = page.locator(".anima-panel")
+    with ScriptedRun(stage, "my_style", total=80).training() as run:
+        run.steps(10)
+        assert_it_draws_the_log(page, run)
+        expect(page.locator(HELD_OUT)).to_be_hidden()
+        for _ in range(3):
+            run.held_out()
+            run.steps(10)
+        told = run.told("held_out")
+        best = [None, told[1]["loss"], None]
+        assert [one["step"] for one in told] == [10, 20, 30] and told[-1]["best_step"] == 20
+        for again in (False, True):
+            if again:
+                reload(page)
+                look_at(page, "1", 0.8)
+            expect(panel).to_contain_text("held-out loss rises since step 30, best at 20: use the adapter of step 20")
+            columns = [[one[name] for one in told] for name in ("step", "loss", "ema", "base")]
+            assert drawn(page, 0, HELD_OUT) == [*columns, best]
+            panel.get_by_text("Held-out loss by noise level").click()
+            page.wait_for_function("document.querySelector('.anima-levels .anima-plot').chart")
+            assert drawn(page, 1, HELD_OUT)[1:] == [[one["levels"][level] for one in told] for level in range(9)]
+        run.finish()
 
 
 def test_what_is_asked_for_arrives_and_is_told(pages: Pages, stage):

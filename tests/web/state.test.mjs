@@ -56,6 +56,14 @@ test("samples stand in the order of their steps, a sample told twice stands once
   assert.deepEqual(state.note, { key: "panel.drawn", values: { step: 20 } });
 });
 
+test("held-out losses stand in the order of their steps; what is told again stands once", () => {
+  const row = (step, loss) => ["held_out", { held_out: { step, loss, best_step: step } }];
+  const losses = (state) => state.held_out.map(({ step, loss }) => [step, loss]);
+  assert.deepEqual(losses(after(row(0, 3), row(2, 2))), [[0, 3], [2, 2]]);
+  assert.deepEqual(losses(after(row(2, 2), row(4, 1), row(4, 5), row(2, 7))), [[2, 7]]); // gone back to a step before
+  assert.deepEqual(seed(run, { columns: points(1), steps: 1, held_out: [{ step: 1, loss: 2 }] }).held_out.length, 1);
+});
+
 test("each way to end leaves its state, its sentence and no node", () => {
   for (const [outcome, left] of [["done", "finished"], ["already", "finished"], ["kept", "kept"], ["cancelled", "unfinished"], ["failed", "unfinished"]]) {
     const state = after(["saved", { step: 3 }], ["end", { outcome, sentence: "so it ended" }]);

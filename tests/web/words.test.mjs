@@ -3,9 +3,9 @@ import { readdirSync, readFileSync } from "node:fs";
 import test from "node:test";
 
 import { clock, figure } from "../../web/lib/dom.js";
-import { logTicks, roomy } from "../../web/lib/chart.js";
+import { logTicks, roomy } from "../../web/lib/plot.js";
 import { whereabouts } from "../../web/lib/panel.js";
-import { translator } from "../../web/lib/words.js";
+import { said, translator } from "../../web/lib/words.js";
 
 const WEB = new URL("../../web/", import.meta.url);
 const [en, zh] = ["en", "zh"].map((language) => JSON.parse(readFileSync(new URL(`words/${language}.json`, WEB), "utf8")));
@@ -44,6 +44,15 @@ test("words are filled in, and fall back to English and to the key", () => {
   assert.equal(translator({}, en)("panel.stop"), "Stop and keep");
   assert.equal(translator(en)("no.such"), "no.such");
   assert.equal(translator(en)("panel.step"), "step {step} / {total}");
+});
+
+test("sentences of the server on how it goes are said in the page's words, others as they are", () => {
+  const rises = "held-out loss rises since step 700, best at 650: use the adapter of step 650";
+  assert.equal(said(translator(zh, en), rises), "留出集损失自第 700 步起上升；第 650 步最佳，建议使用第 650 步的适配器");
+  for (const text of [rises, "held-out loss falls, 0.0812 at step 50, the base model's is 0.1: training still helps", "something else at 3"]) {
+    assert.equal(said(translator(en), text), text);
+  }
+  assert.equal(said(translator(zh, en), "something else at 3"), "something else at 3");
 });
 
 test("times and numbers read as people write them", () => {

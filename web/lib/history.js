@@ -87,13 +87,13 @@ export function runsTab(given) {
 
   const hear = (/** @type {string} */ type, /** @type {any} */ detail) => {
     const run = runs.find(({ id }) => id === detail.run);
-    const isLive = run?.state === "running" && (type === "progress" || type === "sample");
+    const isLive = run?.state === "running" && ["progress", "sample", "held_out"].includes(type);
     if (!isLive) return refreshSoon();
     if (type === "sample") run.picture = detail.sample.file;
     else if (detail.latest) Object.assign(run, { step: detail.latest.step, total: detail.latest.total, loss: detail.latest.mean_loss });
     rows.get(run.id)?.show(run, chosen.has(run.id));
   };
-  const off = ["begin", "progress", "sample", "saved", "end"].map((type) =>
+  const off = ["begin", "progress", "sample", "held_out", "saved", "end"].map((type) =>
     comfy.on(`anima_trainer.${type}`, (detail) => (hear(type, detail), view?.hear(type, detail))),
   );
   off.push(comfy.on("reconnected", () => (refreshSoon(), view?.load())));

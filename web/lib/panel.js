@@ -89,9 +89,9 @@ function curves(t) {
   const chart = lossChart(element, { t });
   return {
     element,
-    show({ columns }) {
-      element.hidden = !columns.step.length;
-      chart.set(columns);
+    show(state) {
+      element.hidden = !state.columns.step.length;
+      chart.set(state);
     },
     destroy: chart.destroy,
   };

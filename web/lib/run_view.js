@@ -104,7 +104,7 @@ function badge(i, runs) {
 function chartOf(host, states, t) {
   if (states.length === 1) {
     const chart = lossChart(host, { t });
-    return { show: ([{ columns }]) => chart.set(columns), destroy: chart.destroy };
+    return { show: ([state]) => chart.set(state), destroy: chart.destroy };
   }
   const chart = overlay(host, [], { t });
   const curve = (/** @type {RunState} */ { columns }, /** @type {number} */ i) => ({ name: letter(i), columns });

@@ -8,7 +8,7 @@ const NAMES = /** @type {const} */ (["step", "loss", "mean_loss", "lr", "grad_no
 export const NO_POINTS = { step: [], loss: [], mean_loss: [], lr: [], grad_norm: [], seconds: [] };
 
 /** Make the state from what the server holds. @type {(run: Run, curve: Curve) => RunState} */
-export const seed = (run, curve) => ({ run, columns: curve.columns, note: null, outcome: null });
+export const seed = (run, curve) => ({ run, columns: curve.columns, held_out: curve.held_out ?? [], note: null, outcome: null });
 
 /** Add the points that are new. Those that are there already, as after a seed, are left out. @type {(columns: Columns, points: Columns) => Columns} */
 export function append(columns, points) {
@@ -31,6 +31,10 @@ export function applyMessage(state, type, detail) {
     const others = run.pictures.filter(({ file }) => file !== sample.file);
     const pictures = [...others, sample].sort((a, b) => a.step - b.step || a.index - b.index);
     return { ...state, run: { ...run, pictures, samples: pictures.length }, note: { key: "panel.drawn", values: { step: sample.step } } };
+  }
+  if (type === "held_out") {
+    const { held_out: row } = detail;
+    return { ...state, held_out: [...state.held_out.filter(({ step }) => step < row.step), row] };
   }
   if (type === "saved") return { ...state, note: { key: "panel.saved", values: { step: detail.step } } };
   if (type === "warning") return { ...state, run: { ...run, warnings: [...run.warnings, detail.text] } };

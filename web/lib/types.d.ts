@@ -12,6 +12,22 @@ export interface Columns {
 export interface Curve {
   columns: Columns;
   steps: number;
+  held_out: HeldOut[];
+}
+
+/** The losses of pictures that are not trained on, after a step: the mean, and that of each noise level t. */
+export interface HeldOut {
+  step: number;
+  loss: number | null;
+  t: number[];
+  levels: (number | null)[];
+  base: number | null;
+  base_levels: (number | null)[];
+  ema: number | null;
+  best_step: number | null;
+  best_loss: number | null;
+  pictures: number | null;
+  text: string;
 }
 
 export interface Summary {
@@ -76,6 +92,7 @@ export interface Run extends Summary {
 export interface RunState {
   run: Run;
   columns: Columns;
+  held_out: HeldOut[];
   note: { key: string; values: Record<string, unknown> } | null;
   outcome: string | null;
 }
@@ -87,12 +104,14 @@ export interface Part {
   destroy?(): void;
 }
 
-/** A curve. color: the name of a CSS variable; width of the stroke, in pixels; alpha: how opaque it is. */
+/** A curve. color: the name of a CSS variable; width of the stroke, in pixels; alpha: how opaque it is; dash: lengths of its dashes; dot: the size of a mark. */
 export interface Line {
   label: string;
   color: string;
   width?: number;
   alpha?: number;
+  dash?: number[];
+  dot?: number;
 }
 
 export type Curves = { name: string; columns: Columns }[];

@@ -5,7 +5,7 @@ import { applyMessage, seed } from "./state.js";
 
 /** @import { Comfy, RunState, Server } from "./types" */
 
-const MESSAGES = ["begin", "progress", "sample", "saved", "warning", "end"];
+const MESSAGES = ["begin", "progress", "sample", "held_out", "saved", "warning", "end"];
 const MOST_POINTS = 3000; // above it the curve is asked for again: the server thins it out
 
 /** Begin to follow what trains. @param {{comfy: Pick<Comfy, "on">, server: Pick<Server, "running" | "run" | "curve">}} given */
