@@ -7,7 +7,6 @@ from typing import Any
 
 from .errors import in_words
 
-
 NUMBER = re.compile(r"\d[\d.,e+-]*")
 
 

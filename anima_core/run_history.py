@@ -28,6 +28,7 @@ BLOCK = 1 << 20  # bytes that are read at once
 HEAD = 100  # bytes: the first line's kind and time tell a log from another one in its place
 MOST_STEPS = 1 << 53  # above it columns hold other numbers than the log
 LOGS_KEPT = 16  # in memory, 5 MB each for 100,000 steps
+LEVELS = ("t", "levels", "base_levels", "ema_levels")
 HELD_OUT_POINTS = 200  # of a curve of held-out losses, each with those of its noise levels
 
 Columns = dict[str, list[float | None]]
@@ -47,7 +48,7 @@ class Sample:
 class HeldOut:
     """The losses of pictures that are not trained on, as a run told them after a step.
 
-    loss: the mean over the noise levels `t`; levels: at each. base: the same without an adapter; ema: of the average.
+    loss: the mean over the noise levels `t`; levels: at each. base: the same without an adapter; ema: of the average, if any.
     best_step, best_loss: up to here. text: says how it goes.
     """
 
@@ -58,6 +59,7 @@ class HeldOut:
     base: float | None
     base_levels: tuple[float | None, ...]
     ema: float | None
+    ema_levels: tuple[float | None, ...]
     best_step: int | None
     best_loss: float | None
     pictures: int | None
@@ -217,7 +219,7 @@ def sample_of(event: Mapping[str, Any]) -> Sample | None:
 def held_out_of(event: Mapping[str, Any]) -> HeldOut | None:
     """Return what an event tells of the held-out loss, as JSON may have it; None for one that no run has told."""
     numbers = {name: finite(number(event.get(name))) for name in ("loss", "base", "ema", "best_loss")}
-    lists = {name: tuple(map(finite, map(number, several(event.get(name))))) for name in ("t", "levels", "base_levels")}
+    lists = {name: tuple(map(finite, map(number, several(event.get(name))))) for name in LEVELS}
     step, text = count(event.get("step")), str(event.get("text") or "")
     if step is None or len(lists["levels"]) != len(lists["t"]):
         return None

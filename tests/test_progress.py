@@ -67,7 +67,7 @@ def test_the_time_left_follows_the_mean_of_the_steps(monkeypatch):
 
 
 def test_of_the_held_out_loss_a_new_sentence_is_printed_and_not_a_new_number(capsys):
-    texts = ["held-out loss falls, best at 5", "held-out loss falls, best at 10", "held-out loss rises since step 15, best at 10"]
+    texts = [*(f"held-out loss falls, best at {step}" for step in (5, 10)), "held-out loss rises since step 15, best at 10"]
     with ProgressBar() as bar:
         for number, text in enumerate([*texts, texts[-1]], 1):
             bar.on_event({"event": "held_out", "step": 5 * number, "text": text})

@@ -215,6 +215,37 @@ def test_a_long_run_stays_small_and_keeps_its_peaks(model, tmp_path):
     assert "100,000 of 100,000" in page.texts and "55 h 33 min" in page.texts and "11.2 GB" in page.texts
 
 
+def held_out(number: int, loss: float, **more) -> dict:
+    t = [level / 10 for level in range(1, 10)]
+    found = {"event": "held_out", "step": number, "loss": loss, "t": t, "levels": [loss + 0.01 * (x - 0.5) for x in t]}
+    return found | {"base": 0.2, "base_levels": [0.2 + 0.1 * (x - 0.5) for x in t], "ema": None, "pictures": 4} | more
+
+
+def test_the_held_out_loss_is_drawn_with_its_best_and_told_by_noise_level(tmp_path):
+    sentence = "held-out loss rises since step 3, best at 2: use the adapter of step 2"
+    rows = [
+        held_out(n, loss, best_step=2, best_loss=0.15, text=sentence) for n, loss in ((0, 0.2), (1, 0.17), (2, 0.15), (3, 0.16))
+    ]
+    page = Page(write_report(read_story(written_run(tmp_path / "x-run", [step(1), step(2), step(3), *rows]))))
+    assert sentence in page.texts and "4 pictures. t: the noise level, 1 is noise alone." in page.texts
+    assert ["t", "without adapter", "first, step 0", "best, step 2", "last, step 3"] in page.rows
+    assert ["0.1", "0.16", "0.196 (+22.5 %)", "0.146 (-8.8 %)", "0.156 (-2.5 %)"] in page.rows
+    assert ["mean", "0.2", "0.2 (+0.0 %)", "0.15 (-25.0 %)", "0.16 (-20.0 %)"] in page.rows
+    (best,), (base,) = page.curves("best"), page.curves("base")
+    *_, drawn = page.curves("main")
+    up = linear(0.15, 0.2)
+    assert best == [drawn[2]] and drawn[2] == pytest.approx((WIDTH * 2 / 3, HEIGHT * (1 - up.place(0.15))), abs=0.1)
+    assert [x for x, _ in base] == [0, WIDTH] and {y for _, y in base} == {drawn[0][1]}
+
+
+def test_with_an_average_the_held_out_table_is_of_what_is_saved(tmp_path):
+    rows = [held_out(n, 0.3, ema=0.1, ema_levels=[0.1] * 9, best_step=1, best_loss=0.1, text="x") for n in (1,)]
+    page = Page(write_report(read_story(written_run(tmp_path / "x-run", [step(1), *rows]))))
+    assert ["mean", "0.2", "0.1 (-50.0 %)"] in page.rows and "which is what is saved" in page.text
+    assert page.curves("ema") == page.curves("best") and ["t", "without adapter", "best, step 1"] in page.rows
+    assert not Page(write_report(read_story(written_run(tmp_path / "y-run", [step(1)])))).text.count("Held-out")
+
+
 def test_many_samples_are_thinned_and_counted(tmp_path):
     events, picture = [step(1)], Image.new("RGB", (300, 600), "red")
     for number in range(40):
@@ -300,6 +331,7 @@ def test_a_curve_is_broken_where_a_number_is_not_finite():
 def test_axes_have_round_labels_and_hold_all_values():
     assert linear(0, 0.37).ticks == pytest.approx((0, 0.1, 0.2, 0.3, 0.4)) and linear(0, 0.37).high == pytest.approx(0.4)
     assert linear(1, 600, whole=True).ticks == (200, 400, 600) and linear(1, 600, whole=True).place(1) == 0
+    assert linear(0.151, 0.199).ticks == pytest.approx((0.15, 0.16, 0.17, 0.18, 0.19, 0.2))
     assert linear(5, 5, whole=True).place(5) == 0.5 and linear(0, 0).high > 0
     wide = logarithmic([0.003, 40])
     assert (wide.low, wide.high) == pytest.approx((0.001, 100)) and wide.place(0.001) == 0 and wide.place(100) == 1

@@ -15,7 +15,7 @@ Points = Sequence[tuple[int, float | None]]  # (step, value), None where it was 
 
 @dataclass(frozen=True)
 class Line:
-    """One curve. kind: its class on the page, `raw` or `main`."""
+    """One curve. kind: its class on the page: `raw`, `main`, `ema`, `base`, or `best`, a mark."""
 
     name: str
     kind: str
@@ -38,14 +38,15 @@ class Axis:
         return (value - self.low) / (self.high - self.low)
 
 
-def chart(title: str, lines: Sequence[Line], may_be_log: bool = False) -> Html:
-    """Return a figure of curves over the steps; empty where there is no finite value."""
+def chart(title: str, lines: Sequence[Line], may_be_log: bool = False, from_zero: bool = True) -> Html:
+    """Return a figure of curves over the steps; empty where there is no finite value. from_zero: where its axis begins."""
     steps = [step for line in lines for step, _ in line.points]
     values = [value for line in lines for _, value in line.points if value is not None]
     if not values:
         return Html()
     is_log = may_be_log and min(values) > 0 and max(values) > LOG_FROM * min(values)
-    across, up = linear(min(steps), max(steps), whole=True), logarithmic(values) if is_log else linear(0, max(values))
+    across = linear(min(steps), max(steps), whole=True)
+    up = logarithmic(values) if is_log else linear(0 if from_zero else min(values), max(values))
     grid = "".join(f"M0 {HEIGHT * (1 - up.place(tick)):.0f}H{WIDTH}" for tick in up.ticks)
     drawn = [tag("path", d=path(line.points, across, up), class_=line.kind) for line in lines]
     said = f"{title} from step {min(steps)} to {max(steps)}, between {figure(min(values))} and {figure(max(values))}"
@@ -87,7 +88,8 @@ def linear(low: float, high: float, whole: bool = False) -> Axis:
         low, high = low - whole, low + 1 if whole or low == 0 else 2 * low
     apart = spacing((high - low) / TICKS)
     apart = max(1, apart) if whole else apart
-    high = high if whole else apart * math.ceil(high / apart - 1e-9)
+    if not whole:
+        low, high = apart * math.floor(low / apart + 1e-9), apart * math.ceil(high / apart - 1e-9)
     first, last = math.ceil(low / apart - 1e-9), math.floor(high / apart + 1e-9)
     return Axis(low, high, tuple(apart * n for n in range(first, last + 1)))
 

@@ -15,6 +15,7 @@ from ..training.state import checkpoints_in, step_of
 from ..version import __version__
 from .curves import Line, chart, figure
 from .effect import effect
+from .held_out import held_out
 from .markup import Html, table, tag
 from .pictures import Table, data_uri, small, spread
 from .story import Story
@@ -40,6 +41,7 @@ def page(run: Story, shown: Table) -> str:
     parts = [
         header(run),
         section("Curves", curves(run)),
+        section("Held-out loss", held_out(run)),
         section("Samples", samples(shown)),
         section("Warnings", warnings(run)),
         section("Data", data(run)),

@@ -32,6 +32,9 @@ figcaption span { color: var(--soft); font-size: 13px; }
 .key::before { content: ""; display: inline-block; width: 16px; height: 3px; margin-right: 6px; vertical-align: 4px; }
 .key.raw::before { background: var(--raw); }
 .key.main::before { background: var(--main); }
+.key.ema::before { background: var(--open); }
+.key.base::before { background: var(--soft); }
+.key.best::before { width: 9px; height: 9px; border-radius: 50%; background: var(--good); vertical-align: 0; }
 .plot { position: relative; height: 280px; margin: 0 28px 34px 60px; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 0 24px; }
 .pair .plot { height: 180px; }
@@ -40,6 +43,9 @@ path { fill: none; stroke-linejoin: round; stroke-linecap: round; vector-effect:
 .grid { stroke: var(--line); stroke-width: 1px; }
 path.raw { stroke: var(--raw); stroke-width: 1px; }
 path.main { stroke: var(--main); stroke-width: 2px; }
+path.ema { stroke: var(--open); stroke-width: 2px; }
+path.base { stroke: var(--soft); stroke-width: 1px; stroke-dasharray: 5 5; }
+path.best { stroke: var(--good); stroke-width: 11px; }
 i { position: absolute; color: var(--soft); font-size: 12px; font-style: normal; font-variant-numeric: tabular-nums; }
 i.x { top: calc(100% + 6px); transform: translateX(-50%); }
 i.y { right: calc(100% + 8px); transform: translateY(50%); white-space: nowrap; }

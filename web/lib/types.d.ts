@@ -24,6 +24,7 @@ export interface HeldOut {
   base: number | null;
   base_levels: (number | null)[];
   ema: number | null;
+  ema_levels: (number | null)[];
   best_step: number | null;
   best_loss: number | null;
   pictures: number | null;
