@@ -8,9 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from importlib.util import find_spec
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -109,13 +107,14 @@ def run_train(args: argparse.Namespace) -> None:
         print(f"settings written: {path}")
         return
     let_segments_grow()
+    from .loggers.listening import listening
     from .training.loop import train  # after the settings are known to be good: importing torch takes seconds
 
-    with ProgressBar(setting_words()) as bar, tensorboard(request.tensorboard, request.tensorboard_required) as board:
+    with ProgressBar(setting_words()) as bar, listening(request.logging, request.config, bar.on_event) as log:
 
         def listen(event: dict[str, Any]) -> None:
             bar.on_event(event)
-            board(event)
+            log(event)
 
         result = train(request.config, listen)
     print(f"{result.stop_reason} after {result.steps} steps: {result.adapter_path}")
@@ -176,41 +175,6 @@ def run_report(args: argparse.Namespace) -> None:
 
     run = read_story(find_run(args.folder, Path()))
     print(f"report: {write_report(run, Path(args.output) if args.output else None)}")
-
-
-@contextmanager
-def tensorboard(folder: str, required: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Yield a listener that writes each step's numbers as TensorBoard files; without a folder it does nothing.
-
-    required: without the package the run is refused (SettingError); else that is a note.
-    """
-    if not folder or not has_tensorboard(required):
-        yield lambda event: None
-        return
-    from torch.utils.tensorboard import SummaryWriter
-
-    writer = SummaryWriter(folder)
-
-    def listener(event: dict[str, Any]) -> None:
-        if event["event"] == "step":
-            for name in ("loss", "lr", "grad_norm", "seconds", "peak_gb"):
-                if event[name] is not None:
-                    writer.add_scalar(name, event[name], event["step"])
-
-    try:
-        yield listener
-    finally:
-        writer.close()
-
-
-def has_tensorboard(required: bool) -> bool:
-    """Tell whether the package is there. Raises SettingError when it is not, and was asked for by name."""
-    if find_spec("tensorboard"):
-        return True
-    if required:
-        raise SettingError("log_with=tensorboard needs the package tensorboard: pip install tensorboard")
-    print("note: logging_dir: no TensorBoard files without the package tensorboard: pip install tensorboard", file=sys.stderr)
-    return False
 
 
 def run_demo(args: argparse.Namespace) -> None:

@@ -28,7 +28,6 @@ BLOCK = 1 << 20  # bytes that are read at once
 HEAD = 100  # bytes: the first line's kind and time tell a log from another one in its place
 MOST_STEPS = 1 << 53  # above it columns hold other numbers than the log
 LOGS_KEPT = 16  # in memory, 5 MB each for 100,000 steps
-LEVELS = ("t", "levels", "base_levels", "ema_levels")
 HELD_OUT_POINTS = 200  # of a curve of held-out losses, each with those of its noise levels
 
 Columns = dict[str, list[float | None]]
@@ -218,17 +217,31 @@ def sample_of(event: Mapping[str, Any]) -> Sample | None:
 
 def held_out_of(event: Mapping[str, Any]) -> HeldOut | None:
     """Return what an event tells of the held-out loss, as JSON may have it; None for one that no run has told."""
-    numbers = {name: finite(number(event.get(name))) for name in ("loss", "base", "ema", "best_loss")}
-    lists = {name: tuple(map(finite, map(number, several(event.get(name))))) for name in LEVELS}
-    step, text = count(event.get("step")), str(event.get("text") or "")
-    if step is None or len(lists["levels"]) != len(lists["t"]):
+
+    def one(name: str) -> float | None:
+        return finite(number(event.get(name)))
+
+    def several(name: str) -> tuple[float | None, ...]:
+        values = event.get(name)
+        return tuple(finite(number(value)) for value in values) if isinstance(values, list) else ()
+
+    step, t, levels = count(event.get("step")), several("t"), several("levels")
+    if step is None or len(levels) != len(t):
         return None
-    counts = {name: count(event.get(name)) for name in ("best_step", "pictures")}
-    return HeldOut(step=step, text=text, **numbers, **lists, **counts)
-
-
-def several(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
+    return HeldOut(
+        step=step,
+        loss=one("loss"),
+        t=t,
+        levels=levels,
+        base=one("base"),
+        base_levels=several("base_levels"),
+        ema=one("ema"),
+        ema_levels=several("ema_levels"),
+        best_step=count(event.get("best_step")),
+        best_loss=one("best_loss"),
+        pictures=count(event.get("pictures")),
+        text=str(event.get("text") or ""),
+    )
 
 
 def latest_of(event: Mapping[str, Any]) -> dict[str, float | None]:

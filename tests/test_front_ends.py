@@ -11,7 +11,7 @@ from anima_core.compat.optimizers import PRODIGY
 from anima_core.errors import SettingError
 from anima_core.settings import NetworkConfig, TrainConfig
 
-from .test_flags import FOLDER, REQUIRED, config, request
+from .test_flags import REQUIRED, config, request
 
 FILES = Path(__file__).parent / "front_ends"
 MODELS = "anima_transformer = 't'\nvae = 'v'\nqwen = 'q'\nt5_tokenizer_dir = 't5'\ntrain_data_dir = 'p'\n"
@@ -284,37 +284,6 @@ def test_what_is_refused_only_where_it_is_asked_for(tmp_path):
     assert flat(tmp_path, text).config == flat(tmp_path, "").config
     assert config("--scale_weight_norms", "0", "--llm_adapter_path", "") == config()
     assert flat(tmp_path, "llm_adapter_path = 'a'\n").config.model.llm_adapter == "a"
-
-
-@pytest.mark.parametrize(
-    "flags, folder, required, noted",
-    [
-        ([], "", False, False),
-        (["--logging_dir", "x"], "x", False, False),
-        (["--log_with", "tensorboard"], "logs", True, False),
-        (["--log_with", "all", "--logging_dir", "x"], "x", True, True),
-        (["--log_with", "wandb", "--logging_dir", "x"], "", False, True),
-    ],
-)
-def test_a_logging_folder_alone_means_tensorboard(tmp_path, flags, folder, required, noted):
-    lines = [f"{name.strip('-')} = '{value}'" for name, value in zip(flags[::2], flags[1::2])]
-    for answer in (request(*REQUIRED, *FOLDER, *flags), flat(tmp_path, "\n".join(lines))):
-        assert (answer.tensorboard, answer.tensorboard_required) == (folder, required)
-        assert any("wandb is not written" in note for note in answer.notes) == noted
-
-
-def test_without_the_package_tensorboard_is_a_note_or_an_error(monkeypatch, capsys):
-    from anima_core import cli
-
-    monkeypatch.setattr(cli, "find_spec", lambda name: None)
-    with cli.tensorboard("logs", required=False) as listen:
-        listen({"event": "step"})
-    assert "no TensorBoard files without the package tensorboard: pip install tensorboard" in capsys.readouterr().err
-    with pytest.raises(SettingError, match="log_with=tensorboard needs the package tensorboard: pip install tensorboard"):
-        with cli.tensorboard("logs", required=True):
-            raise AssertionError
-    with cli.tensorboard("", required=True):
-        pass
 
 
 def test_comfyuis_folder_is_offered_after_the_seeds_words(monkeypatch):

@@ -20,6 +20,7 @@ ROOMS = [  # each may import from those above it only, and from itself
     {"speed"},
     {"training"},
     {"run_history", "run_record"},
+    {"loggers"},
     {"run_store", "compat"},
     {"run_list", "run_folders"},
     {"demo", "report", "workshop_commands"},

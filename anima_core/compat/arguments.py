@@ -12,11 +12,14 @@ from typing import Any, NoReturn
 
 from ..errors import FileError, SettingError
 from ..files import digest, write_whole
+from ..loggers.wanted import Logging
 from ..settings import DatasetConfig, TrainConfig, from_dict, to_dict
 from ..settings.toml_file import dump_toml, read_toml
 from .flags import MAPPED, Flag, known_names, mapped_flags
 from .flat_toml import read_flat
 from .kinds import TYPED
+from .logging_flags import NAMES as LOGGING
+from .logging_flags import NOTHING, logging_from
 from .mistaken import refuse_dataset_file
 from .prompts import names_file
 from .root_toml import is_root_style, read_root
@@ -34,16 +37,12 @@ class Parser(argparse.ArgumentParser):
 
 @dataclass(frozen=True)
 class Request:
-    """A parsed command line: the run, what was accepted without effect, and what else was asked for.
-
-    tensorboard: the folder of its files, or empty. tensorboard_required: without the package the run is refused.
-    """
+    """A parsed command line: the run, what was accepted without effect, and what else was asked for."""
 
     config: TrainConfig
     notes: tuple[str, ...]
     output_config: bool = False
-    tensorboard: str = ""
-    tensorboard_required: bool = False
+    logging: Logging = NOTHING
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -106,7 +105,8 @@ def request_from(args: argparse.Namespace, guard: Guard = as_written, seed_of_fi
     notes = refuse_and_note(vars(args), "--")
     frozen = frozen_config(typed)
     if frozen is not None:
-        return Request(frozen, tuple(notes), typed.get("output_config", False))
+        logging, more = logging_from(defaults() | typed, set(typed))
+        return Request(frozen, (*notes, *more), typed.get("output_config", False), logging)
     values, explicit, file_notes = all_values(typed)
     for flag in mapped_flags():
         value = values[flag.name]
@@ -116,16 +116,17 @@ def request_from(args: argparse.Namespace, guard: Guard = as_written, seed_of_fi
         values["seed"] = int(digest(Path(seed_of_file))[:8], 16) >> 1  # 31 bits, as a drawn one
         file_notes.append(f"seed=-1: {values['seed']}, which follows from the content of {Path(seed_of_file).name}")
     config, more = train_config(values, explicit)
-    required = values["log_with"] in ("tensorboard", "all")
-    board = values["logging_dir"] if required or (not values["log_with"] and "logging_dir" in explicit) else ""
-    if values["log_with"] in ("wandb", "all"):
-        more.append(f"log_with={values['log_with']}: wandb is not written; log.jsonl in the run folder has every number")
-    return Request(config, (*notes, *file_notes, *more), values["output_config"], board, required)
+    logging, idle = logging_from(values, explicit)
+    return Request(config, (*notes, *file_notes, *more, *idle), values["output_config"], logging)
 
 
 def typed_flags(args: argparse.Namespace) -> dict[str, Any]:
     known = {flag.name for flag in mapped_flags()}
     return {name: value for name, value in vars(args).items() if name in known}
+
+
+def defaults() -> dict[str, Any]:
+    return {flag.name: flag.default for flag in mapped_flags()}
 
 
 def all_values(typed: dict[str, Any]) -> tuple[dict[str, Any], set[str], list[str]]:
@@ -137,7 +138,7 @@ def all_values(typed: dict[str, Any]) -> tuple[dict[str, Any], set[str], list[st
     emptied = {name for name, value in typed.items() if value in ("", [])}
     from_file = {name: value for name, value in from_file.items() if name not in emptied}
     typed = {name: value for name, value in typed.items() if name not in emptied}
-    values = {flag.name: flag.default for flag in mapped_flags()} | from_file | typed
+    values = defaults() | from_file | typed
     if "dataset_config" in typed and "inline_datasets" in values:
         del values["inline_datasets"]
         notes.append("--dataset_config wins over the [dataset] of the file")
@@ -187,7 +188,7 @@ def refuse_and_note(given: dict[str, Any], prefix: str) -> list[str]:
 
 
 def frozen_config(typed: dict[str, Any]) -> TrainConfig | None:
-    """Read a run's own config.toml given as --config: exactly that run; only the output may be typed beside it."""
+    """Read a run's own config.toml given as --config: exactly that run; only output and loggers may be typed beside it."""
     path = typed.get("config") or typed.get("config_file")
     if not path:
         return None
@@ -200,7 +201,7 @@ def frozen_config(typed: dict[str, Any]) -> TrainConfig | None:
         for flag, name in (("output_dir", "dir"), ("output_name", "name"), ("resume", "resume"))
         if flag in typed
     }
-    others = set(typed) - {"config", "config_file", "output_config", "output_dir", "output_name", "resume"}
+    others = set(typed) - {"config", "config_file", "output_config", "output_dir", "output_name", "resume", *LOGGING}
     if others:
         raise SettingError(f"--{sorted(others)[0]}: {path} is a run's frozen config; change it there")
     data["output"] = data.get("output", {}) | output
@@ -235,8 +236,9 @@ def config_from_file(path: str | Path, guard: Guard = as_written) -> tuple[Train
     """
     key = "config" if is_root_style(read_toml(path)) else "config_file"
     request = request_from(argparse.Namespace(**{key: str(path)}), guard, seed_of_file=str(path))
-    board = ("TensorBoard files are written by the command line only",) if request.tensorboard else ()
-    return request.config, (*request.notes, *board)
+    asked = {"TensorBoard's files are written": request.logging.tensorboard, "wandb is told": request.logging.wandb}
+    only = [f"{what} by the command line only" for what, is_asked in asked.items() if is_asked]
+    return request.config, (*request.notes, *only)
 
 
 def write_config(config: TrainConfig, path: Path) -> None:

@@ -92,7 +92,7 @@ WITHOUT_EFFECT = {
 OTHER_BETAS = (0.9, 0.999)  # AdamW's own, where a file gives only one: there sd-scripts-anima leaves the other to torch
 TABLES_WITHOUT_EFFECT = {
     "monitor": "the log has every number",
-    "wandb": "wandb is not written",
+    "wandb": "--log_with wandb on the command line asks for it",
     "progress": "the bar is always shown",
 }
 TABLES = ("model", "dataset", "training", "lora", "optimizer", "output")

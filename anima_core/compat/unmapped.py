@@ -10,7 +10,6 @@ _HUB = "nothing is uploaded"
 _UNUSED = "sd-scripts' Anima trainer does not read it either"
 _CHECKPOINT = "the run folder's checkpoints know it"
 _TEXT = "the text encoder is never trained"
-_LOG = "log.jsonl in the run folder has every number"
 _COMPILE = "compile has one form here: Inductor, whole graphs of blocks, one for pictures of all sizes"
 _NO_GRAPHS = "compile has one form here: CUDA graphs and long searches for kernels are left out"
 _CROP = "the centre is cropped"
@@ -62,9 +61,6 @@ IGNORED = {  # name -> (number of values, reason)
     **dict.fromkeys(("sample_sampler",), (1, "previews use euler")),
     **dict.fromkeys(("huggingface_repo_id", "huggingface_repo_type", "huggingface_path_in_repo", "huggingface_token", "huggingface_repo_visibility"), (1, _HUB)),
     **dict.fromkeys(("async_upload", "save_state_to_huggingface"), (0, _HUB)),
-    **dict.fromkeys(("log_prefix", "log_tracker_name", "log_tracker_config"), (1, _LOG)),
-    **dict.fromkeys(("wandb_api_key", "wandb_run_name"), (1, f"wandb is not written; {_LOG}")),
-    **dict.fromkeys(("log_config",), (0, "config.toml in the run folder has every setting")),
     **dict.fromkeys(("console_log_level", "console_log_file"), (1, _CONSOLE)),
     **dict.fromkeys(("console_log_simple",), (0, _CONSOLE)),
     **dict.fromkeys(("tensorboard_host", "tensorboard_port", "tensorboard_logdir"), (1, _BOARD)),
