@@ -138,7 +138,9 @@ def run_check(args: argparse.Namespace) -> None:
         print(f"note: {note}", file=sys.stderr)
     from .data.cache_folder import cache_beside
     from .data.check import check_datasets, report_lines
+    from .data.likeness import find_alike
     from .data.report import NAMES_SHOWN
+    from .data.tags import tag_lines
     from .models.tokenizers import comfyui_tokenizers, load_t5_tokenizer
     from .training.events import Events
 
@@ -149,8 +151,10 @@ def run_check(args: argparse.Namespace) -> None:
     t5 = load_t5_tokenizer(t5_folder) if t5_folder else None
     with ProgressBar(setting_words()) as bar, closing(Events(None, bar.on_event)) as events:
         checked = check_datasets(request.datasets, cache_dir, t5, events.progress)
+        find_alike(checked, cache_dir, events.progress)
     reports = [report for _, report in checked]
-    print("\n".join(report_lines(reports, request.per_step, EVERY_NAME if args.all else NAMES_SHOWN)))
+    lines = report_lines(reports, request.per_step, EVERY_NAME if args.all else NAMES_SHOWN)
+    print("\n".join([*lines, *tag_lines(picture for pictures, _ in checked for picture in pictures)]))
     warnings = sum(len(report.warnings()) for report in reports)
     if request.strict and warnings:
         raise SettingError(f"strict: {warnings} warnings about the data, see above; repair it, or leave --strict off")

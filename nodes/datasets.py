@@ -241,7 +241,7 @@ class AnimaDatasetInspect(AnimaNode):
             display_name="Inspect Anima Dataset",
             category=types.DATA,
             description="Look before training: buckets, captions as they will be read, every problem; a contact sheet with "
-            "marks on the pictures that have one, and the buckets as bars.",
+            "marks on the pictures that have one, buckets and tags as bars, and copies side by side.",
             search_aliases=["check dataset", "dataset report", "buckets"],
             is_output_node=True,
             inputs=[types.Dataset.Input("dataset", tooltip="Any Anima dataset.")],
@@ -249,14 +249,16 @@ class AnimaDatasetInspect(AnimaNode):
                 io.String.Output(display_name="report"),
                 io.Image.Output(display_name="contact_sheet"),
                 io.Image.Output(display_name="plan"),
+                io.Image.Output(display_name="tags"),
+                io.Image.Output(display_name="alike"),
             ],
         )
 
     @classmethod
     def run(cls, dataset: Datasets) -> io.NodeOutput:
-        text, sheet, plan = inspected(dataset, store_folder() / "cache")
+        text, drawn = inspected(dataset, store_folder() / "cache")
         tell.say(text)
-        return io.NodeOutput(text, sheet, plan, ui={"text": [text]})
+        return io.NodeOutput(text, *drawn, ui={"text": [text]})
 
 
 NODES: list[type[io.ComfyNode]] = [

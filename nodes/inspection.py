@@ -9,11 +9,15 @@ import torch
 from comfy.utils import ProgressBar
 from PIL import Image
 
+from ..anima_core.data.alike_sheet import alike_sheet
 from ..anima_core.data.captions import process_caption
 from ..anima_core.data.check import Checked, check_datasets, report_lines
 from ..anima_core.data.folder import Picture
+from ..anima_core.data.likeness import find_alike
 from ..anima_core.data.marks import marks
 from ..anima_core.data.sheets import bucket_plan, contact_sheet
+from ..anima_core.data.tag_chart import tag_chart
+from ..anima_core.data.tags import tag_lines
 from ..anima_core.models.tokenizers import comfyui_tokenizers, load_t5_tokenizer
 from ..anima_core.settings import DatasetConfig
 
@@ -21,14 +25,17 @@ CAPTIONS_SHOWN = 8
 NAMES_SHOWN = 20
 
 
-def inspected(datasets: tuple[DatasetConfig, ...], cache_dir: Path) -> tuple[str, torch.Tensor, torch.Tensor]:
-    """Return a text for people, the contact sheet and the plan of the buckets."""
+def inspected(datasets: tuple[DatasetConfig, ...], cache_dir: Path) -> tuple[str, list[torch.Tensor]]:
+    """Return a text for people, and pictures: contact sheet, plan of the buckets, tags, pairs that look alike."""
     tokenizers = comfyui_tokenizers()
     checked = check_datasets(datasets, cache_dir, load_t5_tokenizer(tokenizers[1]) if tokenizers else None, stage)
+    alike = find_alike(checked, cache_dir, stage)
     pictures = [picture for group, _ in checked for picture in group]
     lines = report_lines([found for _, found in checked], per_step=1, names=NAMES_SHOWN)
-    text = "\n".join([*lines, "", "captions as they are read:", *examples(pictures)])
-    return text, *pictured(datasets, checked)
+    text = "\n".join([*lines, *tag_lines(pictures), "", "captions as they are read:", *examples(pictures)])
+    compared = len({picture.digest for picture in pictures})
+    drawn = [*pictured(datasets, checked), tag_chart(pictures), alike_sheet(alike, compared)]
+    return text, [as_image(picture) for picture in drawn]
 
 
 def looked_at(datasets: tuple[DatasetConfig, ...], cache_dir: Path) -> tuple[DatasetConfig, ...]:
@@ -58,13 +65,14 @@ def examples(pictures: list[Picture]) -> list[str]:
     return [f"  {p.name}: {process_caption(p.caption, p.subset, generator)}" for p in shown]
 
 
-def pictured(datasets: tuple[DatasetConfig, ...], checked: Checked) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw the contact sheet and the plan of the buckets, each as [1, H, W, 3] in [0, 1]."""
+def pictured(datasets: tuple[DatasetConfig, ...], checked: Checked) -> tuple[Image.Image, Image.Image]:
+    """Draw the contact sheet and the plan of the buckets."""
     pictures = [picture for group, _ in checked for picture in group]
     marked = [found for dataset, (group, _) in zip(datasets, checked) for found in marks(dataset, group)]
     plan = bucket_plan([(dataset, report) for dataset, (_, report) in zip(datasets, checked)])
-    return as_image(contact_sheet(pictures, marked)), as_image(plan)
+    return contact_sheet(pictures, marked), plan
 
 
 def as_image(picture: Image.Image) -> torch.Tensor:
+    """Return a picture as an IMAGE, [1, H, W, 3] in [0, 1]."""
     return torch.from_numpy(np.array(picture, dtype=np.float32) / 255)[None]

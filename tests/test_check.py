@@ -3,10 +3,13 @@
 import sys
 from pathlib import Path
 
+from PIL import Image
+
 from anima_core.cli import main
 from anima_core.data.cache_folder import INDEX
 from anima_core.data.check import check_captions, check_sizes, epoch_line
 from anima_core.data.folder import scan
+from anima_core.demo.pictures import write_pictures
 
 from . import processes
 from .tiny import dataset, write
@@ -27,10 +30,13 @@ def test_a_folder_is_enough(tmp_path, capsys):
         "2 pictures, 2 with repeats",
         "warning: empty captions: 1 (b.txt)",
         "pictures enlarged: 1 (b.png 1024x512 -> 1408x704)",
+        "pictures without edges, not compared with others: 2 (a.png, b.png)",
         "buckets:",
         "  1024x1024: 1 pictures, 1 batches",
         "  1408x704: 1 pictures, 1 batches",
         "one epoch: 2 batches, 2 steps",
+        "tags: 1",
+        "  1 a tag",
     ]
     assert (tmp_path / ".anima_cache" / INDEX).is_file()
 
@@ -43,6 +49,16 @@ def test_strict_makes_warnings_errors(tmp_path, capsys):
     assert err.splitlines()[-1] == "anima: strict: 1 warnings about the data, see above; repair it, or leave --strict off"
     (tmp_path / "a.txt").write_text("good now", encoding="utf-8")
     assert check(capsys, tmp_path, "--strict")[0] == 0
+
+
+def test_tags_and_copies_are_told(tmp_path, capsys):
+    write_pictures(tmp_path, 1)
+    (picture,) = tmp_path.glob("*.png")
+    Image.open(picture).save(tmp_path / "again.jpg")
+    (tmp_path / "again.txt").write_text(", ".join(f"tag {number:02d}" for number in range(30)), encoding="utf-8")
+    status, out, _ = check(capsys, tmp_path, "--strict", "--resolution", 128, "--min_bucket_reso", 64)
+    assert status == 0 and f"(resized, saved again, mirrored): 1 (again.jpg ~ {picture.name})" in out
+    assert "tags: 33, the 20 most frequent\n  1 drawing\n" in out and out.count("\n  1 ") == 20
 
 
 def test_all_names_every_file(tmp_path, capsys):
@@ -61,7 +77,7 @@ def test_it_takes_the_files_and_flags_of_training(tmp_path, capsys):
     flags = ("--gradient_accumulation_steps", 2, "--cache_dir", tmp_path / "cache")
     status, out, _ = check(capsys, "--dataset_config", toml, *flags)
     assert status == 0 and out.startswith("dataset 1\n1 pictures") and "dataset 2\n" in out
-    assert out.endswith("one epoch: 2 batches, 1 steps\n")
+    assert out.endswith("one epoch: 2 batches, 1 steps\ntags: 1\n  2 a tag\n")
     assert (tmp_path / "cache" / INDEX).is_file() and not (tmp_path / "p" / ".anima_cache").exists()
 
 

@@ -11,9 +11,13 @@ from PIL import Image
 from anima_core import train
 from anima_core.compat.arguments import config_of
 from anima_core.data import metadata
+from anima_core.data import tag_chart as tags_drawn
 from anima_core.data.batches import build_items
 from anima_core.data.folder import Picture
 from anima_core.data.metadata import data_metadata, tag_frequency
+from anima_core.data.sheets import BLUE, MARGIN
+from anima_core.data.tag_chart import tag_chart
+from anima_core.data.tags import count_tags, ranked, tag_lines
 from anima_core.errors import FileError, SettingError
 from anima_core.models.checkpoint import read_header, read_metadata
 from anima_core.settings import DatasetConfig, MetadataConfig, OutputConfig, SampleConfig, SubsetConfig
@@ -51,6 +55,28 @@ def test_separators_and_the_words_of_a_subset_are_those_of_training(tmp_path):
         keep_tokens_separator="|||",
     )
     assert tag_frequency([one]) == {"10_somebody": dict.fromkeys(["trigger", "x", "y", "z", "w"], 1)}
+
+
+def test_tags_of_a_dataset_are_counted_once_for_each_picture_and_drawn_as_bars(tmp_path):
+    pictures = [
+        *[picture(tmp_path, str(n), f"Drawing, tag {n:02d}{', half' if n % 2 else ''}", folder=str(n % 3)) for n in range(60)],
+        picture(tmp_path, "prose", "x" * 101),
+    ]
+    counts = count_tags([*pictures, *pictures[:9]])
+    assert counts["drawing"] == 60 and counts["half"] == 30 and len(counts) == 62
+    assert ranked(counts, 3) == [("drawing", 60), ("half", 30), ("tag 00", 1)]
+    assert tag_lines(pictures)[:3] == ["tags: 62, the 20 most frequent", "  60 drawing", "  30 half"]
+    assert len(tag_lines(pictures)) == 21 and tag_lines(pictures[-1:]) == []
+    chart = tag_chart(pictures)
+    bars = [
+        [chart.getpixel((x, MARGIN + tags_drawn.HEAD + row * tags_drawn.LINE + 8)) for x in range(chart.width)].count(BLUE)
+        for row in range(tags_drawn.TAGS_DRAWN)
+    ]
+    assert bars[0] == pytest.approx(tags_drawn.BAR * 60 / 61, abs=2) and bars[1] == pytest.approx(bars[0] / 2, abs=2)
+    assert 0 < bars[39] < 10 and chart.height == 2 * MARGIN + tags_drawn.HEAD + 40 * tags_drawn.LINE
+    title = "62 tags in the captions of 61 pictures, the 40 most frequent; 1 without a tag"
+    assert tags_drawn.chart_title(61, len(counts), 1) == title
+    assert tag_chart(pictures[-1:]).height < 100
 
 
 def test_buckets_and_folders_are_told_in_sd_scripts_form(tmp_path):

@@ -5,6 +5,7 @@ import re
 import torch
 
 from ..settings import SubsetConfig
+from .tags import framed
 
 CHOICE = re.compile(r"\{([^}]+)\}")
 OPEN, CLOSE = "\0", "\1"  # stand for the braces that "{{" and "}}" mean
@@ -30,11 +31,6 @@ def process_caption(text: str, subset: SubsetConfig, generator: torch.Generator,
         text = _vary(tags, subset, generator) + newline + prose
     second = subset.secondary_separator
     return text.replace(second, subset.caption_separator) if second else text
-
-
-def framed(text: str, subset: SubsetConfig) -> str:
-    """Put a subset's prefix and suffix around a caption."""
-    return " ".join(part for part in (subset.caption_prefix, text, subset.caption_suffix) if part)
 
 
 def draw_line(text: str, generator: torch.Generator) -> str:

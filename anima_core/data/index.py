@@ -24,6 +24,7 @@ Stamp = tuple[int, int]  # how an unchanged file is recognised: its bytes, and n
 class FileIndex:
     """(folder, file name) -> stamp and findings, and folder -> all that was made of them, in SQLite; in memory without a path.
 
+    What is found in a file for another purpose, at another time, is a kind of its own, which leaves the rest as it is.
     Losing the database costs time only, so a damaged one is made again and a write that fails is ignored.
     """
 
@@ -40,24 +41,25 @@ class FileIndex:
             except DAMAGE:
                 self._db = open_database(None)
 
-    def known(self, folder: Path, files: dict[str, Stamp]) -> dict[str, str]:
+    def known(self, folder: Path, files: dict[str, Stamp], kind: str = "") -> dict[str, str]:
         """Return what is remembered of those files that are unchanged. Files that are gone are forgotten."""
+        place = place_of(folder, kind)
         try:
-            rows = self._db.execute("SELECT name, size, time, found FROM files WHERE folder = ?", (str(folder),)).fetchall()
+            rows = self._db.execute("SELECT name, size, time, found FROM files WHERE folder = ?", (place,)).fetchall()
         except DAMAGE:
             return {}
         found = {row[0]: row[3] for row in rows if files.get(row[0]) == row[1:3]}
         found = {name: text for name, kept in found.items() if (text := verified(kept)) is not None}
         if len(found) < len(rows):
-            gone = [(str(folder), row[0]) for row in rows if row[0] not in files]
+            gone = [(place, row[0]) for row in rows if row[0] not in files]
             self._write("DELETE FROM files WHERE folder = ? AND name = ?", gone)
         return found
 
-    def remember(self, folder: Path, found: Iterable[tuple[str, Stamp, str]]) -> None:
+    def remember(self, folder: Path, found: Iterable[tuple[str, Stamp, str]], kind: str = "") -> None:
         """Store findings. Those of a file that changed a moment ago are not believed next time."""
         now = time.time_ns()
         rows = [
-            (str(folder), name, size, when if is_settled(when, now) else -1, with_checksum(w))
+            (place_of(folder, kind), name, size, when if is_settled(when, now) else -1, with_checksum(w))
             for name, (size, when), w in found
         ]
         self._write("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", rows)
@@ -88,6 +90,11 @@ class FileIndex:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def place_of(folder: Path, kind: str) -> str:
+    """Return the folder's name in the database; a kind stands behind a NUL, which no path holds."""
+    return f"{folder}\0{kind}" if kind else str(folder)
 
 
 def with_checksum(text: str) -> str:
@@ -127,18 +134,19 @@ def scan_files(
     scan: Callable[[Path], str],
     index: FileIndex,
     progress: Progress,
+    kind: str = "",
 ) -> dict[str, str]:
     """Return what `scan` finds in each named file, as text: remembered, or found now by several threads.
 
-    files: all that the folder holds. What was scanned before an interruption is kept.
+    files: all that the folder holds. kind: of what is found. What was scanned before an interruption is kept.
     """
-    found = index.known(folder, files)
+    found = index.known(folder, files, kind)
     todo = [name for name in names if name not in found]
     with ThreadPoolExecutor(READERS, thread_name_prefix="anima-scan") as readers:
         for start in range(0, len(todo), AT_ONCE):
             some = todo[start : start + AT_ONCE]
             results = list(readers.map(lambda name: scan(folder / name), some))
             found.update(zip(some, results))
-            index.remember(folder, [(name, files[name], what) for name, what in zip(some, results)])
+            index.remember(folder, [(name, files[name], what) for name, what in zip(some, results)], kind)
             progress(start + len(some), len(todo))
     return found

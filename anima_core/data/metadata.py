@@ -8,11 +8,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 from .batches import Item
-from .captions import framed
 from .folder import Picture
+from .tags import tags_of
 
 MOST_TAGS = 2000  # of all folders together, the most frequent: a header is read whole whenever a list is shown
-LONGEST_TAG = 100  # characters; a longer one is prose
 TOLD_FOLDERS = 200
 
 
@@ -54,12 +53,3 @@ def tag_frequency(pictures: Sequence[Picture]) -> dict[str, dict[str, int]]:
     for (folder, tag), count in counts.most_common(MOST_TAGS):
         found.setdefault(folder, {})[tag] = count
     return found
-
-
-def tags_of(picture: Picture) -> set[str]:
-    """Return the tags of a caption as the model met them, in small letters as sd-scripts writes them; prose is none."""
-    subset, caption = picture.subset, framed(picture.caption, picture.subset)
-    for separator in ("\n", subset.secondary_separator, subset.keep_tokens_separator):
-        caption = caption.replace(separator, subset.caption_separator) if separator else caption
-    parts = caption.split(subset.caption_separator) if subset.caption_separator else [caption]
-    return {tag for part in parts if (tag := part.strip().lower()) and len(tag) <= LONGEST_TAG}

@@ -17,13 +17,13 @@ from ..adapters.network import AdapterNetwork, linear
 from ..adapters.targets import select_targets
 from ..adapters.types import ADAPTER_TYPES
 from ..data.cache_folder import CACHE, cache_beside
-from ..data.captions import framed
 from ..data.check import check_datasets, may_be_long
 from ..data.class_captions import check_prior, class_caption
 from ..data.folder import Picture
 from ..data.held_out import NOTHING_HELD_OUT, HeldOut, Holding
 from ..data.picture_files import small_jpeg
 from ..data.report import DataReport
+from ..data.tags import framed
 from ..errors import FileError, SettingError
 from ..files import longest_path
 from ..models.llm_adapter import MIN_TEXT_ROWS

@@ -1,0 +1,45 @@
+"""The tags of captions, counted. No torch: a folder's check starts at once."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from ..settings import SubsetConfig
+from .folder import Picture
+
+LONGEST_TAG = 100  # characters; a longer one is prose
+TAGS_SHOWN = 20  # in a text
+
+
+def framed(text: str, subset: SubsetConfig) -> str:
+    """Put a subset's prefix and suffix around a caption."""
+    return " ".join(part for part in (subset.caption_prefix, text, subset.caption_suffix) if part)
+
+
+def tags_of(picture: Picture) -> set[str]:
+    """Return the tags of a caption as the model met them, in small letters as sd-scripts writes them; prose is none."""
+    subset, caption = picture.subset, framed(picture.caption, picture.subset)
+    for separator in ("\n", subset.secondary_separator, subset.keep_tokens_separator):
+        caption = caption.replace(separator, subset.caption_separator) if separator else caption
+    parts = caption.split(subset.caption_separator) if subset.caption_separator else [caption]
+    return {tag for part in parts if (tag := part.strip().lower()) and len(tag) <= LONGEST_TAG}
+
+
+def count_tags(pictures: Iterable[Picture]) -> Counter[str]:
+    """Return in how many captions each tag stands. A picture that several datasets have counts once."""
+    return Counter(tag for picture in {picture.path: picture for picture in pictures}.values() for tag in tags_of(picture))
+
+
+def ranked(counts: Counter[str], most: int) -> list[tuple[str, int]]:
+    """Return the most frequent tags with their counts; those of the same count by their letters."""
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most]
+
+
+def tag_lines(pictures: Iterable[Picture]) -> list[str]:
+    """Return the most frequent tags, one a line, for people; nothing where no caption has a tag."""
+    counts = count_tags(pictures)
+    if not counts:
+        return []
+    shown = ranked(counts, TAGS_SHOWN)
+    head = f"tags: {len(counts)}" + (f", the {TAGS_SHOWN} most frequent" if len(counts) > TAGS_SHOWN else "")
+    width = len(str(shown[0][1]))
+    return [head, *(f"  {count:>{width}} {tag}" for tag, count in shown)]
