@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import (
     adapters,
+    captioning,
     continue_run,
     datasets,
     demo,
@@ -29,6 +30,7 @@ from .shutdown import save_before_the_end
 NODES: list[type[io.ComfyNode]] = [
     *loaders.NODES,
     *datasets.NODES,
+    *captioning.NODES,
     *networks.NODES,
     *optimizers.NODES,
     *samples.NODES,

@@ -31,6 +31,7 @@ FILES = (
     widget("mask_folder", SubsetConfig, "mask_dir", advanced=True),
     widget("alpha_mask", SubsetConfig, advanced=True),
     widget("loss_weight", SubsetConfig, max=10.0, step=0.1, advanced=True),
+    widget("metadata_file", SubsetConfig, advanced=True),
 )
 ALL = (REPEATS, *SIZES, *CAPTIONS, *FILES)
 

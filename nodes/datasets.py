@@ -55,24 +55,27 @@ class AnimaDatasetFolder(AnimaNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str | None = "", mask_folder: str | None = "", **others: Any) -> str | float:
-        if folder is None or mask_folder is None:
+    def fingerprint_inputs(
+        cls, folder: str | None = "", mask_folder: str | None = "", metadata_file: str | None = "", **others: Any
+    ) -> str | float:
+        if folder is None or mask_folder is None or metadata_file is None:
             return on_disk.unknown()
         try:
-            named = [user_path(name, "`subset.image_dir`") for name in (folder, mask_folder) if name.strip()]
+            named = [user_path(name, "`subset.image_dir`") for name in (folder, mask_folder, metadata_file) if name.strip()]
         except SettingError as error:  # raised again, on the node, by run
             return str(error)
         return "".join(map(on_disk.state, named))
 
     @classmethod
-    def run(cls, folder: str = "", mask_folder: str = "", **given: Any) -> io.NodeOutput:
+    def run(cls, folder: str = "", mask_folder: str = "", metadata_file: str = "", **given: Any) -> io.NodeOutput:
         if not folder.strip():
             raise SettingError(f"`subset.image_dir`='': name a folder of captioned pictures; {there_are()}")
         path = user_path(folder, "`subset.image_dir`")
         if not Path(path).is_dir():
             raise FileError(f"{path}: no such folder of pictures; check `subset.image_dir`; {there_are()}")
         masks = user_path(mask_folder, "`subset.mask_dir`") if mask_folder.strip() else ""
-        datasets = dataset_from(given, path, masks)
+        captions = user_path(metadata_file, "`subset.metadata_file`") if metadata_file.strip() else ""
+        datasets = dataset_from(given | {"metadata_file": captions}, path, masks)
         try:
             return io.NodeOutput(looked_at(datasets, store_folder() / "cache"))
         except FileError as error:

@@ -231,7 +231,7 @@ app.registerExtension({
   ],
   nodeCreated(/** @type {any} */ node) {
     if (TRAINERS.includes(node.comfyClass)) addPanel(node);
-    if (node.comfyClass === "AnimaDatasetFolder") addFolderButton(node);
+    if (["AnimaDatasetFolder", "AnimaFolderPictures"].includes(node.comfyClass)) addFolderButton(node);
     if (node.comfyClass?.startsWith("Anima")) [nameChoices, describeChoices].forEach((add) => add(node));
   },
   loadedGraphNode(/** @type {any} */ node) {
