@@ -43,14 +43,8 @@ def chosen(folder: Path, which: str, skip: int, most: int, extension: str) -> tu
 
 
 def choice_inputs() -> list[io.Input]:
-    """Make the inputs that say which pictures of a folder are taken, and how large."""
+    """Make the inputs that say which of the pictures are taken, and how large."""
     return [
-        io.String.Input(
-            "folder",
-            default="",
-            optional=True,
-            tooltip="A folder inside ComfyUI's input folder, or a full path that the server allows.",
-        ),
         io.Combo.Input(
             "which",
             options=[WITHOUT, ALL],
@@ -101,6 +95,7 @@ class AnimaFolderPictures(AnimaNode):
             description="Pictures of a folder as a list, for a tagger or vision model; captions go to Anima Write Captions.",
             search_aliases=["tagger", "caption", "load folder", "wd14", "anima train"],
             inputs=[
+                types.picture_folder(),
                 *choice_inputs(),
                 *inputs(cls.widgets),
             ],

@@ -43,12 +43,7 @@ class AnimaDatasetFolder(AnimaNode):
             ),
             search_aliases=["anima train", "training data", "lora dataset", "captions"],
             inputs=[
-                io.String.Input(
-                    "folder",
-                    default="",
-                    optional=True,
-                    tooltip="A folder inside ComfyUI's input folder, or a full path that the server allows.",
-                ),
+                types.picture_folder(),
                 *inputs([REPEATS, *SIZES, *CAPTIONS, *FILES]),
             ],
             outputs=[types.Dataset.Output(display_name="dataset")],

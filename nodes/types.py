@@ -48,3 +48,13 @@ def toml_path() -> io.String.Input:
         optional=True,
         tooltip="A file inside ComfyUI's input folder or of an earlier run, or a full path that the server allows.",
     )
+
+
+def picture_folder() -> io.String.Input:
+    """Make the input of a folder of pictures."""
+    return io.String.Input(
+        "folder",
+        default="",
+        optional=True,
+        tooltip="A folder inside ComfyUI's input folder, or a full path that the server allows.",
+    )
