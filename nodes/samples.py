@@ -24,6 +24,8 @@ class AnimaSamplePrompts(AnimaNode):
         ),
         widget("at_first", SampleConfig, default=True, why="later previews are compared with the base model's"),
         widget("at_end", SampleConfig, default=True, why="the `samples` output holds the last previews", advanced=True),
+        widget("sampler", SampleConfig),
+        widget("scheduler", SampleConfig),
     )
 
     @classmethod
@@ -32,7 +34,7 @@ class AnimaSamplePrompts(AnimaNode):
             node_id="AnimaSamplePrompts",
             display_name="Anima Sample Prompts",
             category=types.TRAINING,
-            description="Pictures drawn while training, as KSampler (euler, simple) would draw them with the adapter so far.",
+            description="Pictures drawn while training, as KSampler would draw them with the adapter so far.",
             inputs=inputs(cls.widgets),
             outputs=[types.Samples.Output(display_name="samples")],
         )

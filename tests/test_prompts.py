@@ -6,8 +6,10 @@ import pytest
 
 from anima_core.compat.prompts import names_file, read_prompts
 from anima_core.errors import FileError, SettingError
+from anima_core.sampling import samplers
 from anima_core.settings import SampleConfig
-from anima_core.settings.samples import preview_request
+from anima_core.settings.samples import SAMPLERS, preview_request, sampler_named
+from anima_core.training.previews import check_samples
 
 from .test_flags import FOLDER, REQUIRED, config, request
 
@@ -103,13 +105,50 @@ def test_a_prompt_file_without_a_prompt_is_named(tmp_path, name, text):
 
 
 def test_flags_of_a_prompt_that_do_nothing_are_cut_and_told():
-    line = "a cat --g 3 --ss ddim --cn x.png --ctr 0.5 --rcfg 1 --zz top --L 3 --w 512"
+    line = "a cat --g 3 --ss ddim --sch karras --cn x.png --ctr 0.5 --rcfg 1 --zz top --L 3 --w 512"
     samples = SampleConfig(prompts=(line, "a dog --ss euler", "a cat --g 3"))
     told = samples.warnings()
-    assert [text.split()[0] for text in told] == ["--g", "--ss", "--cn", "--ctr", "--rcfg", "--zz"]
-    assert "known are --n --w --h --d --s --l --fs" in told[-1]
+    assert [text.split()[0] for text in told] == ["--g", "--ss", "--sch", "--cn", "--ctr", "--rcfg", "--zz"]
+    assert "known are --n --w --h --d --s --l --fs --ss --sch" in told[-1]
+    assert told[1] == f"--ss ddim in a prompt has no effect: there are {', '.join(SAMPLERS)}"
     cat = samples.requests()[0]
     assert (cat.prompt, cat.cfg, cat.width) == ("a cat", 3.0, 512)
+    assert (cat.sampler, cat.scheduler) == ("euler", "simple")
+
+
+@pytest.mark.parametrize(
+    "word, sampler",
+    [
+        *(("er_sde", "er_sde"), ("euler_a", "euler_ancestral"), ("k_euler", "euler"), ("dpmsolver++", "dpmpp_2m")),
+        *(("DPM++ 2M SDE", "dpmpp_2m_sde"), ("Euler a", "euler_ancestral"), ("heun", ""), ("", "")),
+    ],
+)
+def test_a_sampler_by_the_words_of_other_programs(word, sampler):
+    assert sampler_named(word) == sampler
+    (drawn,) = SampleConfig(prompts=(f"a cat --ss {word} --sch Beta --w 512",), sampler="res_multistep").requests()
+    assert (drawn.sampler, drawn.scheduler, drawn.width) == (sampler or "res_multistep", "beta", 512)
+
+
+def test_samplers_of_flags_and_of_files(tmp_path):
+    drawn = samples_of("--sample_sampler", "euler_a", "--sample_scheduler", "beta", "--sample_prompts", "a cat").requests()[0]
+    assert (drawn.sampler, drawn.scheduler) == ("euler_ancestral", "beta")
+    answer = request(*REQUIRED, *FOLDER, "--sample_sampler", "ddim", "--sample_scheduler", "karras")
+    assert (answer.config.samples.sampler, answer.config.samples.scheduler) == ("euler", "simple")
+    assert [text.partition(":")[0] for text in answer.notes] == [
+        "sample_sampler=ddim has no effect",
+        "sample_scheduler=karras has no effect",
+    ]
+    entry = {"prompt": "a cat", "sample_sampler": "er_sde", "sample_scheduler": "normal"}
+    path = written(tmp_path, "p.json", json.dumps([entry]))
+    (cat,) = samples_of("--sample_prompts", path).requests()
+    assert (cat.sampler, cat.scheduler) == ("er_sde", "normal")
+
+
+def test_a_sampler_without_its_package_is_refused_before_anything_loads(monkeypatch):
+    monkeypatch.setattr(samplers, "find_spec", lambda name: None)
+    assert check_samples(SampleConfig(prompts=("x --g 3",), sampler="er_sde"))[0].startswith("--g in a prompt")
+    with pytest.raises(SettingError, match="sample.sampler=dpmpp_2m_sde: needs the package torchsde"):
+        check_samples(SampleConfig(prompts=("x --ss dpmpp_2m_sde",)))
 
 
 def test_a_seed_by_chance_is_the_previews_own():

@@ -1,14 +1,18 @@
 """The preview sampler against exact solutions, and against ComfyUI's own schedule, noise and KSampler."""
 
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 import torch
 
 from anima_core.errors import SettingError
 from anima_core.sampling import noise_for, preview_image, sample, simple_sigmas
+from anima_core.sampling.samplers import SAMPLERS
+from anima_core.sampling.schedules import SCHEDULES, sigmas_of
 
 from .conftest import relative_error
+
+SEED = 7
 
 
 def formula(x, timesteps, context):
@@ -118,7 +122,7 @@ def test_sampling_keeps_fp32_and_no_graph():
     assert latents.dtype == torch.float32 and not latents.requires_grad
 
 
-@pytest.mark.parametrize("settings, message", [({"sampler": "er_sde"}, "sampler=er_sde"), ({"cfg": 4.0}, r"cfg=4\.0: needs")])
+@pytest.mark.parametrize("settings, message", [({"sampler": "ddim"}, "sampler=ddim: must"), ({"cfg": 4.0}, r"cfg=4\.0: needs")])
 def test_refusals_name_the_setting(settings, message):
     with pytest.raises(SettingError, match=message):
         sample(formula, prompts(8)[0], torch.randn(1, 16, 4, 4), simple_sigmas(2), **settings)
@@ -145,8 +149,11 @@ def test_preview_image_maps_minus_1_to_black_and_1_to_white():
 
 SEEDS = (0, 42, 2**32 + 5, 2**64 - 1)
 STEPS = (*range(1, 101), 152, 999, 1000, 1500)  # 38, 76 and 152 are where a careless index is off by one
+FEWER = (*range(1, 13), 20, 25, 28, 30, 38, 40, 50, 76, 100, 152, 700)  # of the other schedules
 SHIFTS = (1.0, 3.0, 5.5)
 CFGS = (1.0, 4.5)
+WITH_PACKAGES = [name for name, sampler in SAMPLERS.items() if sampler.package]  # which ComfyUI has
+TABLE = [*product(SAMPLERS, SCHEDULES, CFGS, (1.0, 3.0))]
 
 
 @pytest.fixture(scope="module")
@@ -155,16 +162,19 @@ def answered(comfyui_oracle):
     positive, negative, short = (0.5 * t + i for i, t in enumerate(prompts(512, 512, 256, batch=2)))
     tensors = {"noise": torch.randn(2, 16, 6, 4), "positive": positive, "negative": negative, "short": short}
     seeds = [str(seed) for seed in SEEDS]
-    params = dict(shifts=SHIFTS, steps=STEPS, seeds=seeds, width=96, height=64, cfgs=CFGS)
+    params = dict(shifts=SHIFTS, steps=STEPS, fewer=FEWER, seeds=seeds, width=96, height=64, cfgs=CFGS, schedulers=[*SCHEDULES])
+    params |= dict(table=TABLE, seed=SEED, here=WITH_PACKAGES)
     return tensors, comfyui_oracle("oracle_sampling.py", tensors, **params)
 
 
-def test_sigmas_are_comfyuis(answered):
+@pytest.mark.parametrize("scheduler", SCHEDULES)
+def test_sigmas_are_comfyuis(answered, scheduler):
     _, theirs = answered
     assert theirs["shift"] == 3.0
     for shift in SHIFTS:
-        for steps in STEPS:
-            assert torch.equal(simple_sigmas(steps, shift=shift), theirs[f"sigmas.{shift}.{steps}"]), (steps, shift)
+        for steps in STEPS if scheduler == "simple" else FEWER:
+            found = theirs[f"sigmas.{scheduler}.{shift}.{steps}"]
+            assert torch.equal(sigmas_of(scheduler, steps, shift=shift), found), (steps, shift)
 
 
 def test_noise_is_comfyuis(answered):
@@ -186,3 +196,20 @@ def test_a_whole_run_is_ksamplers(answered, cfg, which):
     tensors, theirs = answered
     ours = sample(formula, tensors["positive"], tensors["noise"], simple_sigmas(12), negative=tensors[which], cfg=cfg)
     assert relative_error(ours, theirs[f"ksampler.{cfg}.{which}"]) < 1e-5
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_and_schedule_is_ksamplers(answered, sampler):
+    tensors, theirs = answered
+    errors = {}
+    for name, scheduler, cfg, shift in TABLE:
+        if name != sampler:
+            continue
+        place = f"{sampler}.{scheduler}.{cfg}.{shift}"
+        ours = theirs.get(f"ours.{place}")
+        if ours is None:
+            how = dict(negative=tensors["negative"], cfg=cfg, sampler=sampler, shift=shift, seed=SEED)
+            ours = sample(formula, tensors["positive"], tensors["noise"], sigmas_of(scheduler, 12, shift), **how)
+        errors[place] = relative_error(ours, theirs[place])
+    print(errors)
+    assert len(errors) == 16 and max(errors.values()) < 1e-5

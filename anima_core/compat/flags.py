@@ -25,6 +25,7 @@ from ..settings import (
     TrainConfig,
 )
 from ..settings.optimizer import OPTIMIZERS, SCHEDULES
+from ..settings.samples import SAMPLERS, SCHEDULERS
 from ..settings.setting import name_of, settings_of
 from .attention import MODES
 from .kinds import EXPECTED, FROM_FILE, KINDS
@@ -314,7 +315,8 @@ MAPPED = {
             "sample_prompts",
             "prompts",
             "",
-            "Prompts of the previews: a .txt of one a line with --n --w --h --d --s --l --fs, a .json, a .toml, or a prompt.",
+            "Prompts of the previews: a .txt of one a line with --n --w --h --d --s --l --fs --ss --sch, a .json, a .toml, or "
+            "a prompt.",
         ),
         sets(SampleConfig, "every_n_steps", "sample_every_n_steps"),
         sets(SampleConfig, "every_n_epochs", "sample_every_n_epochs"),
@@ -323,6 +325,14 @@ MAPPED = {
         Flag("sample_size", "str", "1024,1024", "Width,height of the previews in pixels."),
         sets(SampleConfig, "steps", "sample_steps"),
         sets(SampleConfig, "cfg", "sample_cfg"),
+        sets(SampleConfig, "sampler", "sample_sampler", choices=(), help=f"Sampler of the previews: {', '.join(SAMPLERS)}."),
+        sets(
+            SampleConfig,
+            "scheduler",
+            "sample_scheduler",
+            choices=(),
+            help=f"Noise levels of the previews' steps: {', '.join(SCHEDULERS)}.",
+        ),
         sets(OutputConfig, "comment", "training_comment"),
         *(sets(MetadataConfig, name, f"metadata_{name}") for name in ("title", "author", "description", "license", "tags")),
         *(sets(MetadataConfig, name, f"metadata_{name}") for name in ("usage_hint", "trigger_phrase", "tag_frequency")),

@@ -58,7 +58,6 @@ IGNORED = {  # key -> reason
     "stop_text_encoder_training": "the text encoder is never trained",
     **dict.fromkeys(("template_version", "scope", "base_model", "gpu_ids", "enable_base_weight", "enable_debug_options", "json_caption_hint"), _PAGE),
     "randomly_choice_prompt": "the prompts are those of the file",
-    "sample_scheduler": "previews use ComfyUI's simple schedule",
     "prefer_json_caption": "captions are read from text files",
     **dict.fromkeys(("anima_profile_window", "anima_nan_check_interval", "anima_debug_mode", "anima_rope_mismatch_mode", "anima_rope_max_seq_tokens"), HARDWARE),
     **dict.fromkeys(("method", "methods_subdir", "base_config", "use_vae_cache", "use_text_cache", "resized_image_dir", "lora_cache_dir", "progress_jsonl", "static_token_count", "compile_dynamic_seq"), _FAST),

@@ -19,6 +19,7 @@ KEYS = {  # of a prompt in JSON and TOML -> the flag of a line that says the sam
     "flow_shift": "fs",
     "guidance_scale": "g",
     "sample_sampler": "ss",
+    "sample_scheduler": "sch",
     "controlnet_image": "cn",
     "cfg_trunc_ratio": "ctr",
     "renorm_cfg": "rcfg",

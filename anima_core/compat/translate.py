@@ -21,6 +21,7 @@ from ..settings import (
     from_dict,
 )
 from ..settings.network import FULL_MATRIX_RANK
+from ..settings.samples import CHOSEN_FLAGS
 from ..settings.toml_file import read_toml
 from .attention import attention
 from .dataset_config import DATASET_KEYS, SUBSET_KEYS, datasets_from, overridden, resolution
@@ -286,6 +287,11 @@ def folder_dataset(values: Values, explicit: set[str]) -> DatasetConfig:
 def sample_config(values: Values, notes: list[str]) -> SampleConfig:
     """Read the prompts and the previews' flags. Noise is the run's seed."""
     own = settings_for(SampleConfig, values)
+    for name, named, all_names in CHOSEN_FLAGS.values():
+        own[name], word = named(own[name]), own[name]
+        if not own[name]:
+            notes.append(f"sample_{name}={word} has no effect: there are {', '.join(all_names)}")
+            del own[name]
     if not values["sample_prompts"]:
         return SampleConfig(**own)
     prompts, told = read_prompts(values["sample_prompts"])

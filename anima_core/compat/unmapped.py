@@ -58,7 +58,6 @@ IGNORED = {  # name -> (number of values, reason)
     **dict.fromkeys(("cache_info",), (0, "the index of the cache folder does this")),
     **dict.fromkeys(("dataset_class",), (1, "datasets of your own code are not loaded")),
     **dict.fromkeys(("tokenizer_cache_dir",), (1, "nothing is downloaded; tokenizers are folders of their own")),
-    **dict.fromkeys(("sample_sampler",), (1, "previews use euler")),
     **dict.fromkeys(("huggingface_repo_id", "huggingface_repo_type", "huggingface_path_in_repo", "huggingface_token", "huggingface_repo_visibility"), (1, _HUB)),
     **dict.fromkeys(("async_upload", "save_state_to_huggingface"), (0, _HUB)),
     **dict.fromkeys(("console_log_level", "console_log_file"), (1, _CONSOLE)),

@@ -2,11 +2,21 @@
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
 from ..errors import SettingError
 from .setting import check, require, setting
+
+# As ComfyUI calls them; what each does stands in anima_core/sampling/
+SAMPLERS = ("euler", "euler_ancestral", "er_sde", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2m_sde_gpu", "res_multistep")
+SCHEDULERS = ("simple", "normal", "sgm_uniform", "beta")
+SAMPLER_WORDS = {  # of sd-scripts and WebUIs -> ours
+    "k_euler": "euler",
+    **dict.fromkeys(("euler_a", "k_euler_a"), "euler_ancestral"),
+    "dpmsolverpp": "dpmpp_2m",
+}
 
 
 @dataclass(frozen=True)
@@ -21,6 +31,8 @@ class PreviewRequest:
     cfg: float
     shift: float
     seed: int
+    sampler: str
+    scheduler: str
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,18 @@ class SampleConfig:
     every_n_epochs: int = setting(0, "Epochs between previews; 0: none.", low=0, resume="free")
     at_first: bool = setting(False, "Also draw previews before the first step: what the base model draws.", resume="free")
     at_end: bool = setting(False, "Also draw previews when training ends.", resume="free")
+    sampler: str = setting(
+        "euler",
+        "Sampler of the previews, as KSampler calls it: euler is plain, er_sde and euler_ancestral draw noise on the way.",
+        choices=SAMPLERS,
+        resume="free",
+    )
+    scheduler: str = setting(
+        "simple",
+        "Noise levels of the previews' steps, as KSampler calls them: simple is usual, beta has more at both ends.",
+        choices=SCHEDULERS,
+        resume="free",
+    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -72,7 +96,6 @@ PREVIEW_FLAGS: dict[str, tuple[str, type, float | None]] = {  # flag of sd-scrip
     "fs": ("shift", float, 1e-6),
 }
 OTHER_PREVIEW_FLAGS = {  # flags of sd-scripts that are no setting of ours -> why
-    "ss": "previews use euler",
     "g": "the model has no guidance embedding; --l sets the guidance",
     "cn": "no ControlNet is drawn with",
     "ctr": "guidance is never cut short",
@@ -80,8 +103,26 @@ OTHER_PREVIEW_FLAGS = {  # flags of sd-scripts that are no setting of ours -> wh
     "i": "no reference picture is drawn with",
     "am": "the adapter is drawn at its full strength",
 }
-OURS = {"ss": ("euler", "k_euler")}  # values of those that are what is done anyway
 FLAG = re.compile(r"\s--(?=[A-Za-z]+(?:\s|$))")
+
+
+def sampler_named(text: str) -> str:
+    """Return the sampler that ComfyUI, sd-scripts or a WebUI calls so ("euler_a", "DPM++ 2M"); empty where there is none."""
+    word = text.strip().lower().replace("++", "pp").replace(" ", "_")
+    word = SAMPLER_WORDS.get(word, word)
+    return word if word in SAMPLERS else ""
+
+
+def scheduler_named(text: str) -> str:
+    """Return the schedule that is called so; empty where there is none."""
+    word = text.strip().lower().replace(" ", "_")
+    return word if word in SCHEDULERS else ""
+
+
+CHOSEN_FLAGS: dict[str, tuple[str, Callable[[str], str], tuple[str, ...]]] = {  # flag -> (field, by a word, all there are)
+    "ss": ("sampler", sampler_named, SAMPLERS),
+    "sch": ("scheduler", scheduler_named, SCHEDULERS),  # no flag of sd-scripts, which has one schedule
+}
 
 
 def split_prompt(line: str) -> tuple[str, list[tuple[str, str]]]:
@@ -93,12 +134,15 @@ def split_prompt(line: str) -> tuple[str, list[tuple[str, str]]]:
 
 def without_effect(line: str) -> list[str]:
     """Say which flags of a prompt do nothing, and why. As in sd-scripts they are no part of the prompt."""
-    known = f"known are --{' --'.join(PREVIEW_FLAGS)}"
-    return [
-        f"--{name} in a prompt has no effect: {OTHER_PREVIEW_FLAGS.get(name, known)}"
-        for name, text in split_prompt(line)[1]
-        if name not in PREVIEW_FLAGS and text not in OURS.get(name, ())
-    ]
+    known = f"known are --{' --'.join((*PREVIEW_FLAGS, *CHOSEN_FLAGS))}"
+    told = []
+    for name, text in split_prompt(line)[1]:
+        if name in CHOSEN_FLAGS:
+            _, named, all_names = CHOSEN_FLAGS[name]
+            told += [] if named(text) else [f"--{name} {text} in a prompt has no effect: there are {', '.join(all_names)}"]
+        elif name not in PREVIEW_FLAGS:
+            told.append(f"--{name} in a prompt has no effect: {OTHER_PREVIEW_FLAGS.get(name, known)}")
+    return told
 
 
 def preview_request(line: str, defaults: SampleConfig) -> PreviewRequest:
@@ -109,6 +153,9 @@ def preview_request(line: str, defaults: SampleConfig) -> PreviewRequest:
         if flag in PREVIEW_FLAGS:
             name, value = PREVIEW_FLAGS[flag][0], flag_value(line, flag, text)
             values[name] = values[name] if (name, value) == ("seed", -1) else value
+        elif flag in CHOSEN_FLAGS:
+            name, named, _ = CHOSEN_FLAGS[flag]
+            values[name] = named(text) or values[name]
     for side in ("width", "height"):
         values[side] = values[side] // 16 * 16  # sd-scripts rounds down as well
     return PreviewRequest(prompt=prompt, **values)

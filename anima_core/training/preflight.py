@@ -37,6 +37,7 @@ from . import optimizers, storage
 from .events import Events, Listener
 from .memory import pick_device, pick_dtype
 from .model_files import hash_models, in_their_folders, recall_digests
+from .previews import check_samples
 from .ranks import Ranks
 from .resume import compare_with, contents
 from .state import find_checkpoint
@@ -79,7 +80,7 @@ def preflight(config: TrainConfig, ranks: Ranks | None = None, on_event: Listene
     on_event: hears how far the scan of the pictures is, and may answer "cancel": Interrupted.
     """
     device = pick_device(config.device) if ranks is None else ranks.device(config.device)
-    warnings = (*optimizers.preflight(config.optimizer, device, config.network.train_norm), *config.samples.warnings())
+    warnings = (*optimizers.preflight(config.optimizer, device, config.network.train_norm), *check_samples(config.samples))
     config = in_their_folders(config)
     sizes = check_models(config)
     dtype = pick_dtype(config.model.dtype, device)

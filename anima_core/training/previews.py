@@ -10,11 +10,13 @@ from torch import Tensor
 
 from ..adapters.network import AdapterNetwork
 from ..data.embeddings import TextEmbeddings
-from ..errors import Interrupted
+from ..errors import Interrupted, SettingError
 from ..files import write_whole
 from ..models.transformer import AnimaTransformer
 from ..models.vae import AnimaVAE, load_vae
-from ..sampling import noise_for, preview_image, sample, simple_sigmas
+from ..sampling import noise_for, preview_image, sample
+from ..sampling.samplers import missing_package
+from ..sampling.schedules import sigmas_of
 from ..settings import SampleConfig
 from ..settings.samples import PreviewRequest
 from .events import Events
@@ -81,14 +83,23 @@ class Previews:
         path: Path,
         progress: Callable[[int, int], None],
     ) -> None:
+        sigmas = sigmas_of(request.scheduler, request.steps, request.shift)
+
         def on_step(done: int) -> None:
-            progress(done, request.steps)
+            progress(done, len(sigmas) - 1)
 
         positive = self._embeds(request.prompt)
         negative = self._embeds(request.negative) if request.cfg != 1 else None
         noise = noise_for(request.seed, request.width, request.height).to(model.device)
-        sigmas = simple_sigmas(request.steps, shift=request.shift)
-        latents = sample(model, positive, noise, sigmas, negative=negative, cfg=request.cfg, on_step=on_step)
+        latents = sample(
+            *(model, positive, noise, sigmas),
+            negative=negative,
+            cfg=request.cfg,
+            sampler=request.sampler,
+            shift=request.shift,
+            seed=request.seed,
+            on_step=on_step,
+        )
         picture = preview_image(latents, vae, tile=self.tile)
         write_whole(path, lambda temporary: picture.save(temporary, format="PNG"), durable=False)
 
@@ -100,3 +111,11 @@ class Previews:
 def preview_texts(config: SampleConfig) -> list[str]:
     """List every text that previews will ask for."""
     return [text for request in config.requests() for text in (request.prompt, request.negative)]
+
+
+def check_samples(config: SampleConfig) -> list[str]:
+    """Refuse a sampler whose package is not there (SettingError); return what was asked for and is not drawn."""
+    for name in dict.fromkeys(request.sampler for request in config.requests()):
+        if package := missing_package(name):
+            raise SettingError(f"`sample.sampler`={name}: needs the package {package}: pip install {package}, or use er_sde")
+    return config.warnings()

@@ -1,4 +1,7 @@
-"""ComfyUI's flow schedule, noise, Euler sampler and whole KSampler path, on a model that is a formula."""
+"""ComfyUI's flow schedules, noise, samplers and whole KSampler path, on a model that is a formula.
+
+Samplers whose noise needs a package that only ComfyUI brings along are run here by our code, too.
+"""
 
 import comfy.k_diffusion.sampling
 import comfy.model_base
@@ -7,6 +10,9 @@ import comfy.sample
 import comfy.samplers
 import torch
 from comfy.supported_models import Anima
+
+from anima_core.sampling import sample
+from anima_core.sampling.schedules import sigmas_of
 
 
 class Formula(torch.nn.Module):
@@ -45,8 +51,10 @@ def run(tensors, params):
     answer["shift"] = torch.tensor(float(sampling.shift))
     for shift in params["shifts"]:
         sampling.set_parameters(shift=shift, multiplier=1.0)
-        for steps in params["steps"]:
-            answer[f"sigmas.{shift}.{steps}"] = comfy.samplers.simple_scheduler(sampling, steps)
+        for scheduler in params["schedulers"]:
+            for steps in params["steps" if scheduler == "simple" else "fewer"]:
+                found = comfy.samplers.calculate_sigmas(sampling, scheduler, steps)
+                answer[f"sigmas.{scheduler}.{shift}.{steps}"] = found
     sampling.set_parameters(shift=3.0, multiplier=1.0)
     for seed in params["seeds"]:
         empty = torch.zeros(1, 16, 1, params["height"] // 8, params["width"] // 8)
@@ -54,21 +62,28 @@ def run(tensors, params):
     sigmas = comfy.samplers.simple_scheduler(sampling, 12)
     start = sampling.noise_scaling(sigmas[0], tensors["noise"], torch.zeros_like(tensors["noise"]))
     answer["euler"] = comfy.k_diffusion.sampling.sample_euler(denoiser(tensors["positive"]), start, sigmas, disable=True)
-    noise = tensors["noise"].unsqueeze(2)
     for cfg in params["cfgs"]:
         for which in ("negative", "short"):
-            latents = comfy.sample.sample(
-                patcher,
-                noise,
-                12,
-                cfg,
-                "euler",
-                "simple",
-                [[tensors["positive"], {}]],
-                [[tensors[which], {}]],
-                torch.zeros_like(noise),
-                disable_pbar=True,
-                seed=0,
-            )
-            answer[f"ksampler.{cfg}.{which}"] = patcher.model.process_latent_in(latents).squeeze(2)
+            answer[f"ksampler.{cfg}.{which}"] = ksampler(patcher, tensors, cfg, which)
+    for sampler, scheduler, cfg, shift in params["table"]:
+        sampling.set_parameters(shift=shift, multiplier=1.0)
+        name = f"{sampler}.{scheduler}.{cfg}.{shift}"
+        answer[name] = ksampler(patcher, tensors, cfg, "negative", sampler, scheduler, params["seed"])
+        if sampler in params["here"]:
+            answer[f"ours.{name}"] = ours(tensors, cfg, sampler, scheduler, shift, params["seed"])
     return answer
+
+
+def ksampler(patcher, tensors, cfg, which, sampler="euler", scheduler="simple", seed=0):
+    noise = tensors["noise"].unsqueeze(2)
+    positive, negative = ([[tensors[name], {}]] for name in ("positive", which))
+    empty = torch.zeros_like(noise)
+    latents = comfy.sample.sample(
+        patcher, noise, 12, cfg, sampler, scheduler, positive, negative, empty, disable_pbar=True, seed=seed
+    )
+    return patcher.model.process_latent_in(latents).squeeze(2)
+
+
+def ours(tensors, cfg, sampler, scheduler, shift, seed):
+    sigmas, how = sigmas_of(scheduler, 12, shift), dict(sampler=sampler, shift=shift, seed=seed)
+    return sample(Formula(), tensors["positive"], tensors["noise"], sigmas, negative=tensors["negative"], cfg=cfg, **how)

@@ -79,8 +79,8 @@ def server(comfyui, base):
         yield running
 
 
-def sampler(graph: Graph, tag: str, model: list) -> None:
-    """Stock nodes, as the official template wires them."""
+def sampler(graph: Graph, tag: str, model: list, how: tuple[str, str]) -> None:
+    """Stock nodes, as the official template wires them. how: sampler and schedule."""
     if "unet" not in graph.prompt:
         graph.add("unet", "UNETLoader", unet_name="anima.safetensors", weight_dtype="default")
         graph.add("clip", "CLIPLoader", clip_name="qwen.safetensors", type="stable_diffusion")
@@ -89,7 +89,8 @@ def sampler(graph: Graph, tag: str, model: list) -> None:
         graph.add("negative", "CLIPTextEncode", text="", clip=["clip", 0])
         graph.add("size", "EmptyLatentImage", width=128, height=96, batch_size=1)
     links = dict(model=model, positive=["positive", 0], negative=["negative", 0], latent_image=["size", 0])
-    graph.add(f"k_{tag}", "KSampler", seed=42, steps=4, cfg=4.0, sampler_name="euler", scheduler="simple", denoise=1.0, **links)
+    settings = dict(seed=42, steps=4, cfg=4.0, sampler_name=how[0], scheduler=how[1], denoise=1.0)
+    graph.add(f"k_{tag}", "KSampler", **settings, **links)
     graph.add(f"d_{tag}", "VAEDecode", samples=[f"k_{tag}", 0], vae=["image_vae", 0])
     graph.add(tag, "SaveImage", images=[f"d_{tag}", 0], filename_prefix=tag)
 
@@ -99,7 +100,7 @@ def picture(base: Path, entry: dict, tag: str) -> np.ndarray:
     return np.array(Image.open(base / "output" / image["subfolder"] / image["filename"]).convert("RGB")).astype(float) / 255
 
 
-def training(server: ComfyUI, network: str) -> Graph:
+def training(server: ComfyUI, network: str, how: tuple[str, str]) -> Graph:
     """A graph that trains a few steps, with previews before the first and after the last."""
     graph = Graph(server)
     graph.add("transformer", "AnimaTransformerLoader", transformer="anima.safetensors", dtype="fp32")
@@ -110,7 +111,7 @@ def training(server: ComfyUI, network: str) -> Graph:
     graph.add("network", network, rank=8, alpha=8.0)
     graph.add("optimizer", "AnimaOptimizer", learning_rate=1e-2)
     shown = dict(prompts=PROMPT, negative="", width=128, height=96, steps=4, cfg=4.0, seed=42, every_n_steps=0)
-    graph.add("previews", "AnimaSamplePrompts", at_first=True, at_end=True, **shown)
+    graph.add("previews", "AnimaSamplePrompts", at_first=True, at_end=True, sampler=how[0], scheduler=how[1], **shown)
     links = {"transformer": ["transformer", 0], "vae": ["vae", 0], "qwen": ["qwen", 0], "t5_tokenizer": ["t5", 0]}
     links |= {"dataset": ["data", 0], "network": ["network", 0], "optimizer": ["optimizer", 0], "samples": ["previews", 0]}
     settings = dict(steps=4, batch_size=2, output_name=network, save_precision="fp32", model=["unet", 0])
@@ -118,22 +119,22 @@ def training(server: ComfyUI, network: str) -> Graph:
     return graph
 
 
-@pytest.mark.parametrize("network", ["AnimaLoRANetwork", "AnimaLoKrNetwork"])
-def test_graph_file_and_preview_are_one_picture(server, base, network):
-    graph = training(server, network)
-    sampler(graph, "base", ["unet", 0])
-    sampler(graph, "trained", ["train", 1])
+@pytest.mark.parametrize("network, how", [("AnimaLoRANetwork", ("euler", "simple")), ("AnimaLoKrNetwork", ("er_sde", "beta"))])
+def test_graph_file_and_preview_are_one_picture(server, base, network, how):
+    graph = training(server, network, how)
+    sampler(graph, "base", ["unet", 0], how)
+    sampler(graph, "trained", ["train", 1], how)
     graph.add("applied", "LoraModelLoader", model=["unet", 0], lora=["train", 0], strength_model=1.0)
-    sampler(graph, "handed_on", ["applied", 0])
+    sampler(graph, "handed_on", ["applied", 0], how)
     graph.add("nothing", "AnimaApplyAdapter", model=["unet", 0], lora=["train", 0], strength=0.0)
-    sampler(graph, "strength_0", ["nothing", 0])
+    sampler(graph, "strength_0", ["nothing", 0], how)
     graph.add("preview", "SaveImage", images=["train", 3], filename_prefix="preview")
     entry = server.run(graph.prompt)
     assert status(entry) == "success", error_of(entry)
 
     file = Graph(server)
     file.add("lora", "LoraLoaderModelOnly", model=["unet", 0], lora_name=f"{network}.safetensors", strength_model=1.0)
-    sampler(file, "file", ["lora", 0])
+    sampler(file, "file", ["lora", 0], how)
     from_file = picture(base, server.run(file.prompt), "file")
 
     trained, plain = picture(base, entry, "trained"), picture(base, entry, "base")

@@ -1,30 +1,19 @@
-"""The preview sampler: Euler on ComfyUI's "simple" schedule, so that a preview is what KSampler would draw."""
+"""A preview: drawn from noise with a model and a sampler, and decoded, so that it is what KSampler would draw."""
 
+from collections import deque
 from collections.abc import Callable
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from .errors import SettingError
-from .models.transformer import AnimaTransformer
-from .models.vae import SCALE, AnimaVAE
+from ..errors import SettingError
+from ..models.transformer import AnimaTransformer
+from ..models.vae import SCALE, AnimaVAE
+from .samplers import KEPT, Step, sampler_of
+from .schedules import shifted
 
-TABLE_SIZE = 1000  # sigmas that ComfyUI's discrete flow sampling tabulates
-
-
-def simple_sigmas(steps: int, shift: float = 3.0) -> Tensor:
-    """Return ComfyUI's "simple" schedule for a flow model: [steps + 1] fp32, falling, the last 0.
-
-    The table is s(i / 1000), i = 1 … 1000, with s(t) = shift t / (1 + (shift - 1) t); "simple" takes entries evenly from
-    its end. Raises SettingError for no steps.
-    """
-    if steps < 1:
-        raise SettingError(f"sample steps={steps}: must be at least 1")
-    t = torch.arange(1, TABLE_SIZE + 1, dtype=torch.float32) / TABLE_SIZE
-    table = shift * t / (1 + (shift - 1) * t)
-    stride = TABLE_SIZE / steps  # divide first: i * TABLE_SIZE / steps rounds to another entry at 38 steps
-    return torch.stack([*(table[-(1 + int(i * stride))] for i in range(steps)), table.new_zeros(())])
+NEARLY_NOISE = 1 - 1e-4  # where ComfyUI begins instead of t = 1, for samplers that divide by the picture's share
 
 
 @torch.no_grad()
@@ -37,28 +26,42 @@ def sample(
     negative: Tensor | None = None,
     cfg: float = 1.0,
     sampler: str = "euler",
+    shift: float = 3.0,
+    seed: int = 0,
     on_step: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Draw pictures: text_embeds [B, L, 1024], noise [B, 16, h, w] ~ N(0, 1) -> normalised latents [B, 16, h, w], fp32.
 
     negative [B, L', 1024] with cfg: x0 = negative + cfg (positive - negative); cfg 1 leaves it out. Embeddings of one
     prompt ([1, L, 1024]) serve every picture. model(x, t [B], text_embeds) -> velocity; on_step(steps done).
-    Raises SettingError for a sampler it does not have, and for cfg without a negative.
+    sampler: one of `samplers.SAMPLERS`. shift: of the schedule, for samplers that cannot begin at noise alone; seed: of what
+    stochastic ones draw. Raises SettingError for a sampler it does not have, and for cfg without a negative.
     """
-    if sampler != "euler":
-        raise SettingError(f"sampler={sampler}: only euler is available")
+    chosen = sampler_of(sampler)
     if cfg != 1 and negative is None:
         raise SettingError(f"cfg={cfg}: needs the negative prompt's text embeddings, or cfg=1")
     text_embeds = text_embeds.expand(len(noise), -1, -1)
     if negative is not None:
         negative = None if cfg == 1 else negative.expand(len(noise), -1, -1)
     x = noise.float() * sigmas[0].to(noise.device)
-    for i, (sigma, following) in enumerate(zip(sigmas[:-1].tolist(), sigmas[1:].tolist())):
+    draw = chosen.noise(x, sigmas.tolist(), seed)
+    levels = (begun_below_noise(sigmas, shift) if chosen.below_noise else sigmas).tolist()
+    x0s: deque[Tensor] = deque(maxlen=KEPT)
+    for done, sigma in enumerate(levels[:-1], start=1):
         velocity = guided_velocity(model, x, sigma, text_embeds, negative, cfg)
-        x = x + velocity * (following - sigma)
+        x0s.append(x - sigma * velocity)
+        x = chosen.step(Step(x, velocity, levels[: done + 1], x0s, draw))
         if on_step is not None:
-            on_step(i + 1)
+            on_step(done)
     return x
+
+
+def begun_below_noise(sigmas: Tensor, shift: float) -> Tensor:
+    """Return a schedule whose first level, where it is 1, is the one that ComfyUI takes instead."""
+    if sigmas[0] < 1:
+        return sigmas
+    first = shifted(torch.tensor(NEARLY_NOISE, dtype=torch.float64), shift)
+    return torch.cat([first.to(sigmas)[None], sigmas[1:]])
 
 
 def guided_velocity(
