@@ -16,6 +16,7 @@ from .compat.arguments import Parser, add_arguments, data_request_from, parse, r
 from .compat.flags import setting_words
 from .errors import AnimaError, FileError, Interrupted, SettingError, in_words, printable
 from .files import unused, write_whole
+from .grid.command import add_grid_command
 from .progress_bar import ProgressBar
 from .settings.train import KEY_FORMATS
 from .version import __version__
@@ -51,7 +52,7 @@ def end_like_ctrl_c(number: int) -> None:
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="anima_core", description="Train adapters for Anima, and work on them.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"anima_core {__version__}")
-    own = "train | check | plan | report | demo | inspect | convert | analyse"
+    own = "train | check | plan | report | grid | demo | inspect | convert | analyse"
     commands = parser.add_subparsers(dest="command", required=True, metavar=f"{own} | {WORKSHOP}")
     train = commands.add_parser("train", help="train an adapter", allow_abbrev=False)
     add_arguments(train)
@@ -77,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=run_demo)
     add_adapter_commands(commands)
     add_workshop_commands(commands)
+    add_grid_command(commands)
     return parser
 
 

@@ -24,6 +24,7 @@ ROOMS = [  # each may import from those above it only, and from itself
     {"run_store", "compat"},
     {"run_list", "run_folders"},
     {"demo", "report", "workshop_commands"},
+    {"grid"},
     {"cli"},
     {"__main__", "nodes"},
 ]

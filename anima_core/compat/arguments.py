@@ -57,6 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(*spellings, dest=name, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **action)
 
 
+def add_some(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
+    """Add the flags of these names. Defaults are suppressed: what the namespace holds afterwards was typed."""
+    for flag in mapped_flags():
+        if flag.name in names:
+            _add(parser, flag)
+
+
 def _add(group: Any, flag: Flag) -> None:
     names = [f"--{name}" for name in (flag.name, *flag.aliases)]
     common: dict[str, Any] = {"dest": flag.name, "default": argparse.SUPPRESS}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from ..adapters.network import AdapterNetwork
@@ -63,7 +64,8 @@ class Previews:
             for index, request in enumerate(requests):
                 path = self.folder / f"step-{step:08d}-{index}.png"
                 progress = events.progress("preview", picture=index + 1, pictures=len(requests))
-                self._draw(model, vae, request, path, progress)
+                picture = draw_preview(model, vae, self.embeddings, request, self.tile, progress)
+                save_png(picture, path)
                 events.emit("sample", step=step, path=str(path), prompt=request.prompt)
         except Interrupted:  # the loop sees it next
             pass
@@ -74,38 +76,41 @@ class Previews:
             vae = None
             free_memory()
 
-    @torch.no_grad()
-    def _draw(
-        self,
-        model: AnimaTransformer,
-        vae: AnimaVAE,
-        request: PreviewRequest,
-        path: Path,
-        progress: Callable[[int, int], None],
-    ) -> None:
-        sigmas = sigmas_of(request.scheduler, request.steps, request.shift)
 
-        def on_step(done: int) -> None:
-            progress(done, len(sigmas) - 1)
+@torch.no_grad()
+def draw_preview(
+    model: AnimaTransformer,
+    vae: AnimaVAE,
+    embeddings: TextEmbeddings,
+    request: PreviewRequest,
+    tile: int,
+    progress: Callable[[int, int], None],
+) -> Image.Image:
+    """Draw one picture with the model as it is. tile: px, see `AnimaVAE.decode`; progress(steps done, of all)."""
+    sigmas = sigmas_of(request.scheduler, request.steps, request.shift)
+    latents = sample(
+        model,
+        prompt_embeds(embeddings, request.prompt),
+        noise_for(request.seed, request.width, request.height).to(model.device),
+        sigmas,
+        negative=prompt_embeds(embeddings, request.negative) if request.cfg != 1 else None,
+        cfg=request.cfg,
+        sampler=request.sampler,
+        shift=request.shift,
+        seed=request.seed,
+        on_step=lambda done: progress(done, len(sigmas) - 1),
+    )
+    return preview_image(latents, vae, tile=tile)
 
-        positive = self._embeds(request.prompt)
-        negative = self._embeds(request.negative) if request.cfg != 1 else None
-        noise = noise_for(request.seed, request.width, request.height).to(model.device)
-        latents = sample(
-            *(model, positive, noise, sigmas),
-            negative=negative,
-            cfg=request.cfg,
-            sampler=request.sampler,
-            shift=request.shift,
-            seed=request.seed,
-            on_step=on_step,
-        )
-        picture = preview_image(latents, vae, tile=self.tile)
-        write_whole(path, lambda temporary: picture.save(temporary, format="PNG"), durable=False)
 
-    def _embeds(self, prompt: str) -> Tensor:
-        embeds, _, zeros = self.embeddings.place(self.embeddings.fetch([prompt]))
-        return F.pad(embeds, (0, 0, 0, zeros))  # as ComfyUI has it, also where training does without
+def save_png(picture: Image.Image, path: Path) -> None:
+    """Write a picture, whole or not at all."""
+    write_whole(path, lambda temporary: picture.save(temporary, format="PNG"), durable=False)
+
+
+def prompt_embeds(embeddings: TextEmbeddings, prompt: str) -> Tensor:
+    embeds, _, zeros = embeddings.place(embeddings.fetch([prompt]))
+    return F.pad(embeds, (0, 0, 0, zeros))  # as ComfyUI has it, also where training does without
 
 
 def preview_texts(config: SampleConfig) -> list[str]:

@@ -81,7 +81,7 @@ class Saves:
     def prune(self, keep: Keep) -> list[str]:
         """Delete what has outlived its time. Return warnings: what cannot be deleted now is tried again next time."""
         old = outlived(self.read(), keep)
-        gone = [save for save in old if discard(self._path(save))]
+        gone = [save for save in old if discard(self.path(save))]
         if gone:
             self._write([save for save in self.read() if save not in gone])
         return [f"{save.path}: cannot be deleted, something has it open; it is tried again" for save in old if save not in gone]
@@ -89,12 +89,12 @@ class Saves:
     def set_aside(self, folder: Path, after: int = -1) -> list[Path]:
         """Move what was saved after a step into a folder, and drop it from the list. Return where it is now."""
         later = [save for save in self.read() if save.step > after]
-        moved = [moved_into(folder, path) for save in later if (path := self._path(save)).exists()]
+        moved = [moved_into(folder, path) for save in later if (path := self.path(save)).exists()]
         if later:
             self._write([save for save in self.read() if save not in later])
         return moved
 
-    def _path(self, save: Save) -> Path:
+    def path(self, save: Save) -> Path:
         """Return where a save is. By its name alone, as it was listed: the run folder may be below a link to another disk."""
         return Path(os.path.normpath(self.run_dir / save.path))
 
