@@ -48,21 +48,25 @@ class Graph:
         self.prompt[name] = {"class_type": kind, "inputs": values | inputs}
         return name
 
-    def training(
-        self, name: str = "train", network: str = "AnimaLoRANetwork", dataset: Link | None = None, **settings: Any
-    ) -> str:
-        """The four loaders, a dataset, a network, an optimizer and the training node."""
+    def models(self) -> dict[str, Link]:
+        """The four loaders; return their links."""
         self.add("transformer", "AnimaTransformerLoader", transformer="tiny.safetensors")
         self.add("vae", "AnimaVAELoader", vae="tiny.safetensors")
         self.add("qwen", "AnimaQwenLoader", qwen="tiny_qwen/")
         self.add("t5", "AnimaT5TokenizerLoader", tokenizer="tiny_t5/")
+        return {"transformer": ["transformer", 0], "vae": ["vae", 0], "qwen": ["qwen", 0], "t5_tokenizer": ["t5", 0]}
+
+    def training(
+        self, name: str = "train", network: str = "AnimaLoRANetwork", dataset: Link | None = None, **settings: Any
+    ) -> str:
+        """The four loaders, a dataset, a network, an optimizer and the training node."""
+        links = self.models()
         if dataset is None:
             self.add("data", "AnimaDatasetFolder", folder="pics", resolution="64", bucket_step=16, min_side=64)
         if network:
             self.add(f"{name}_network", network, rank=4, alpha=4.0)
         if "optimizer" not in self.prompt:
             self.add("optimizer", "AnimaOptimizer", learning_rate=1e-3)
-        links = {"transformer": ["transformer", 0], "vae": ["vae", 0], "qwen": ["qwen", 0], "t5_tokenizer": ["t5", 0]}
         links |= {"dataset": dataset or ["data", 0], "network": [f"{name}_network", 0], "optimizer": ["optimizer", 0]}
         return self.add(name, "AnimaTrain", **(links | {"steps": 4, "batch_size": 2} | settings))
 

@@ -58,3 +58,18 @@ def test_what_is_no_run_is_said(server, path, text):
     graph = Graph(server)
     graph.add("report", "AnimaRunReport", path=path)
     assert text in error_of(server.run(graph.prompt))
+
+
+def test_a_runs_adapters_are_drawn_side_by_side(trained, server, base):
+    graph = Graph(server)
+    graph.add("prompts", "AnimaSamplePrompts", prompts="red circle", width=64, height=64, steps=1, cfg=1.0)
+    loaded = graph.models()
+    graph.add("grid", "AnimaGrid", path="reported", strengths="0, 1", samples=["prompts", 0], cell_size=64, **loaded)
+    graph.add("sheet", "SaveImage", images=["grid", 0], filename_prefix="side_by_side")
+    entry = server.run(graph.prompt)
+    assert sentence(entry, "grid") == "2 pictures: output/anima_trainer/grids/grid.png", error_of(entry)
+    (saved,) = entry["outputs"]["sheet"]["images"]
+    drawn = Image.open(base / "output" / "anima_trainer" / "grids" / "grid.png")
+    assert Image.open(base / "output" / saved["filename"]).size == drawn.size
+    graph.prompt["grid"]["inputs"] |= {"path": "", "adapters": "nobody"}
+    assert "adapters: nobody: no such file in models/loras" in error_of(server.run(graph.prompt))
