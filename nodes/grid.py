@@ -25,6 +25,43 @@ from .train import models
 from .widgets import lines, name_input
 
 NAME = "grid"
+INPUTS: tuple[io.Input, ...] = (
+    types.Transformer.Input("transformer", tooltip="The Anima model to draw with."),
+    types.VAE.Input("vae", tooltip="The Qwen-Image VAE."),
+    types.Qwen.Input("qwen", tooltip="The Qwen3-0.6B text encoder."),
+    types.T5Tokenizer.Input("t5_tokenizer", tooltip="The T5 tokenizer."),
+    types.Samples.Input("samples", tooltip="The prompts, and how they are drawn."),
+    io.String.Input(
+        "path",
+        default="",
+        optional=True,
+        tooltip="The path output of a training, or the name of a run: every adapter that it has saved is drawn.",
+    ),
+    io.String.Input(
+        "adapters",
+        default="",
+        multiline=True,
+        optional=True,
+        placeholder="adapters of models/loras: one a line",
+        tooltip="Further adapters, files of models/loras, one a line.",
+    ),
+    io.String.Input(
+        "strengths",
+        default="1",
+        optional=True,
+        tooltip="What each adapter is multiplied by, as 0, 0.5, 1; 0 is the base model, which is drawn once.",
+    ),
+    io.Int.Input(
+        "cell_size",
+        default=512,
+        min=64,
+        max=2048,
+        step=16,
+        optional=True,
+        tooltip="Longest side of a picture in the grid, in pixels.",
+    ),
+    name_input(NAME),
+)
 
 
 class AnimaGrid(AnimaNode):
@@ -38,43 +75,7 @@ class AnimaGrid(AnimaNode):
             "step is best, and how strong.",
             search_aliases=["xy plot", "grid", "compare lora", "lora strength", "checkpoint grid"],
             is_output_node=True,
-            inputs=[
-                types.Transformer.Input("transformer", tooltip="The Anima model to draw with."),
-                types.VAE.Input("vae", tooltip="The Qwen-Image VAE."),
-                types.Qwen.Input("qwen", tooltip="The Qwen3-0.6B text encoder."),
-                types.T5Tokenizer.Input("t5_tokenizer", tooltip="The T5 tokenizer."),
-                types.Samples.Input("samples", tooltip="The prompts, and how they are drawn."),
-                io.String.Input(
-                    "path",
-                    default="",
-                    optional=True,
-                    tooltip="The path output of a training, or the name of a run: every adapter that it has saved is drawn.",
-                ),
-                io.String.Input(
-                    "adapters",
-                    default="",
-                    multiline=True,
-                    optional=True,
-                    placeholder="adapters of models/loras: one a line",
-                    tooltip="Further adapters, files of models/loras, one a line.",
-                ),
-                io.String.Input(
-                    "strengths",
-                    default="1",
-                    optional=True,
-                    tooltip="What each adapter is multiplied by, as 0, 0.5, 1; 0 is the base model, which is drawn once.",
-                ),
-                io.Int.Input(
-                    "cell_size",
-                    default=512,
-                    min=64,
-                    max=2048,
-                    step=16,
-                    optional=True,
-                    tooltip="Longest side of a picture in the grid, in pixels.",
-                ),
-                name_input(NAME),
-            ],
+            inputs=[*INPUTS],
             outputs=[
                 io.Image.Output(display_name="grid", tooltip="A row for each adapter, a column for each prompt and strength."),
                 io.String.Output(display_name="path", tooltip="The picture, in output/anima_trainer/grids."),

@@ -32,6 +32,21 @@ def test_a_training_is_reported_in_the_same_prompt(trained, base):
     assert sheet.width > 2 * 64 and sheet.height > 3 * 64  # steps 0, 2 and 4, two prompts
 
 
+def test_a_runs_adapters_are_drawn_side_by_side(trained, server, base):
+    graph = Graph(server)
+    graph.add("prompts", "AnimaSamplePrompts", prompts="red circle", width=64, height=64, steps=1, cfg=1.0)
+    loaded = graph.models()
+    graph.add("grid", "AnimaGrid", path="reported", strengths="0, 1", samples=["prompts", 0], cell_size=64, **loaded)
+    graph.add("sheet", "SaveImage", images=["grid", 0], filename_prefix="side_by_side")
+    entry = server.run(graph.prompt)
+    assert sentence(entry, "grid") == "2 pictures: output/anima_trainer/grids/grid.png", error_of(entry)
+    (saved,) = entry["outputs"]["sheet"]["images"]
+    drawn = Image.open(base / "output" / "anima_trainer" / "grids" / "grid.png")
+    assert Image.open(base / "output" / saved["filename"]).size == drawn.size
+    graph.prompt["grid"]["inputs"] |= {"path": "", "adapters": "nobody"}
+    assert "adapters: nobody: no such file in models/loras" in error_of(server.run(graph.prompt))
+
+
 def test_a_run_is_found_by_its_name_and_by_its_renamed_adapter(trained, server, base):
     assert status(trained) == "success"
     loras = base / "models" / "loras"
@@ -58,18 +73,3 @@ def test_what_is_no_run_is_said(server, path, text):
     graph = Graph(server)
     graph.add("report", "AnimaRunReport", path=path)
     assert text in error_of(server.run(graph.prompt))
-
-
-def test_a_runs_adapters_are_drawn_side_by_side(trained, server, base):
-    graph = Graph(server)
-    graph.add("prompts", "AnimaSamplePrompts", prompts="red circle", width=64, height=64, steps=1, cfg=1.0)
-    loaded = graph.models()
-    graph.add("grid", "AnimaGrid", path="reported", strengths="0, 1", samples=["prompts", 0], cell_size=64, **loaded)
-    graph.add("sheet", "SaveImage", images=["grid", 0], filename_prefix="side_by_side")
-    entry = server.run(graph.prompt)
-    assert sentence(entry, "grid") == "2 pictures: output/anima_trainer/grids/grid.png", error_of(entry)
-    (saved,) = entry["outputs"]["sheet"]["images"]
-    drawn = Image.open(base / "output" / "anima_trainer" / "grids" / "grid.png")
-    assert Image.open(base / "output" / saved["filename"]).size == drawn.size
-    graph.prompt["grid"]["inputs"] |= {"path": "", "adapters": "nobody"}
-    assert "adapters: nobody: no such file in models/loras" in error_of(server.run(graph.prompt))
