@@ -26,6 +26,7 @@ class AnimaSamplePrompts(AnimaNode):
         widget("at_end", SampleConfig, default=True, why="the `samples` output holds the last previews", advanced=True),
         widget("sampler", SampleConfig),
         widget("scheduler", SampleConfig),
+        widget("held_out", SampleConfig, max=64, advanced=True),
     )
 
     @classmethod

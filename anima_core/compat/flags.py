@@ -333,6 +333,7 @@ MAPPED = {
             choices=(),
             help=f"Noise levels of the previews' steps: {', '.join(SCHEDULERS)}.",
         ),
+        sets(SampleConfig, "held_out", "sample_held_out"),
         sets(OutputConfig, "comment", "training_comment"),
         *(sets(MetadataConfig, name, f"metadata_{name}") for name in ("title", "author", "description", "license", "tags")),
         *(sets(MetadataConfig, name, f"metadata_{name}") for name in ("usage_hint", "trigger_phrase", "tag_frequency")),

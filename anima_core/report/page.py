@@ -17,7 +17,7 @@ from .curves import Line, chart, figure
 from .effect import effect
 from .held_out import held_out
 from .markup import Html, table, tag
-from .pictures import Table, data_uri, small, spread
+from .pictures import ORIGINAL, Table, data_uri, label, small, spread
 from .story import Story
 from .style import STYLE
 from .words import changed_settings, names_only
@@ -115,7 +115,7 @@ def samples(shown: Table) -> Iterator[str]:
     """Yield the samples as a table, and how many are not in it."""
     if not shown.cells:
         return
-    rows = [[f"{step:,}", *(cell(shown, step, prompt) for prompt in shown.prompts)] for step in shown.steps]
+    rows = [[label(step), *(cell(shown, step, prompt) for prompt in shown.prompts)] for step in shown.steps]
     yield table(
         ["step", *(heading(prompt) for _, prompt in shown.prompts)], rows, "samples", f"--columns: {len(shown.prompts)}"
     )
@@ -134,7 +134,7 @@ def cell(shown: Table, step: int, prompt: tuple[int, str]) -> Html:
     if picture is None:
         return tag("span", "damaged" if path else "–", class_="note")
     size = {"width": picture.width, "height": picture.height}
-    return tag("img", src=data_uri(picture), alt=f"step {step}: {prompt[1]}", **size)
+    return tag("img", src=data_uri(picture), alt=f"{label(step) if step == ORIGINAL else f'step {step}'}: {prompt[1]}", **size)
 
 
 def warnings(run: Story) -> Iterator[str]:

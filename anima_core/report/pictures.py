@@ -10,11 +10,13 @@ from typing import TypeVar
 from PIL import Image, ImageDraw
 
 from ..data import lettering
+from ..training.previews import original_name
 from .story import Story
 
 SIDE = 256  # px, of a picture
 QUALITY = 80
 MOST_STEPS, MOST_PROMPTS = 12, 8  # at most 96 pictures, about 2 MB
+ORIGINAL = -1  # stands for the step of the held-out pictures themselves
 MARGIN, LABEL, STEPS = 8, 22, 80  # px, of the contact sheet: between pictures, of the prompts above, of the steps beside
 NARROWEST = 128  # px, of a column: its prompt stands above
 TEXT, BLACK = 14, (0, 0, 0)
@@ -24,7 +26,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Table:
-    """The samples that are shown. prompts: (index, text) of each column; left_out: how many samples are not shown."""
+    """The samples that are shown. prompts: (index, text) of each column; left_out: how many samples are not shown.
+
+    Where previews are of held-out pictures, the first of the steps is `ORIGINAL`: the pictures themselves.
+    """
 
     steps: list[int]
     prompts: list[tuple[int, str]]
@@ -38,7 +43,15 @@ def table_of(run: Story) -> Table:
     steps = spread(sorted({step for step, _ in cells}), MOST_STEPS)
     prompts = sorted({prompt for _, prompt in cells})[:MOST_PROMPTS]
     shown = {key: path for key, path in cells.items() if key[0] in steps and key[1] in prompts}
-    return Table(steps, prompts, shown, len(cells) - len(shown))
+    left_out = len(cells) - len(shown)
+    originals = {prompt: run.folder / "samples" / original_name(prompt[0]) for prompt in prompts}
+    there = {(ORIGINAL, prompt): path for prompt, path in originals.items() if path.is_file()}
+    return Table([ORIGINAL, *steps] if there else steps, prompts, there | shown, left_out)
+
+
+def label(step: int) -> str:
+    """Return what stands beside the pictures of a step."""
+    return "original" if step == ORIGINAL else f"{step:,}"
 
 
 def spread(items: Sequence[T], most: int) -> list[T]:
@@ -79,7 +92,7 @@ def contact_sheet(table: Table) -> Image.Image | None:
         line = " ".join(text.split())
         lettering.write(pen, (STEPS + column * wide, MARGIN), line, TEXT, BLACK, wide - MARGIN)
     for row, step in enumerate(table.steps):
-        lettering.write(pen, (MARGIN, LABEL + MARGIN + row * high), f"{step:,}", TEXT, BLACK, STEPS - 2 * MARGIN)
+        lettering.write(pen, (MARGIN, LABEL + MARGIN + row * high), label(step), TEXT, BLACK, STEPS - 2 * MARGIN)
     for (step, prompt), picture in pictures.items():
         place = STEPS + table.prompts.index(prompt) * wide, LABEL + MARGIN + table.steps.index(step) * high
         sheet.paste(picture, place)

@@ -66,6 +66,13 @@ class SampleConfig:
         resume="free",
     )
 
+    held_out: int = setting(
+        0,
+        "Held-out pictures whose captions are drawn as previews too, each at its own size and beside the picture; 0: none.",
+        low=0,
+        resume="free",
+    )
+
     def __post_init__(self) -> None:
         check(self)
         for name in ("width", "height"):
@@ -73,15 +80,25 @@ class SampleConfig:
             require(side % 16 == 0, f"sample.{name}", side, "must be a multiple of 16")
         self.requests()
 
+    @property
+    def draws(self) -> bool:
+        """Whether there is anything to draw."""
+        return bool(self.prompts or self.held_out)
+
     def requests(self) -> tuple[PreviewRequest, ...]:
         """Return each prompt as a request. Raises SettingError for a line with wrong flags."""
         return tuple(preview_request(line, self) for line in self.prompts)
+
+    def of_caption(self, caption: str, size: tuple[int, int]) -> PreviewRequest:
+        """Return the request of a picture's caption at its size; what looks like a flag in it is a part of it."""
+        own = {f.name: getattr(self, f.name) for f in fields(PreviewRequest) if f.name not in ("prompt", "width", "height")}
+        return PreviewRequest(prompt=caption, width=size[0], height=size[1], **own)
 
     def warnings(self) -> list[str]:
         """Say what was asked for and is not drawn: previews without a prompt, flags of prompts."""
         told = dict.fromkeys(text for line in self.prompts for text in without_effect(line))
         asked = next((n for n in ("every_n_steps", "every_n_epochs", "at_first", "at_end") if getattr(self, n)), "")
-        if asked and not self.prompts:
+        if asked and not self.draws:
             return [f"`sample.{asked}` asks for previews, but there is no prompt in `sample.prompts`: add one"]
         return list(told)
 

@@ -124,7 +124,7 @@ def report_start(plan: Plan, ranks: Ranks, events: Events, notes: list[str]) -> 
             events.emit("warning", text=line)
     events.emit("note", text=epoch_line(plan.reports, plan.batches_per_step))
     device, dtype = str(plan.device), str(plan.dtype).removeprefix("torch.")
-    step, prompts = 0 if plan.resume_from is None else step_of(plan.resume_from), len(plan.config.samples.prompts)
+    step, prompts = 0 if plan.resume_from is None else step_of(plan.resume_from), plan.config.samples.draws
     events.emit("start", device=device, dtype=dtype, name=plan.config.output.name, step=step, prompts=prompts)
 
 
@@ -164,7 +164,7 @@ def build_run(plan: Plan, ranks: Ranks, events: Events) -> "Run":
     reporter = StepReporter(events, watchdog, state.losses, data.steps, plan.device, world=ranks.world)
     saver = Saver(plan, events, state, reporter, watchdog, data.metadata(), config_text) if ranks.first else None
     tile = vae_tile(plan.device, config.vae_tile)
-    previews = Previews(config.samples, config.model.vae, tile, plan.run_dir / SAMPLES, data.embeddings)
+    previews = Previews(config.samples, config.model.vae, tile, plan.run_dir / SAMPLES, data.embeddings, data.held_out)
     held_out = HeldOutLoss(plan, ranks, events, data, model, state, reporter, saver)
     prior = Prior(config, model, network, data.embeddings)
     return Run(plan, ranks, events, data, model, state, fit, watchdog, reporter, saver, previews, held_out, prior)
@@ -372,7 +372,7 @@ class Run:
         """Draw the previews, in the process that writes. Without room for them they are left out, and without prompts."""
         if not self.ranks.first:
             return
-        if not self.previews.config.prompts:
+        if not self.previews.config.draws:
             self.events.emit("note", text="`samples.prompts`: there are none, so there is no preview to draw")
             return
         try:

@@ -37,7 +37,7 @@ from . import optimizers, storage
 from .events import Events, Listener
 from .memory import pick_device, pick_dtype
 from .model_files import hash_models, in_their_folders, recall_digests
-from .previews import check_samples
+from .previews import check_samples, too_few
 from .ranks import Ranks
 from .resume import compare_with, contents
 from .state import find_checkpoint
@@ -109,6 +109,7 @@ def preflight(config: TrainConfig, ranks: Ranks | None = None, on_event: Listene
         run_dir=run_dir,
         resume_from=resume_from,
         warnings=(*warnings, *held_out.warnings, *check_prior(config.prior, pictures)),
+        warnings=(*warnings, *held_out.warnings, *too_few(config.samples, held_out)),
         text_rows=text_rows(config, pictures),
         world=ranks.world if ranks else 1,
         held_out=held_out,

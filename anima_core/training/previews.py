@@ -1,7 +1,7 @@
 """Preview pictures while training. They draw from their own generators and never end a run."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -10,7 +10,11 @@ from PIL import Image
 from torch import Tensor
 
 from ..adapters.network import AdapterNetwork
+from ..data.batches import Item
 from ..data.embeddings import TextEmbeddings
+from ..data.held_out import HeldOut, measured_caption
+from ..data.picture_files import open_picture
+from ..data.pictures import fit
 from ..errors import Interrupted, SettingError
 from ..files import write_whole
 from ..models.transformer import AnimaTransformer
@@ -27,6 +31,11 @@ SAMPLES = "samples"  # the folder of previews in that of the run
 NAME = re.compile(r"step-(\d{8})-(\d+)\.png")
 
 
+def original_name(index: int) -> str:
+    """Name the picture that the previews of a held-out caption are compared with; index: as theirs."""
+    return f"original-{index}.png"
+
+
 def newest(folder: Path, step: int) -> Path | None:
     """Return the first preview of the last step at which any was drawn, no later than a step; None without previews."""
     found = [(int(name[1]), -int(name[2]), path) for path in folder.glob("step-*.png") if (name := NAME.fullmatch(path.name))]
@@ -36,22 +45,45 @@ def newest(folder: Path, step: int) -> Path | None:
 class Previews:
     """Draws the prompts of a run into a folder. tile: px, see `AnimaVAE.decode`."""
 
-    def __init__(self, config: SampleConfig, vae_path: str, tile: int, folder: Path, embeddings: TextEmbeddings) -> None:
+    def __init__(
+        self,
+        config: SampleConfig,
+        vae_path: str,
+        tile: int,
+        folder: Path,
+        embeddings: TextEmbeddings,
+        held_out: Sequence[Item] = (),
+    ) -> None:
         self.config = config
         self.vae_path = vae_path
         self.tile = tile
         self.folder = folder
         self.embeddings = embeddings
+        self.originals = firsts(held_out, config.held_out)
+        self._written: set[int] = set()
 
     def due(self, step: int, total: int, epoch_steps: int) -> bool:
         config = self.config
-        if not config.prompts:
+        if not config.draws:
             return False
         if step == 0:
             return config.at_first
         by_step = config.every_n_steps > 0 and step % config.every_n_steps == 0
         by_epoch = config.every_n_epochs > 0 and step % (config.every_n_epochs * epoch_steps) == 0
         return by_step or by_epoch or (config.at_end and step == total)
+
+    def requests(self) -> list[PreviewRequest]:
+        """Return what is drawn: the prompts, then the captions of held-out pictures."""
+        captions = (self.config.of_caption(measured_caption(item), item.bucket) for item in self.originals)
+        return [*self.config.requests(), *captions]
+
+    def _write_originals(self) -> None:
+        """Write each held-out picture, cut as its bucket has it, beside its previews: once, and again if it is gone."""
+        for index, item in enumerate(self.originals, start=len(self.config.prompts)):
+            path = self.folder / original_name(index)
+            if index not in self._written or not path.is_file():
+                save_png(fit(open_picture(item.picture.path, item.picture.digest), item.bucket, flip=False), path)
+                self._written.add(index)
 
     def make(self, model: AnimaTransformer, network: AdapterNetwork, step: int, events: Events) -> None:
         """Draw every prompt with the adapter as it is now. A failure is a warning; a cancel leaves the rest undrawn."""
@@ -60,13 +92,14 @@ class Previews:
         vae: AnimaVAE | None = None
         try:
             vae = load_vae(self.vae_path, device=model.device)
-            requests = self.config.requests()
+            requests = self.requests()
             for index, request in enumerate(requests):
                 path = self.folder / f"step-{step:08d}-{index}.png"
                 progress = events.progress("preview", picture=index + 1, pictures=len(requests))
                 picture = draw_preview(model, vae, self.embeddings, request, self.tile, progress)
                 save_png(picture, path)
                 events.emit("sample", step=step, path=str(path), prompt=request.prompt)
+            self._write_originals()
         except Interrupted:  # the loop sees it next
             pass
         except Exception as error:
@@ -115,7 +148,14 @@ def prompt_embeds(embeddings: TextEmbeddings, prompt: str) -> Tensor:
 
 def preview_texts(config: SampleConfig) -> list[str]:
     """List every text that previews will ask for."""
-    return [text for request in config.requests() for text in (request.prompt, request.negative)]
+    own = [text for request in config.requests() for text in (request.prompt, request.negative)]
+    return [*own, config.negative] if config.held_out else own
+
+
+def firsts(items: Sequence[Item], count: int) -> list[Item]:
+    """Return the first pictures that are held out, each at the first resolution that it is measured at."""
+    unique = {item.picture.digest: item for item in reversed(items)}
+    return [item for item in items if unique[item.picture.digest] is item][:count]
 
 
 def check_samples(config: SampleConfig) -> list[str]:
@@ -124,3 +164,11 @@ def check_samples(config: SampleConfig) -> list[str]:
         if package := missing_package(name):
             raise SettingError(f"`sample.sampler`={name}: needs the package {package}: pip install {package}, or use er_sde")
     return config.warnings()
+
+
+def too_few(config: SampleConfig, held_out: HeldOut) -> list[str]:
+    """Say when fewer pictures are held out than are to be drawn."""
+    there = len({picture.digest for group in held_out.pictures for picture in group})
+    if config.held_out <= there:
+        return []
+    return [f"`sample.held_out`={config.held_out}: {there} pictures are held out; hold more out with `held_out.share`"]
