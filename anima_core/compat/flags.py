@@ -325,13 +325,9 @@ MAPPED = {
         Flag("sample_size", "str", "1024,1024", "Width,height of the previews in pixels."),
         sets(SampleConfig, "steps", "sample_steps"),
         sets(SampleConfig, "cfg", "sample_cfg"),
-        sets(SampleConfig, "sampler", "sample_sampler", choices=(), help=f"Sampler of the previews: {', '.join(SAMPLERS)}."),
-        sets(
-            SampleConfig,
-            "scheduler",
-            "sample_scheduler",
-            choices=(),
-            help=f"Noise levels of the previews' steps: {', '.join(SCHEDULERS)}.",
+        *(
+            sets(SampleConfig, name, f"sample_{name}", choices=(), help=f"{what} of the previews: {', '.join(known)}.")
+            for name, what, known in (("sampler", "Sampler", SAMPLERS), ("scheduler", "Noise levels of the steps", SCHEDULERS))
         ),
         sets(SampleConfig, "held_out", "sample_held_out"),
         sets(OutputConfig, "comment", "training_comment"),
