@@ -184,6 +184,18 @@ def test_a_run_that_was_cut_off_and_goes_on_measures_the_same(model, folders, wh
     assert (run_dir / "set_aside" / best.name).is_file() == killed
 
 
+PLANS = [{"memory": "recompute"}, {"memory": "offload"}, {"blocks_to_swap": 2}, {"attention": "auto"}, {"plain": True}]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("changes", PLANS, ids=str)
+def test_no_plan_changes_the_losses(model, folders, whole, tmp_path, changes):
+    result = train(too_long(model, folders, tmp_path, max_train_steps=5, **changes))
+    for event, other in zip(measured(result), measured(whole)):
+        exact = changes != {"plain": True}  # whose sums have another order
+        assert event["levels"] == (other["levels"] if exact else pytest.approx(other["levels"], rel=1e-5))
+
+
 def test_a_command_leaves_a_measurement_out_and_it_is_made_up_for(model, folders, whole, tmp_path):
     config = too_long(model, folders, tmp_path, max_train_steps=10)
     seen = []
@@ -208,7 +220,8 @@ def test_patience_ends_a_run_and_says_so(model, folders, whole, tmp_path):
     assert measured(result) == [event for event in measured(whole) if event["step"] <= best + 10]
     assert not (tmp_path / "test-best.safetensors").exists()
     again = dataclasses.replace(config, output=dataclasses.replace(config.output, resume="latest"))
-    assert train(again).steps == best + 10
+    stays = train(again)
+    assert stays.steps == best + 10 and "to go on, raise `held_out.patience`" in texts(stays)
     on = train(dataclasses.replace(again, held_out=dataclasses.replace(config.held_out, patience=0), max_train_steps=best + 11))
     assert (on.stop_reason, on.steps) == ("finished", best + 11)
 

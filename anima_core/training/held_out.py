@@ -89,8 +89,11 @@ class HeldOutLoss:
 
     def begin(self) -> None:
         """Measure before the next step, unless that is done: at the start, and where a run was cut off before it could."""
-        if self.state.held_out.last_step < 0 or self.due(self.state.step):
+        last = self.state.held_out.last_step
+        if last < 0 or (last < self.state.step and self.due(self.state.step)):
             self.measure()
+        elif self.command and self.state.step < self.reporter.total:
+            self.events.emit("warning", text=self._why_stopped())
 
     def after_step(self) -> None:
         if self.due(self.state.step):
@@ -158,10 +161,14 @@ class HeldOutLoss:
             self.saver.save_best()
         best_loss = best["loss"] if best["ema"] is None else best["ema"]
         self.events.emit("held_out", **record, best_step=best["step"], best_loss=best_loss, text=verdict(done.history))
-        if self.command and self.reporter.total > self.state.step:
-            gone = f"{self.config.patience} measurements brought no lower held-out loss than that of step {best['step']}"
-            way_out = "to go on, raise `held_out.patience`"
-            self.events.emit("note", text=f"step {self.state.step}: {gone}; training stops early; {way_out}")
+        if self.command and self.state.step < self.reporter.total:
+            self.events.emit("note", text=self._why_stopped())
+
+    def _why_stopped(self) -> str:
+        gone = (
+            f"{self._stale()} measurements brought no lower held-out loss than that of step {self.state.held_out.best['step']}"
+        )
+        return f"step {self.state.step}: {gone}; training stops early; to go on, raise `held_out.patience`"
 
     # Losses
 
