@@ -122,3 +122,5 @@ def test_a_folder_of_a_dataset_may_be_held_out_whole(tmp_path):
     ((pictures, report),) = check_datasets(datasets, None, None, holding=holding)
     assert len(pictures) == 4 and [p.name for group in holding.result(datasets).pictures for p in group] == ["only.png"]
     assert "pictures held out of training: 1 (only.png)" in report.notes()
+    with pytest.raises(FileError, match="every picture is held out, and none is left to train"):
+        check_datasets((dataset(tmp_path / "b", validation_split=1.0),), None, None)

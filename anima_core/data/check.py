@@ -13,7 +13,7 @@ from ..settings import DatasetConfig
 from .buckets import Size, bucket_table, choose_bucket
 from .cache_folder import INDEX
 from .folder import ALONE, Picture, Stage, excerpt, left_out, scan, silent, without_collector
-from .held_out import Holding
+from .held_out import DRAWN, Holding
 from .index import FileIndex
 from .report import NAMES_SHOWN, DataReport
 
@@ -59,6 +59,9 @@ def check_usable(folder: str, found: Checked) -> None:
     if not pictures and any(left_out(ALONE) in report.findings for _, report in found):
         way_out = "name a folder of others in the same dataset, with `subset.num_repeats` above 0"
         raise FileError(f"{folder}: only regularisation pictures are left; {way_out}")
+    if not pictures and any(DRAWN in report.findings for _, report in found):
+        way_out = "set `subset.validation_split` below 1 for one of the folders"
+        raise FileError(f"{folder}: every picture is held out, and none is left to train; {way_out}")
     if not pictures:
         raise FileError(f"{folder}: every folder is switched off by 0 repeats; check `subset.num_repeats`")
     if all(picture.blank for picture in pictures):
