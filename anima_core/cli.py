@@ -1,4 +1,4 @@
-"""The command line: python -m anima_core train | check | plan | report | demo | inspect | convert | analyse | merge | ….
+"""The command line: python -m anima_core train | check | plan | sweep | report | demo | inspect | convert | merge | ….
 
 Exit status: 0 success, 1 a failure in the run, 2 a refused setting or file, 130 interrupted (state saved first).
 """
@@ -52,7 +52,7 @@ def end_like_ctrl_c(number: int) -> None:
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="anima_core", description="Train adapters for Anima, and work on them.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"anima_core {__version__}")
-    own = "train | check | plan | report | grid | demo | inspect | convert | analyse"
+    own = "train | check | plan | sweep | report | grid | demo | inspect | convert | analyse"
     commands = parser.add_subparsers(dest="command", required=True, metavar=f"{own} | {WORKSHOP}")
     train = commands.add_parser("train", help="train an adapter", allow_abbrev=False)
     add_arguments(train)
@@ -76,10 +76,22 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--output_dir", default="demo", help="folder of everything that the demo writes")
     demo.add_argument("--steps", type=int, default=0, help="training steps; 0: as many as the demo needs")
     demo.set_defaults(run=run_demo)
+    sweep = commands.add_parser("sweep", help="train a grid or a list of settings, and compare them", allow_abbrev=False)
+    add_sweep_arguments(sweep)
+    add_arguments(sweep)
+    sweep.set_defaults(run=run_sweep)
     add_adapter_commands(commands)
     add_workshop_commands(commands)
     add_grid_command(commands)
     return parser
+
+
+def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("plan", nargs="?", default="", help="a sweep file: [sweep] has lists of values, [[points]] single ones")
+    vary = "a setting and its values, as network.rank=4,16; several make a grid. Flags of train serve as names, too"
+    parser.add_argument("--vary", action="append", default=[], metavar="NAME=A,B", help=vary)
+    pick = "the winner: held_out, smoothed_loss, or a point's label; auto: by held-out loss where all points have one"
+    parser.add_argument("--pick", default="auto", help=pick)
 
 
 def add_adapter_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
@@ -174,6 +186,14 @@ def run_plan(args: argparse.Namespace) -> None:
     with ProgressBar(setting_words()) as bar:
         lines = forecast(request.config, card, bar.on_event)
     print(in_words("\n".join(lines), setting_words()))
+
+
+def run_sweep(args: argparse.Namespace) -> None:
+    """Train every point of a sweep. Exit status 1 when one of them failed."""
+    let_segments_grow()
+    from .sweep.command import run
+
+    run(args)
 
 
 def run_report(args: argparse.Namespace) -> None:

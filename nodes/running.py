@@ -72,6 +72,13 @@ def run_in_graph(
     config: TrainConfig, model: Any, unfinished: str = UNFINISHED[0], workflow: dict[str, Any] | None = None
 ) -> io.NodeOutput:
     """Return the finished run of these inputs, or train; then build the node's outputs. workflow: kept with the run."""
+    return results(*trained(config, unfinished, workflow), model)
+
+
+def trained(
+    config: TrainConfig, unfinished: str = UNFINISHED[0], workflow: dict[str, Any] | None = None, beside: str = ""
+) -> tuple[FinishedRun, str]:
+    """Return the finished run of these inputs, or train; and the sentence to end with. beside: stands below every text."""
     returned.forget()
     store = run_store()
     with bridge.NodeListener(tell.this_node(), unfinished == UNFINISHED[0], workflow) as listener:
@@ -82,14 +89,14 @@ def run_in_graph(
         key = run_key(plan)
         done = store.find(key)
         if done is not None:
-            return results(done, found_again(listener, done, sentences.already(done)), model)
+            return done, found_again(listener, done, sentences.already(done))
         done = written_again(config, key, listener)
         if done is not None:
-            return results(done, found_again(listener, done, sentences.written_again(done)), model)
-        listener.why = in_words(store.why_again(key, plan), graph_words())
-        listener.why = "; ".join(filter(None, [listener.why, sentences.left_behind(store.left_behind(key, plan))]))
+            return done, found_again(listener, done, sentences.written_again(done))
+        again = in_words(store.why_again(key, plan), graph_words())
+        listener.why = "; ".join(filter(None, [beside, again, sentences.left_behind(store.left_behind(key, plan))]))
         placed = store.assign_name(config, key, resume=listener.goes_on_by_itself)
-        return results(*train_now(placed, key, plan, listener), model)
+        return train_now(placed, key, plan, listener)
 
 
 def found_again(listener: bridge.NodeListener, done: FinishedRun, sentence: str) -> str:

@@ -1,6 +1,7 @@
 """The training node: settings from the sockets, a run, its results back into the graph."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import comfy.model_management as mm
@@ -26,7 +27,7 @@ from . import returned, types
 from .node import AnimaNode
 from .running import UNFINISHED, model_input, outputs, run_in_graph, unfinished_input
 from .store import loras_folder, store_folder
-from .widgets import inputs, settings_from, widget
+from .widgets import Widget, inputs, settings_from, widget
 
 MEMORY = {
     "auto": "auto",
@@ -44,11 +45,13 @@ SOCKETS = (
     types.Network.Input("network", tooltip="The type and size of the adapter."),
     types.Optimizer.Input("optimizer", tooltip="How the adapter learns."),
 )
-PREVIEWS = types.Samples.Input("samples", optional=True, tooltip="Preview pictures while training.")
-WORDS = types.Metadata.Input("metadata", optional=True, tooltip="What the adapter file says about itself.")
-FAST = types.Speed.Input("speed", optional=True, tooltip="Ways to be faster, or smaller.")
-HELD_OUT = types.HeldOut.Input("held_out", optional=True, tooltip="Pictures that are only measured, never trained.")
-KEPT = types.Prior.Input("prior", optional=True, tooltip="What the base model draws and the adapter leaves as it is.")
+OPTIONAL = (
+    types.Samples.Input("samples", optional=True, tooltip="Preview pictures while training."),
+    types.Metadata.Input("metadata", optional=True, tooltip="What the adapter file says about itself."),
+    types.Speed.Input("speed", optional=True, tooltip="Ways to be faster, or smaller."),
+    types.HeldOut.Input("held_out", optional=True, tooltip="Pictures that are only measured, never trained."),
+    types.Prior.Input("prior", optional=True, tooltip="What the base model draws and the adapter leaves as it is."),
+)
 LENGTH = (
     widget("steps", TrainConfig, "max_train_steps", min=1, max=1_000_000),
     widget("batch_size", DatasetConfig, max=256),
@@ -108,11 +111,7 @@ class AnimaTrain(AnimaNode):
                 unfinished_input(),
                 *inputs(FILE),
                 model_input(),
-                PREVIEWS,
-                WORDS,
-                FAST,
-                HELD_OUT,
-                KEPT,
+                *OPTIONAL,
             ],
             outputs=outputs(),
         )
@@ -122,42 +121,44 @@ class AnimaTrain(AnimaNode):
         return returned.changes()
 
     @classmethod
-    def run(
-        cls,
-        dataset: tuple[DatasetConfig, ...],
-        network: NetworkConfig,
-        optimizer: OptimizerConfig,
-        unfinished: str = UNFINISHED[0],
-        model: Any = None,
-        samples: SampleConfig | None = None,
-        metadata: MetadataConfig | None = None,
-        speed: dict[str, Any] | None = None,
-        held_out: HeldOutConfig | None = None,
-        prior: PriorConfig | None = None,
-        **given: Any,
-    ) -> io.NodeOutput:
-        output = settings_from(cls.widgets, given, OutputConfig)
-        folders = {"dir": str(store_folder()), "adapter_dir": str(loras_folder())}
-        batch = settings_from(cls.widgets, given, DatasetConfig)
-        if network.weights:  # its node did not know how many blocks the model has
-            network, _ = network_to_continue(network, network.weights, check_transformer(given["transformer"].path).blocks)
-        config = TrainConfig(
-            model=models(**given),
-            datasets=tuple(dataclasses.replace(d, **batch) for d in dataset),
-            network=network,
-            optimizer=optimizer,
-            flow=FlowConfig(**settings_from(cls.widgets, given, FlowConfig)),
-            samples=samples or SampleConfig(),
-            metadata=metadata or MetadataConfig(),
-            held_out=held_out or HeldOutConfig(),
-            prior=prior or PriorConfig(),
-            output=OutputConfig(**(output | folders | {"name": safe_name(output["name"])})),
-            device=str(mm.get_torch_device()),
-            cache_dir=str(store_folder() / "cache"),
-            **settings_from(cls.widgets, given, TrainConfig),
-            **(speed or {}),
-        )
-        return run_in_graph(config, model, unfinished, cls.workflow())
+    def run(cls, unfinished: str = UNFINISHED[0], model: Any = None, **given: Any) -> io.NodeOutput:
+        return run_in_graph(train_config(cls.widgets, **given), model, unfinished, cls.workflow())
+
+
+def train_config(
+    widgets: Sequence[Widget],
+    dataset: tuple[DatasetConfig, ...],
+    network: NetworkConfig,
+    optimizer: OptimizerConfig,
+    samples: SampleConfig | None = None,
+    metadata: MetadataConfig | None = None,
+    speed: dict[str, Any] | None = None,
+    held_out: HeldOutConfig | None = None,
+    prior: PriorConfig | None = None,
+    **given: Any,
+) -> TrainConfig:
+    """Return the run that a node's links and widgets ask for, in the folders of this server. Raises SettingError, FileError."""
+    output = settings_from(widgets, given, OutputConfig)
+    folders = {"dir": str(store_folder()), "adapter_dir": str(loras_folder())}
+    batch = settings_from(widgets, given, DatasetConfig)
+    if network.weights:  # its node did not know how many blocks the model has
+        network, _ = network_to_continue(network, network.weights, check_transformer(given["transformer"].path).blocks)
+    return TrainConfig(
+        model=models(**given),
+        datasets=tuple(dataclasses.replace(d, **batch) for d in dataset),
+        network=network,
+        optimizer=optimizer,
+        flow=FlowConfig(**settings_from(widgets, given, FlowConfig)),
+        samples=samples or SampleConfig(),
+        metadata=metadata or MetadataConfig(),
+        held_out=held_out or HeldOutConfig(),
+        prior=prior or PriorConfig(),
+        output=OutputConfig(**(output | folders | {"name": safe_name(output["name"])})),
+        device=str(mm.get_torch_device()),
+        cache_dir=str(store_folder() / "cache"),
+        **settings_from(widgets, given, TrainConfig),
+        **(speed or {}),
+    )
 
 
 def models(

@@ -24,7 +24,7 @@ ROOMS = [  # each may import from those above it only, and from itself
     {"run_store", "compat"},
     {"run_list", "run_folders"},
     {"demo", "report", "workshop_commands"},
-    {"grid"},
+    {"grid", "sweep"},
     {"cli"},
     {"__main__", "nodes"},
 ]

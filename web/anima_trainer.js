@@ -17,7 +17,7 @@ import { translator } from "./lib/words.js";
 
 /** @import { Comfy, Table, Translate, Word } from "./lib/types" */
 
-const TRAINERS = ["AnimaTrain", "AnimaTrainFromTOML", "AnimaContinueRun"];
+const TRAINERS = ["AnimaTrain", "AnimaTrainFromTOML", "AnimaContinueRun", "AnimaSweep"];
 const SOCKETS = ["TRANSFORMER", "VAE", "QWEN", "T5_TOKENIZER", "DATASET", "NETWORK", "OPTIMIZER", "SAMPLES"].map((name) => `ANIMA_${name}`);
 const SAME_FILE = new Map([["unet_name", "transformer"], ["clip_name", "qwen"], ["vae_name", "vae"]]); // widgets of stock loaders, of AnimaLoader
 const LISTS = new Map([["transformer", "diffusion_models"], ["vae", "vae"], ["qwen", "text_encoders"]]); // widgets of our loaders, the server's kinds

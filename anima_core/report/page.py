@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Iterable, Iterator
 from datetime import datetime
+from pathlib import Path
 
 from ..adapters.metadata import file_name
 from ..progress_bar import clock
@@ -31,13 +32,6 @@ NOTHING_FROM_ELSEWHERE = "default-src 'none'; img-src data:; style-src 'unsafe-i
 
 def page(run: Story, shown: Table) -> str:
     """Return the whole page. Of paths only the last part stands in it, so that it can be handed on. shown: the samples."""
-    head = [
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=NOTHING_FROM_ELSEWHERE),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("title", f"{run.name}: Anima training"),
-        tag("style", Html(STYLE)),
-    ]
     parts = [
         header(run),
         section("Curves", curves(run)),
@@ -48,9 +42,21 @@ def page(run: Story, shown: Table) -> str:
         section("Settings", settings(run)),
         section("Adapter", adapter(run)),
         section("To go on", go_on(run)),
-        tag("footer", f"anima_core {__version__}, {day(time.time())}. Of files and folders only the names are told."),
     ]
-    body = tag("body", tag("main", [part for part in parts if part]))
+    return document(f"{run.name}: Anima training", parts)
+
+
+def document(title: str, parts: Iterable[Html], style: str = "") -> str:
+    """Return a page of sections, those that are empty left out. style: beside that of all pages."""
+    head = [
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=NOTHING_FROM_ELSEWHERE),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("title", title),
+        tag("style", Html(STYLE + style)),
+    ]
+    footer = tag("footer", f"anima_core {__version__}, {day(time.time())}. Of files and folders only the names are told.")
+    body = tag("body", tag("main", [*(part for part in parts if part), footer]))
     return "<!DOCTYPE html>\n" + tag("html", [tag("head", head), body], lang="en")
 
 
@@ -129,12 +135,16 @@ def heading(prompt: str) -> Html:
 
 
 def cell(shown: Table, step: int, prompt: tuple[int, str]) -> Html:
-    path = shown.cells.get((step, prompt))
+    name = label(step) if step == ORIGINAL else f"step {step}"
+    return shown_picture(shown.cells.get((step, prompt)), f"{name}: {prompt[1]}")
+
+
+def shown_picture(path: Path | None, alt: str) -> Html:
+    """Return a picture file as it stands in a table; a dash for none."""
     picture = small(path) if path else None
     if picture is None:
         return tag("span", "damaged" if path else "–", class_="note")
-    size = {"width": picture.width, "height": picture.height}
-    return tag("img", src=data_uri(picture), alt=f"{label(step) if step == ORIGINAL else f'step {step}'}: {prompt[1]}", **size)
+    return tag("img", src=data_uri(picture), alt=alt, width=picture.width, height=picture.height)
 
 
 def warnings(run: Story) -> Iterator[str]:

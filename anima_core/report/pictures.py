@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -79,21 +79,24 @@ def data_uri(picture: Image.Image, form: str = "JPEG") -> str:
     return f"data:image/{form.lower()};base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def contact_sheet(table: Table) -> Image.Image | None:
-    """Draw a row for each step and a column for each prompt, labelled; None without samples."""
+def contact_sheet(table: Table, name: Callable[[int], str] = label, beside: int = STEPS) -> Image.Image | None:
+    """Draw a row for each step and a column for each prompt, labelled; None without samples.
+
+    name: of a row, which may be no step. beside: px, the room for it.
+    """
     pictures = {place: picture for place, path in table.cells.items() if (picture := small(path)) is not None}
     if not pictures:
         return None
     wide = max(NARROWEST, *(picture.width for picture in pictures.values())) + MARGIN
     high = max(picture.height for picture in pictures.values()) + MARGIN
-    sheet = Image.new("RGB", (STEPS + len(table.prompts) * wide, LABEL + MARGIN + len(table.steps) * high), "white")
+    sheet = Image.new("RGB", (beside + len(table.prompts) * wide, LABEL + MARGIN + len(table.steps) * high), "white")
     pen = ImageDraw.Draw(sheet)
     for column, (_, text) in enumerate(table.prompts):
         line = " ".join(text.split())
-        lettering.write(pen, (STEPS + column * wide, MARGIN), line, TEXT, BLACK, wide - MARGIN)
+        lettering.write(pen, (beside + column * wide, MARGIN), line, TEXT, BLACK, wide - MARGIN)
     for row, step in enumerate(table.steps):
-        lettering.write(pen, (MARGIN, LABEL + MARGIN + row * high), label(step), TEXT, BLACK, STEPS - 2 * MARGIN)
+        lettering.write(pen, (MARGIN, LABEL + MARGIN + row * high), name(step), TEXT, BLACK, beside - 2 * MARGIN)
     for (step, prompt), picture in pictures.items():
-        place = STEPS + table.prompts.index(prompt) * wide, LABEL + MARGIN + table.steps.index(step) * high
+        place = beside + table.prompts.index(prompt) * wide, LABEL + MARGIN + table.steps.index(step) * high
         sheet.paste(picture, place)
     return sheet
