@@ -6,6 +6,7 @@ import json
 import pytest
 from PIL import Image
 
+from anima_core.data.measured import measured_items
 from anima_core.data.pictures import fit
 from anima_core.report import contact_sheet, read_story, table_of
 from anima_core.report.pictures import ORIGINAL
@@ -42,7 +43,7 @@ def test_a_held_out_caption_is_drawn_at_its_pictures_size_beside_the_picture(run
     assert [event["prompt"] for event in events if event["event"] == "sample"] == ["red circle", CAPTION]
     original, drawn = Image.open(folder / "original-1.png"), Image.open(folder / "step-00000002-1.png")
     assert original.size == drawn.size != (64, 64)
-    (item, *_) = preflight(config).held_out.items(config.held_out)
+    (item, *_) = measured_items(preflight(config).held_out, config.held_out)
     assert original.tobytes() == fit(Image.open(item.picture.path).convert("RGB"), item.bucket, flip=False).tobytes()
 
 

@@ -8,8 +8,6 @@ from functools import cache
 from .. import seeds
 from ..errors import FileError, SettingError
 from ..settings import DatasetConfig, HeldOutConfig, SubsetConfig
-from .batches import Item, build_items
-from .captions import process_caption
 from .folder import Picture
 from .report import NAMES_SHOWN, DataReport, first_of
 
@@ -32,12 +30,6 @@ class HeldOut:
     def __bool__(self) -> bool:
         return any(self.pictures)
 
-    def items(self, config: HeldOutConfig) -> list[Item]:
-        """List what is measured: every picture at each resolution of its dataset, of the first `most` in the draw's order."""
-        digests = sorted({p.digest for group in self.pictures for p in group}, key=lambda digest: score(config.seed, digest))
-        chosen = set(digests[: config.most or None])
-        return build_items(self.datasets, [[p for p in group if p.digest in chosen] for group in self.pictures])
-
 
 NOTHING_HELD_OUT = HeldOut()
 
@@ -53,12 +45,6 @@ def measured(subset: SubsetConfig) -> SubsetConfig:
     return replace(
         subset, flip_aug=False, shuffle_caption=False, caption_dropout_rate=0.0, caption_tag_dropout_rate=0.0, num_repeats=1
     )
-
-
-def measured_caption(item: Item) -> str:
-    """Return the one caption that a held-out picture is measured with; a wildcard is drawn by the picture's content."""
-    picture = item.picture
-    return process_caption(picture.caption, picture.subset, seeds.generator(0, "held-out caption", picture.digest), drop=False)
 
 
 @dataclass

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import seeds
 from ..data.batches import Draw, Item
-from ..data.held_out import measured_caption
+from ..data.measured import measured_caption
 from ..errors import Interrupted, is_out_of_memory
 from ..models.transformer import PATCH, AnimaTransformer
 from . import flow

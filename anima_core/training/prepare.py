@@ -13,8 +13,8 @@ from ..data.captions import process_caption
 from ..data.check import steps_per_epoch
 from ..data.class_captions import class_caption
 from ..data.embeddings import CachedEmbeddings, LiveEmbeddings, TextEmbeddings, taken
-from ..data.held_out import measured_caption
 from ..data.latents import LatentStore, has_mask
+from ..data.measured import measured_caption, measured_items
 from ..data.metadata import data_metadata
 from ..data.text import TextStore
 from ..models.loading import shards
@@ -83,7 +83,7 @@ class TrainingData:
 def cache_data(plan: Plan, events: Events, ranks: Ranks) -> CachedData:
     """Cache latents and text of everything that the run will meet."""
     items = build_items(plan.config.datasets, plan.pictures)
-    held_out = plan.held_out.items(plan.config.held_out)
+    held_out = measured_items(plan.held_out, plan.config.held_out)
     batches = Batches(items, plan.config.datasets, plan.config.seed)
     latents = cache_latents(plan, [*items, *held_out], events, ranks)
     return CachedData(items, held_out, batches, latents, cache_text(plan, items, held_out, batches, events, ranks))

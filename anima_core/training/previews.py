@@ -12,7 +12,8 @@ from torch import Tensor
 from ..adapters.network import AdapterNetwork
 from ..data.batches import Item
 from ..data.embeddings import TextEmbeddings
-from ..data.held_out import HeldOut, measured_caption
+from ..data.held_out import HeldOut
+from ..data.measured import measured_caption
 from ..data.picture_files import open_picture
 from ..data.pictures import fit
 from ..errors import Interrupted, SettingError
