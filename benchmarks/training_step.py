@@ -198,6 +198,8 @@ def run_of(model: AnimaTransformer, network: AdapterNetwork, plain: bool) -> Run
     run.plan = types.SimpleNamespace(config=types.SimpleNamespace(flow=FlowConfig()))  # type: ignore[assignment]
     run.data = types.SimpleNamespace(embeddings=OnDevice(model))  # type: ignore[assignment]
     run.fit = types.SimpleNamespace(split=lambda batch: [batch])  # type: ignore[assignment]  # levels are the case's
+    run.held_out = types.SimpleNamespace(command=None)  # type: ignore[assignment]
+    run.prior = types.SimpleNamespace(terms=lambda batches: batches)  # type: ignore[assignment]
     run.model, run.ranks, run.events = model, Ranks(), Events(None)
     run.state = fresh_state(network, config, model.dtype == torch.float16, flat=not plain)
     network.fused = not plain
