@@ -33,7 +33,13 @@ FILES = (
     widget("loss_weight", SubsetConfig, max=10.0, step=0.1, advanced=True),
     widget("metadata_file", SubsetConfig, advanced=True),
 )
-ALL = (REPEATS, *SIZES, *CAPTIONS, *FILES)
+DRAWS = (
+    widget("random_crop", SubsetConfig, advanced=True),
+    widget("min_timestep", SubsetConfig, max=0.99, step=0.05, advanced=True),
+    widget("max_timestep", SubsetConfig, min=0.01, step=0.05, advanced=True),
+    widget("timestep_offset", SubsetConfig, min=-5.0, max=5.0, step=0.1, advanced=True),
+)
+ALL = (REPEATS, *SIZES, *CAPTIONS, *FILES, *DRAWS)
 
 
 def dataset_from(given: Mapping[str, Any], image_dir: str, mask_dir: str) -> Datasets:

@@ -16,7 +16,7 @@ from ..anima_core.compat.dataset_config import WORDS, read_dataset_config
 from ..anima_core.errors import AnimaError, FileError, SettingError, in_words
 from ..anima_core.settings import with_paths
 from . import on_disk, tell, types
-from .dataset_widgets import ALL, CAPTIONS, FILES, REPEATS, SIZES, Datasets, dataset_from
+from .dataset_widgets import ALL, CAPTIONS, DRAWS, REPEATS, SIZES, Datasets, dataset_from
 from .folders import holds_pictures, there_are
 from .inspection import inspected, looked_at
 from .node import AnimaNode
@@ -44,7 +44,7 @@ class AnimaDatasetFolder(AnimaNode):
             search_aliases=["anima train", "training data", "lora dataset", "captions"],
             inputs=[
                 types.picture_folder(),
-                *inputs([REPEATS, *SIZES, *CAPTIONS, *FILES]),
+                *inputs(ALL),
             ],
             outputs=[types.Dataset.Output(display_name="dataset")],
         )
@@ -100,6 +100,7 @@ class AnimaDatasetImages(AnimaNode):
                 ),
                 *inputs([REPEATS, *SIZES, *CAPTIONS]),
                 io.Mask.Input("masks", optional=True, tooltip="White counts, black does not. One for all, or one for each."),
+                *inputs(DRAWS),
             ],
             outputs=[types.Dataset.Output(display_name="dataset")],
         )

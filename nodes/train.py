@@ -51,6 +51,7 @@ OPTIONAL = (
     types.Speed.Input("speed", optional=True, tooltip="Ways to be faster, or smaller."),
     types.HeldOut.Input("held_out", optional=True, tooltip="Pictures that are only measured, never trained."),
     types.Prior.Input("prior", optional=True, tooltip="What the base model draws and the adapter leaves as it is."),
+    types.Flow.Input("flow", optional=True, tooltip="How noise is drawn, and how the loss is weighed."),
 )
 LENGTH = (
     widget("steps", TrainConfig, "max_train_steps", min=1, max=1_000_000),
@@ -135,6 +136,7 @@ def train_config(
     speed: dict[str, Any] | None = None,
     held_out: HeldOutConfig | None = None,
     prior: PriorConfig | None = None,
+    flow: dict[str, Any] | None = None,
     **given: Any,
 ) -> TrainConfig:
     """Return the run that a node's links and widgets ask for, in the folders of this server. Raises SettingError, FileError."""
@@ -148,7 +150,7 @@ def train_config(
         datasets=tuple(dataclasses.replace(d, **batch) for d in dataset),
         network=network,
         optimizer=optimizer,
-        flow=FlowConfig(**settings_from(widgets, given, FlowConfig)),
+        flow=FlowConfig(**(settings_from(widgets, given, FlowConfig) | (flow or {}))),
         samples=samples or SampleConfig(),
         metadata=metadata or MetadataConfig(),
         held_out=held_out or HeldOutConfig(),

@@ -24,6 +24,7 @@ Samples = io.Custom("ANIMA_SAMPLES")  # SampleConfig
 Metadata = io.Custom("ANIMA_METADATA")  # MetadataConfig
 HeldOut = io.Custom("ANIMA_HELD_OUT")  # HeldOutConfig
 Prior = io.Custom("ANIMA_PRIOR")  # PriorConfig
+Flow = io.Custom("ANIMA_FLOW")  # dict[str, Any], fields of FlowConfig
 Speed = io.Custom("ANIMA_SPEED")  # dict[str, Any], fields of TrainConfig
 LoraModel = io.Custom("LORA_MODEL")  # ComfyUI's own
 LossMap = io.Custom("LOSS_MAP")  # ComfyUI's own

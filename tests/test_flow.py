@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anima_core.settings import FlowConfig
-from anima_core.settings.train import TIMESTEP_SAMPLINGS
+from anima_core.settings.flow import TIMESTEP_SAMPLINGS
 from anima_core.training.flow import flow_loss, input_noise, interpolate, noise_like, sample_timesteps, velocity_target
 
 MANY = 200_000

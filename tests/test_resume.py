@@ -64,12 +64,22 @@ def configurations(folder) -> dict[str, dict]:
             cache_latents=False,
             max_train_epochs=2,
         ),
+        "ranges of t, drawn crops, coarse noise, smaller noisy pictures, dropout": noisy_and_cropped(folder),
     }
 
 
+def noisy_and_cropped(folder) -> dict:
+    return dict(
+        subset=dict(random_crop=True, max_timestep=0.9, timestep_offset=0.5, flip_aug=True, mask_dir=str(folder / "masks")),
+        dataset=dict(enable_bucket=False, batch_size=3),
+        flow=FlowConfig(lowres_scale=0.5, lowres_above=0.5, weighting="min_snr", multires_noise_iterations=3),
+        network=NetworkConfig(rank=4, alpha=2, dropout=0.2),
+    )
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(7), ids=list(configurations(Path())))
-def test_resume_is_exact_in_seven_configurations(model, pictures, tmp_path, number):
+@pytest.mark.parametrize("number", range(8), ids=list(configurations(Path())))
+def test_resume_is_exact_in_eight_configurations(model, pictures, tmp_path, number):
     """Cut twice, after the first step and later."""
     changes = list(configurations(pictures).values())[number]
     settings = dict(max_train_steps=STEPS) | changes

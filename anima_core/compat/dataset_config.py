@@ -32,10 +32,12 @@ SUBSET_KEYS = (
     "caption_tag_dropout_rate",
     "secondary_separator",
     "flip_aug",
+    "random_crop",
     "alpha_mask",
     "validation_split",
     "validation_split_num",
     "validation_seed",
+    "timestep_offset",
 )
 DATASET_KEYS = (
     "batch_size",
@@ -45,14 +47,18 @@ DATASET_KEYS = (
     "bucket_reso_steps",
     "bucket_no_upscale",
 )
+RULED_KEYS = {  # of which a rule of their own makes a setting
+    "min_timestep": "subset.min_timestep",
+    "max_timestep": "subset.max_timestep",
+    "custom_attributes": "subset.timestep_offset",
+}
+MOST_TIMESTEP = 1000  # sd-scripts' word for t = 1, nothing but noise
 WITHOUT_EFFECT = {
     "caption_dropout_every_n_epochs": "use caption_dropout_rate",
     "color_aug": "colours are trained as they are",
-    "random_crop": "the centre is cropped",
-    "face_crop_aug_range": "the centre is cropped",
+    "face_crop_aug_range": "faces are not looked for; random_crop draws the place",
     "token_warmup_min": "all tags train from the start",
     "token_warmup_step": "all tags train from the start",
-    "custom_attributes": "nothing reads them",
     "resize_interpolation": "Lanczos is used",
     "cache_info": "the index of the cache folder does this",
     "network_multiplier": "the adapter trains at full strength",
@@ -73,6 +79,7 @@ OTHER_DEFAULTS = {"enable_bucket": False}  # kohya's: without it a file's pictur
 WORDS = {  # what a file calls our settings, where it has another word
     "subset.mask_dir": "conditioning_data_dir",
     "subset.loss_weight": "prior_loss_weight",
+    "subset.timestep_offset": "custom_attributes.timestep_sampling.offset",
     "dataset.resolutions": "resolution",
 }
 
@@ -127,9 +134,44 @@ def _subset(entry: dict[str, Any], outer: dict[str, Any], where: str, notes: lis
     settings = own_kinds(SubsetConfig, {k: values[k] for k in keys if values.get(k) is not None}, where)
     weight = as_kind(float, values.get("prior_loss_weight", 1.0), f"{where}: prior_loss_weight")
     settings["loss_weight"] = weight if settings.get("is_reg") else 1.0
+    settings |= timestep_range(values, f"{where}: ") | timestep_offset(values, where, notes)
     settings["num_repeats"] = max(0, settings.get("num_repeats", 1))  # kohya leaves out a folder of less than one repeat
     masks = entry.get("conditioning_data_dir", entry.get("mask_dir", ""))
     return checked(SubsetConfig, where, image_dir=str(folder), mask_dir=str(masks), folder_numbers=False, **settings)
+
+
+def timestep_range(values: dict[str, Any], where: str = "") -> dict[str, float]:
+    """Read min_timestep and max_timestep, thousandths of t: sd-scripts' 0 is no noise, 1000 nothing else.
+
+    Raises SettingError.
+    """
+    low, high = timestep(values, "min_timestep", 0, where), timestep(values, "max_timestep", MOST_TIMESTEP, where)
+    if not 0 <= low < MOST_TIMESTEP:
+        raise SettingError(f"{where}min_timestep={low:g}: must be at least 0 and below {MOST_TIMESTEP}, thousandths of noise")
+    if not max(low, 1) <= high <= MOST_TIMESTEP:
+        rule = f"must be at least {max(low, 1):g} and at most {MOST_TIMESTEP}, thousandths of noise"
+        raise SettingError(f"{where}max_timestep={high:g}: {rule}")
+    return {"min_timestep": low / MOST_TIMESTEP, "max_timestep": high / MOST_TIMESTEP}
+
+
+def timestep(values: dict[str, Any], key: str, default: float, where: str) -> float:
+    value = values.get(key)
+    return float(default if value in (None, "") else as_kind(float, from_text(float, value), f"{where}{key}"))
+
+
+def timestep_offset(values: dict[str, Any], where: str, notes: list[str]) -> dict[str, float]:
+    """Read custom_attributes.timestep_sampling.offset, and note what else stands in that table."""
+    attributes = values.get("custom_attributes") or {}
+    require_table(attributes, where, "custom_attributes")
+    sampling = attributes.get("timestep_sampling") or {}
+    require_table(sampling, where, "custom_attributes.timestep_sampling")
+    other = [*sorted(attributes.keys() - {"timestep_sampling"})]
+    other += [f"timestep_sampling.{key}" for key in sorted(sampling.keys() - {"offset"})]
+    told = [f"{where}: custom_attributes.{name} has no effect: only timestep_sampling.offset is read" for name in other]
+    notes += [text for text in told if text not in notes]
+    if "offset" not in sampling:
+        return {}
+    return {"timestep_offset": as_kind(float, sampling["offset"], f"{where}: custom_attributes.timestep_sampling.offset")}
 
 
 def overridden(data: dict[str, Any], given: dict[str, Any]) -> list[str]:
@@ -177,14 +219,14 @@ def list_of(table: dict[str, Any], key: str, where: str) -> list[Any]:
 
 def unknown_keys(data: dict[str, Any]) -> list[Unknown]:
     """List the keys of all levels that the dialect does not have, each once; what is no table is left to later."""
-    everywhere = (*SUBSET_KEYS, *DATASET_KEYS, *WITHOUT_EFFECT)
+    everywhere = (*SUBSET_KEYS, *DATASET_KEYS, *RULED_KEYS, *WITHOUT_EFFECT)
     datasets = [entry for entry in as_list(data.get("datasets")) if isinstance(entry, dict)]
     subsets = [subset for entry in datasets for subset in as_list(entry.get("subsets")) if isinstance(subset, dict)]
     levels: list[tuple[str, list[Any], tuple[str, ...]]] = [
         ("", [data], ("general", "datasets")),
         ("general", [data.get("general")], (*everywhere, "resolution", "prior_loss_weight")),
         ("datasets", datasets, (*everywhere, *OWN_DATASET_KEYS)),
-        ("datasets.subsets", subsets, (*SUBSET_KEYS, *OWN_SUBSET_KEYS, *WITHOUT_EFFECT)),
+        ("datasets.subsets", subsets, (*SUBSET_KEYS, *OWN_SUBSET_KEYS, *RULED_KEYS, *WITHOUT_EFFECT)),
     ]
     found = [
         Unknown(name, key, known, is_table=not name and isinstance(value, dict | list))

@@ -50,6 +50,9 @@ that it overrides is named. A flag or key that is in none of these tables is an 
 | `mixed_precision` no | auto: bf16 where the card has it | the base model is stored in bf16 anyway |
 | ScheduleFree checks for RAdam only | for all three | the same schedules are wrong for all |
 | `--noise_offset` does nothing for Anima | it acts, as `--anima_noise_offset` | a number that is asked for is used |
+| `--multires_noise_iterations` does nothing for Anima | it acts, each picture scaled by its own deviation | as for noise_offset |
+| `--min_timestep`, `--max_timestep` do nothing for Anima | t is scaled into their range; keys of a subset, too | as in musubi-tuner |
+| `random_crop` forbids cached latents | `--crop_variants` places of each picture are cached | no picture is encoded while training |
 | Adafactor finds its own step unless `relative_step=False` | its step is `--learning_rate`, unless `relative_step=True` or `--lr_scheduler adafactor` asks for its own | the rate that is set is the rate that trains |
 | `constant` with a warm-up is an error | it warms up | as `constant_with_warmup` |
 | `polynomial` ends at 1e-7 | at 0 | |
@@ -162,7 +165,7 @@ def dataset_tables() -> list[str]:
     parts = ["\n## dataset_config\n\n| key | setting |\n|---|---|"]
     parts += [f"| `{key}` | `subset.{key}` |" for key in dataset_config.SUBSET_KEYS]
     parts += [f"| `{key}` | `dataset.{key}` |" for key in dataset_config.DATASET_KEYS]
-    own = dataset_config.OWN_SUBSET_KEYS | dataset_config.OWN_DATASET_KEYS
+    own = dataset_config.OWN_SUBSET_KEYS | dataset_config.OWN_DATASET_KEYS | dataset_config.RULED_KEYS
     parts += [f"| `{key}` | {f'`{setting}`' if setting else ''} |" for key, setting in own.items()]
     parts.append("\nWithout effect:\n\n| key | reason |\n|---|---|")
     parts += [f"| `{key}` | {why} |" for key, why in dataset_config.WITHOUT_EFFECT.items()]

@@ -42,6 +42,8 @@ WEIGHTS = {  # logit_normal and mode are densities of t, which timestep_sampling
     "mode": "none",
     "sigma_sqrt": "sigma_sqrt",
     "cosmap": "cosmap",
+    "min_snr": "min_snr",
+    "detail_inv_t": "detail_inv_t",
 }
 TIMESTEPS = {
     "logit_normal": "logit_normal",
@@ -159,7 +161,9 @@ MAPPED = {
         sets(SubsetConfig, "caption_extension", "", "caption_extention"),
         *same_name(SubsetConfig, "caption_prefix caption_suffix caption_separator class_tokens shuffle_caption keep_tokens"),
         *same_name(SubsetConfig, "keep_tokens_separator caption_dropout_rate caption_tag_dropout_rate flip_aug alpha_mask"),
-        *same_name(SubsetConfig, "enable_wildcard secondary_separator"),
+        *same_name(SubsetConfig, "enable_wildcard secondary_separator random_crop timestep_offset"),
+        Flag("min_timestep", "float", 0.0, "Least noise that is trained at, in thousandths of t; 0 is none."),
+        Flag("max_timestep", "float", 1000.0, "Most noise that is trained at, in thousandths of t; 1000 is nothing but noise."),
         sets(SubsetConfig, "metadata_file", "", "in_json"),
         sets(SubsetConfig, "mask_dir", "conditioning_data_dir", "mask_dir"),
         *same_name(SubsetConfig, "validation_split validation_split_num"),
@@ -172,7 +176,7 @@ MAPPED = {
         sets(HeldOutConfig, "keep_best", "held_out_keep_best"),
         sets(TrainConfig, "cache_latents", "", "cache_latents_to_disk"),
         sets(TrainConfig, "cache_text", "cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk"),
-        *same_name(TrainConfig, "cache_dir caption_variants vae_batch_size vae_tile"),
+        *same_name(TrainConfig, "cache_dir caption_variants crop_variants vae_batch_size vae_tile"),
         sets(TrainConfig, "strict_data", "strict"),
     ],
     "network": [
@@ -295,7 +299,8 @@ MAPPED = {
         Flag("logit_std", "float", 1.0, "Where sigma draws t by logit_normal: its width."),
         sets(FlowConfig, "mode_scale"),
         sets(FlowConfig, "noise_offset", "", "anima_noise_offset"),
-        sets(FlowConfig, "ip_noise_gamma"),
+        *same_name(FlowConfig, "ip_noise_gamma snr_gamma multiscale_loss_weight multires_noise_iterations"),
+        *same_name(FlowConfig, "multires_noise_discount lowres_scale lowres_above lowres_below"),
         sets(PriorConfig, "masked", "prior_masked_weight"),
         sets(PriorConfig, "weight", "prior_class_weight"),
         sets(PriorConfig, "trigger", "prior_trigger"),
@@ -380,6 +385,7 @@ def setting_words() -> dict[str, str]:
     within |= {f"optimizer.{name}": f"--optimizer_args {name}" for name in ("weight_decay", "betas", "eps")}
     within |= {"optimizer.step_rules": "--lr_scheduler_args step_rules", "optimizer.decay_ratio": "--lr_decay_steps"}
     within |= {"held_out.share": "--validation_split", "held_out.count": "--validation_split_num"}
+    within |= {"subset.min_timestep": "--min_timestep", "subset.max_timestep": "--max_timestep"}
     within |= {"flow.logit_mean": "--logit_mean", "sample.prompts": "--sample_prompts"}
     within |= {"subset.image_dir": "--train_data_dir, --reg_data_dir or the dataset file's image_dir"}
     within |= {"sample.width": "--sample_size", "sample.height": "--sample_size"}

@@ -24,7 +24,7 @@ from ..settings.network import FULL_MATRIX_RANK
 from ..settings.samples import CHOSEN_FLAGS
 from ..settings.toml_file import read_toml
 from .attention import attention
-from .dataset_config import DATASET_KEYS, SUBSET_KEYS, datasets_from, overridden, resolution
+from .dataset_config import DATASET_KEYS, SUBSET_KEYS, datasets_from, overridden, resolution, timestep_range
 from .flags import known_arguments
 from .kinds import EXPECTED, KINDS
 from .lycoris import ALGORITHMS, LYCORIS, check_side, preset_targets
@@ -37,6 +37,7 @@ from .started_from import network_of_weights
 from .unmapped import ARGUMENTS_IGNORED, ARGUMENTS_REFUSED, is_on
 
 FOLDERS = ("train_data_dir", "reg_data_dir", "metadata_file", "conditioning_data_dir")  # flags of one folder's pictures
+RANGE = ("min_timestep", "max_timestep")
 Values = dict[str, Any]
 
 
@@ -252,7 +253,7 @@ def dataset_configs(values: Values, explicit: set[str]) -> tuple[tuple[DatasetCo
 
     Given flags that the file overrides, or leaves no room for, are noted.
     """
-    flags = {key: key for key in (*SUBSET_KEYS, *DATASET_KEYS, "resolution", "prior_loss_weight")}
+    flags = {key: key for key in (*SUBSET_KEYS, *DATASET_KEYS, *RANGE, "resolution", "prior_loss_weight")}
     flags |= {"batch_size": "train_batch_size", "num_repeats": "dataset_repeats"}
     given = {key: values[flag] for key, flag in flags.items() if flag in explicit and flag in values}
     if values["dataset_config"]:
@@ -275,7 +276,7 @@ def folder_dataset(values: Values, explicit: set[str]) -> DatasetConfig:
 
     sd-scripts takes repeats and captions from the names of sub-folders; a number that was given is the only one.
     """
-    own = settings_for(SubsetConfig, values) | {"folder_numbers": "dataset_repeats" not in explicit}
+    own = settings_for(SubsetConfig, values) | {"folder_numbers": "dataset_repeats" not in explicit} | timestep_range(values)
     subsets = [SubsetConfig(image_dir=values["train_data_dir"], **own)]
     if values["reg_data_dir"]:
         other = {"loss_weight": values["prior_loss_weight"], "is_reg": True, "mask_dir": "", "metadata_file": ""}

@@ -12,7 +12,6 @@ _CHECKPOINT = "the run folder's checkpoints know it"
 _TEXT = "the text encoder is never trained"
 _COMPILE = "compile has one form here: Inductor, whole graphs of blocks, one for pictures of all sizes"
 _NO_GRAPHS = "compile has one form here: CUDA graphs and long searches for kernels are left out"
-_CROP = "the centre is cropped"
 _CONSOLE = "the console has one form; redirect it to keep it"
 _BOARD = "no server is started; --log_with tensorboard writes the files, tensorboard --logdir shows them"
 
@@ -31,8 +30,9 @@ IGNORED = {  # name -> (number of values, reason)
     **dict.fromkeys(("anima_seq_len", "qwen3_max_token_length", "t5_max_token_length", "max_token_length"), (1, "captions are never cut, and padded to 512 as in ComfyUI")),
     **dict.fromkeys(("v2", "v_parameterization", "zero_terminal_snr", "debiased_estimation_loss", "weighted_captions", "scale_v_pred_loss_like_noise_pred"), (0, _FAMILY)),
     **dict.fromkeys(("fused_backward_pass",), (0, "belongs to full fine-tuning; an adapter's gradients are small")),
-    **dict.fromkeys(("clip_skip", "min_snr_gamma", "v_pred_like_loss", "guidance_scale", "model_prediction_type"), (1, _FAMILY)),
-    **dict.fromkeys(("min_timestep", "max_timestep", "adaptive_noise_scale", "multires_noise_iterations", "multires_noise_discount"), (1, _UNUSED)),
+    **dict.fromkeys(("clip_skip", "v_pred_like_loss", "guidance_scale", "model_prediction_type"), (1, _FAMILY)),
+    **dict.fromkeys(("adaptive_noise_scale",), (1, _UNUSED)),
+    **dict.fromkeys(("min_snr_gamma",), (1, "sd-scripts' Anima trainer does not read it either; use weighting_scheme=min_snr and snr_gamma")),
     **dict.fromkeys(("noise_offset_random_strength", "perlin_noise"), (0, _UNUSED)),
     **dict.fromkeys(("ip_noise_gamma_random_strength",), (0, "the strength is ip_noise_gamma in every step")),
     **dict.fromkeys(("huber_schedule",), (1, "Huber has one width for all t")),
@@ -49,8 +49,7 @@ IGNORED = {  # name -> (number of values, reason)
     **dict.fromkeys(("no_metadata",), (0, "metadata is always written; it names no folder and no user")),
     **dict.fromkeys(("skip_cache_check",), (0, "caches are found by content, which needs no check")),
     **dict.fromkeys(("debug_dataset",), (0, "python -m anima_core check shows the data")),
-    **dict.fromkeys(("random_crop",), (0, _CROP)),
-    **dict.fromkeys(("face_crop_aug_range",), (1, _CROP)),
+    **dict.fromkeys(("face_crop_aug_range",), (1, "faces are not looked for; random_crop draws the place")),
     **dict.fromkeys(("color_aug",), (0, "colours are trained as they are")),
     **dict.fromkeys(("token_warmup_min", "token_warmup_step"), (1, "all tags train from the start")),
     **dict.fromkeys(("caption_dropout_every_n_epochs",), (1, "use caption_dropout_rate")),

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ import torch
 
 from .. import seeds
 from ..settings import DatasetConfig
-from .buckets import Size, choose_bucket
+from .buckets import Size, choose_bucket, smaller
 from .folder import Picture, without_collector
 
 
@@ -22,6 +22,10 @@ class Item(NamedTuple):
     dataset: int
     number: int  # position among all items
 
+    def smaller(self, scale: float) -> "Item":
+        """Return it at a bucket with sides `scale` times as long."""
+        return self._replace(bucket=smaller(self.bucket, scale))
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -31,6 +35,9 @@ class Draw:
     flip: bool
     epoch: int
     caption_seed: int
+
+    def smaller(self, scale: float) -> "Draw":
+        return replace(self, item=self.item.smaller(scale))
 
 
 @without_collector()

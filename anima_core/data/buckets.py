@@ -75,6 +75,12 @@ def cut_down(side: int, step: int) -> int:
     return side // step * step or max(LATENT_STEP, side // LATENT_STEP * LATENT_STEP)
 
 
+def smaller(bucket: Size, scale: float) -> Size:
+    """Return a bucket whose sides are `scale` times as long, to the nearest multiple of 16."""
+    width, height = (max(LATENT_STEP, round(side * scale / LATENT_STEP) * LATENT_STEP) for side in bucket)
+    return width, height
+
+
 def cover(size: Size, bucket: Size) -> tuple[Size, tuple[int, int, int, int]]:
     """Return how to fill a bucket: the size to resize to, and the centred box (left, top, right, bottom) to crop from it."""
     scale = max(bucket[0] / size[0], bucket[1] / size[1])

@@ -4,7 +4,7 @@ import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from itertools import chain, islice
+from itertools import chain, islice, product
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from .ahead import WORKERS, ahead
 from .batches import Draw, Item
 from .buckets import Size
 from .cache import TensorCache, cache_key, everything
+from .crops import Corner, Crops
 from .folder import Picture
 from .pictures import load_mask, load_picture
 
@@ -24,44 +25,55 @@ DECODING = 8  # bytes for each pixel of a file while it becomes a picture: RGBA,
 WHOLE = 1536  # px: the side of a tile for `vae_tile` = 0, when pictures are to share a batch
 DECODED = 12  # bytes for each pixel of a bucket
 
-Want = tuple[Picture, Size, bool]  # picture, bucket, mirrored
+Want = tuple[Picture, Size, bool, Corner | None]  # picture, bucket, mirrored, where it is cropped but for the centre
 Progress = Callable[[int, int], None]
 
 
 class LatentStore:
-    """Latents by (picture bytes, bucket, flip, VAE, tile): a change of any of these is a new entry, nothing else is.
+    """Latents by (picture bytes, bucket, flip, crop, VAE, tile): a change of any of these is a new entry, nothing else is.
 
-    tile: px, see `AnimaVAE.encode`. reload: loads a VAE for an entry that is found damaged while training.
-    notes: what was encoded again so.
+    tile: px, see `AnimaVAE.encode`. reload: loads a VAE for an entry that is found damaged while training. crops: where
+    pictures are cropped. notes: what was encoded again so.
     """
 
-    def __init__(self, cache: TensorCache, vae_identity: str, tile: int, reload: Callable[[], AnimaVAE] | None = None) -> None:
+    def __init__(
+        self,
+        cache: TensorCache,
+        vae_identity: str,
+        tile: int,
+        reload: Callable[[], AnimaVAE] | None = None,
+        crops: Crops | None = None,
+    ) -> None:
         self.cache = cache
         self.vae_identity = vae_identity
         self.tile = tile
+        self.crops = crops or Crops()
         self.notes: list[str] = []
         self._reload = None if reload is None else functools.cache(reload)
         self._mask_digests: dict[Path, str] = {}
 
-    def key(self, picture: Picture, bucket: Size, flip: bool) -> str:
-        """Return the cache key. The tile counts only where the picture is encoded in tiles."""
-        tile = {"tile": self.tile} if 0 < self.tile < max(bucket) else {}
-        return cache_key(kind="latents", picture=picture.digest, bucket=bucket, flip=flip, vae=self.vae_identity, **tile)
+    def key(self, picture: Picture, bucket: Size, flip: bool, corner: Corner | None = None) -> str:
+        """Return the cache key. The tile counts only where the picture is encoded in tiles, the crop where it is drawn."""
+        own = ({"tile": self.tile} if 0 < self.tile < max(bucket) else {}) | cropped(corner)
+        return cache_key(kind="latents", picture=picture.digest, bucket=bucket, flip=flip, vae=self.vae_identity, **own)
 
     def missing(self, items: list[Item], mine: Callable[[str], bool] = everything) -> list[Want]:
         """List what is not cached yet, each once. mine: which keys are this process' share."""
         return list(self._wanted(items, self.key, mine).values())
 
     def _wanted(
-        self, items: list[Item], key_of: Callable[[Picture, Size, bool], str], mine: Callable[[str], bool]
+        self, items: list[Item], key_of: Callable[[Picture, Size, bool, Corner | None], str], mine: Callable[[str], bool]
     ) -> dict[str, Want]:
         found: dict[str, Want] = {}
         for item in items:
-            for flip in flips(item.picture):
-                key = key_of(item.picture, item.bucket, flip)
+            for flip, corner in product(flips(item.picture), self.crops.corners(item)):
+                key = key_of(item.picture, item.bucket, flip, corner)
                 if key not in found and mine(key) and not self.cache.has(key):
-                    found[key] = (item.picture, item.bucket, flip)
+                    found[key] = (item.picture, item.bucket, flip, corner)
         return found
+
+    def _want(self, draw: Draw) -> Want:
+        return draw.item.picture, draw.item.bucket, draw.flip, self.crops.corner(draw.item, draw.epoch)
 
     def fill(
         self,
@@ -114,43 +126,47 @@ class LatentStore:
 
     def latents(self, draw: Draw) -> Tensor:
         """Return [16, h, w], fp32."""
-        picture, bucket = draw.item.picture, draw.item.bucket
-        entry = self.cache.get(self.key(picture, bucket, draw.flip))
-        return self.encode_again(picture, bucket, draw.flip) if entry is None else entry["latents"]
+        want = self._want(draw)
+        entry = self.cache.get(self.key(*want))
+        return self.encode_again(want) if entry is None else entry["latents"]
 
-    def encode_again(self, picture: Picture, bucket: Size, flip: bool) -> Tensor:
+    def encode_again(self, want: Want) -> Tensor:
         """Encode what has vanished from the cache, or was damaged there. Raises RunError."""
-        gone = f"the cached latents of {picture.path} have vanished or are damaged"
+        gone = f"the cached latents of {want[0].path} have vanished or are damaged"
         if self._reload is None:
             raise RunError(f"{gone}; start again to encode them again")
         try:
-            image = load_picture(picture.path, bucket, flip, picture.digest)
+            image = read(want)
         except FileError as error:
             raise RunError(f"{gone}, and cannot be encoded again: {error}") from None
         latents = self._reload().encode(image[None], tile=self.tile)[0].float().cpu()
-        self.cache.put(self.key(picture, bucket, flip), {"latents": latents})
+        self.cache.put(self.key(*want), {"latents": latents})
         self.notes.append(f"{gone}; encoded again")
         return latents
 
     def mask(self, draw: Draw) -> Tensor | None:
         """Return [1, h, w] in [0, 1], or None where the whole picture counts."""
-        picture, bucket = draw.item.picture, draw.item.bucket
-        if not has_mask(picture):
+        want = self._want(draw)
+        if not has_mask(want[0]):
             return None
-        entry = self.cache.get(self.mask_key(picture, bucket, draw.flip))
+        entry = self.cache.get(self.mask_key(*want))
         if entry is None:
-            entry = {"mask": read_mask(picture, bucket, draw.flip)}
-            self.cache.put(self.mask_key(picture, bucket, draw.flip), entry)
-            self.notes.append(f"the cached mask of {picture.path} has vanished or is damaged; read again")
+            entry = {"mask": read_mask(*want)}
+            self.cache.put(self.mask_key(*want), entry)
+            self.notes.append(f"the cached mask of {want[0].path} has vanished or is damaged; read again")
         return entry["mask"] if entry["mask"].numel() else None
 
-    def mask_key(self, picture: Picture, bucket: Size, flip: bool) -> str:
-        source = picture.digest
+    def mask_key(self, picture: Picture, bucket: Size, flip: bool, corner: Corner | None = None) -> str:
+        source, own = picture.digest, picture.mask_path is None
         if picture.mask_path is not None:
             if picture.mask_path not in self._mask_digests:
                 self._mask_digests[picture.mask_path] = files.digest(picture.mask_path)
             source = self._mask_digests[picture.mask_path]
-        return cache_key(kind="mask", source=source, own=picture.mask_path is None, bucket=bucket, flip=flip)
+        return cache_key(kind="mask", source=source, own=own, bucket=bucket, flip=flip, **cropped(corner))
+
+
+def cropped(corner: Corner | None) -> dict[str, Corner]:
+    return {} if corner is None else {"crop": corner}
 
 
 def flips(picture: Picture) -> tuple[bool, ...]:
@@ -161,9 +177,9 @@ def has_mask(picture: Picture) -> bool:
     return picture.mask_path is not None or picture.subset.alpha_mask
 
 
-def read_mask(picture: Picture, bucket: Size, flip: bool) -> Tensor:
+def read_mask(picture: Picture, bucket: Size, flip: bool, corner: Corner | None = None) -> Tensor:
     """Return [1, h, w], or an empty tensor for a picture without transparency."""
-    mask = load_mask(picture.path, picture.mask_path, picture.subset.alpha_mask, bucket, flip)
+    mask = load_mask(picture.path, picture.mask_path, picture.subset.alpha_mask, bucket, flip, corner)
     return torch.empty(0) if mask is None else mask
 
 
@@ -179,11 +195,11 @@ def grouped(wants: list[Want], at_once: Callable[[Size], int]) -> Iterator[list[
 
 def read(want: Want) -> Tensor:
     """Return a picture as [3, H, W] fp32 in [-1, 1]. Raises FileError."""
-    picture, bucket, flip = want
-    return load_picture(picture.path, bucket, flip, picture.digest)
+    picture, bucket, flip, corner = want
+    return load_picture(picture.path, bucket, flip, picture.digest, corner)
 
 
 def room(want: Want) -> int:
     """Return the bytes that reading a picture takes at most."""
-    picture, bucket, _ = want
+    picture, bucket, *_ = want
     return DECODING * picture.size[0] * picture.size[1] + DECODED * bucket[0] * bucket[1]

@@ -1,6 +1,7 @@
 """Every setting, declared once, and how settings are read and written."""
 
 from .data import DatasetConfig, SubsetConfig
+from .flow import FlowConfig
 from .held_out import HeldOutConfig
 from .metadata import MetadataConfig
 from .network import NetworkConfig
@@ -9,7 +10,7 @@ from .prior import PriorConfig
 from .samples import SampleConfig
 from .serial import from_dict, to_dict
 from .setting import walk, with_paths
-from .train import FlowConfig, ModelConfig, OutputConfig, TrainConfig
+from .train import ModelConfig, OutputConfig, TrainConfig
 
 __all__ = [
     "DatasetConfig",

@@ -69,10 +69,31 @@ class SubsetConfig:
         0, "How many pictures are held out, together with folders of the same number, instead of a share.", low=0
     )
     validation_seed: int = setting(-1, "Seed of the draw of this folder's held-out pictures; -1: `held_out.seed`.", low=-1)
+    random_crop: bool = setting(
+        False,
+        "Crop pictures that are larger than their bucket at a place of its own in each epoch, not in the centre; four places "
+        "are usual, and all are cached.",
+    )
+    min_timestep: float = setting(
+        0.0, "Least noise that this folder is trained at, as t: draws are squeezed into the range from it.", low=0, below=1
+    )
+    max_timestep: float = setting(
+        1.0, "Most noise that this folder is trained at, as t: draws are squeezed into the range up to it.", above=0, high=1
+    )
+    timestep_offset: float = setting(
+        0.0,
+        "Moves this folder's t before the sigmoid: below 0 less noise, for close-ups and detail, above 0 more, for whole "
+        "figures and composition; -1 to 1 is usual.",
+        low=-20,
+        high=20,
+    )
 
     def __post_init__(self) -> None:
         require(bool(self.image_dir), "subset.image_dir", repr(self.image_dir), "name a folder of captioned pictures")
         check(self)
+        ordered = self.min_timestep <= self.max_timestep
+        rule = f"must not be above `subset.max_timestep`={self.max_timestep:g}"
+        require(ordered, "subset.min_timestep", f"{self.min_timestep:g}", rule)
 
     @property
     def varies(self) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from ..errors import SettingError
 from ..files import MAX_NAME_BYTES, is_plain_name
 from .data import DatasetConfig
+from .flow import FlowConfig
 from .held_out import HeldOutConfig
 from .metadata import MetadataConfig
 from .network import NetworkConfig
@@ -21,9 +22,6 @@ from .setting import check, require, setting
 
 DTYPES = ("bf16", "fp16", "fp32")
 KEY_FORMATS = ("diffusion_model", "lora_unet")
-TIMESTEP_SAMPLINGS = ("logit_normal", "uniform", "shift", "resolution_shift", "mode")
-LOSSES = ("mse", "huber", "l1", "smooth_l1")
-WEIGHTINGS = ("none", "sigma_sqrt", "cosmap")
 MEMORY = ("auto", "recompute", "offload", "keep")
 ATTENTION = ("sdpa", "auto", "cudnn", "flash", "efficient", "chunked", "math", "flash_attn", "xformers", "sage")
 ATTENTION_PACKAGES = {"flash_attn": "flash_attn", "xformers": "xformers", "sage": "sageattention"}  # -> what is imported
@@ -65,39 +63,6 @@ class ModelConfig:
         "weights. The adapter is always fp32.",
         choices=("auto", *DTYPES, "int8"),
         resume="fixed",
-    )
-
-    def __post_init__(self) -> None:
-        check(self)
-
-
-@dataclass(frozen=True)
-class FlowConfig:
-    """Rectified flow: x_t = (1 - t) x0 + t eps, target eps - x0."""
-
-    timestep_sampling: str = setting(
-        "logit_normal",
-        "How t is drawn. logit_normal is the model author's recipe. shift favours noisy steps: composition over detail.",
-        choices=TIMESTEP_SAMPLINGS,
-    )
-    sigmoid_scale: float = setting(1.0, "Width of the logit-normal distribution: t = sigmoid(scale N(0, 1)).", above=0)
-    logit_mean: float = setting(
-        0.0, "Centre of the logit-normal distribution, as the logit of t: above 0 favours noisy steps.", low=-20, high=20
-    )
-    mode_scale: float = setting(
-        1.29, "Where `flow.timestep_sampling` is mode: how much the middle of t is favoured; 0 is uniform.", low=-1, high=1.75
-    )
-    shift: float = setting(
-        1.0,
-        "Where `flow.timestep_sampling` is shift: how far t moves towards noise, as s t / (1 + (s - 1) t).",
-        above=0,
-    )
-    loss: str = setting("mse", "Loss of the velocity: mse unless pictures are faulty.", choices=LOSSES)
-    huber_delta: float = setting(0.1, "Error from which the Huber and smooth L1 losses grow linearly.", above=0)
-    weighting: str = setting("none", "Weight of the loss by t.", choices=WEIGHTINGS)
-    noise_offset: float = setting(0.0, "Size of the noise that all pixels of a channel share; 0 is off.", low=0)
-    ip_noise_gamma: float = setting(
-        0.0, "Input perturbation: further noise that only the model's input gets; 0 is off, 0.1 is usual.", low=0
     )
 
     def __post_init__(self) -> None:
@@ -274,6 +239,9 @@ class TrainConfig:
     cache_text: bool = setting(True, "Cache text on disk; off keeps it in memory.", resume="free", shapes=False)
     caption_variants: int = setting(
         16, "How many shuffles of each caption are cached; 0 encodes captions in every step.", low=0
+    )
+    crop_variants: int = setting(
+        4, "How many crops of each picture are cached, where `subset.random_crop` draws them.", low=1, high=1000
     )
     vae_batch_size: int = setting(
         0,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ..data.batches import Batches
+from ..data.buckets import smaller
 from ..models.llm_adapter import MIN_TEXT_ROWS
 from ..models.transformer import AnimaTransformer
 from ..speed.attention import BY_ITSELF, CANDIDATES, Chosen, Size, Trial
@@ -34,7 +35,7 @@ class AttentionChoice:
     def __init__(self, plan: Plan, model: AnimaTransformer, batches: Batches, events: Events) -> None:
         self.plan, self.model, self.device, self.events = plan, model, model.device, events
         self.asked, self.card = plan.config.attention, card_of(model.device)[0]
-        self.pictures = sizes_of(batches, plan.text_rows, plan.config.trim_text)
+        self.pictures = sizes_of(batches, plan.text_rows, plan.config.trim_text, plan.config.flow.lowres_scale)
         self.timed = {shape.height * shape.width for shape in largest_shapes(batches, plan.text_rows)}
         self.left_out: set[str] = set()
         self.frozen: dict[str, Any] = {}
@@ -147,10 +148,14 @@ def summary(names: Mapping[Size, str]) -> str:
     return ", ".join(f"{name} for {size}" for size, name in names.items())
 
 
-def sizes_of(batches: Batches, text_rows: int, trim: bool) -> dict[Size, int]:
-    """Return each size of attention that a run has, of pictures among themselves and with text, and the most pictures of it."""
+def sizes_of(batches: Batches, text_rows: int, trim: bool, scale: float = 1.0) -> dict[Size, int]:
+    """Return each size of attention that a run has, of pictures among themselves and with text, and the most pictures of it.
+
+    scale: of the sides that noisy draws train at.
+    """
     found: dict[Size, int] = {}
-    for count, (width, height) in sorted(batches.sizes()):
+    whole = batches.sizes()
+    for count, (width, height) in sorted(whole | {(count, smaller(size, scale)) for count, size in whole}):
         n = (width // TOKEN) * (height // TOKEN)
         sizes = [Size(n, n), Size(n, MIN_TEXT_ROWS)]
         sizes += [Size(n, TRIMMED_ROWS, trimmed=True)] if trim else []

@@ -18,9 +18,10 @@ from ..adapters.dropouts import Part
 from ..data.batches import Draw
 from ..data.class_captions import class_caption
 from ..errors import RunError, is_out_of_memory
-from ..models.transformer import PATCH
+from ..settings import SubsetConfig
 from ..tensors import to_device
 from . import flow
+from .budget import TOKEN
 from .device import current
 from .preflight import Plan
 from .prepare import TrainingData
@@ -31,7 +32,7 @@ BATCHES_AHEAD = 2  # ready while one trains
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch of pictures of one size. All tensors fp32, but the text."""
+    """One micro-batch of pictures of one size, or one part of it. All tensors fp32, but the text."""
 
     number: int  # among all micro-batches of the run
     latents: Tensor  # [B, 16, h, w], normalised
@@ -71,9 +72,10 @@ class Batch:
         return [self] if count == 1 else [self._rows(slice(i, min(i + size, pictures))) for i in range(0, pictures, size)]
 
     def _rows(self, rows: slice) -> "Batch":
-        part = self._each(lambda tensor: tensor[rows])
-        share = len(part.latents) / len(self.latents)
-        return replace(part, names=self.names[rows], divisor=self.divisor / share, part=Part(rows, len(self.latents)))
+        part, whole = self._each(lambda tensor: tensor[rows]), self.part or Part(slice(0, None), len(self.latents))
+        share, start = len(part.latents) / len(self.latents), whole.rows.start
+        own = Part(slice(start + rows.start, start + rows.stop), whole.pictures)
+        return replace(part, names=self.names[rows], divisor=self.divisor / share, part=own)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         values = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -155,26 +157,45 @@ class Feed:
                 "ends_step": first + world >= len(drawn),
                 "next_position": position,
             }
-            yield self._make(drawn[index], place)
+            yield from self._make(drawn[index], place)
         self._number += len(drawn)
 
-    def _make(self, draws: list[Draw], place: dict[str, Any]) -> Batch:
-        data, config = self._data, self._plan.config
+    def _make(self, draws: list[Draw], place: dict[str, Any]) -> Iterator[Batch]:
+        """Make a micro-batch: in two parts, of a size each, where some of its draws train smaller and others do not."""
+        config, number = self._plan.config, place["number"]
+        generator, further = (seeds.generator(config.seed, purpose, number) for purpose in ("noise", "input noise"))
+        width, height = draws[0].item.bucket
+        t = flow.draw_timesteps(subsets_of(draws), config.flow, generator, width * height // TOKEN**2)
+        small = flow.trains_smaller(t, config.flow).tolist()
+        sizes = [rows for size in (True, False) if (rows := [row for row, is_so in enumerate(small) if is_so is size])]
+        start = 0
+        for rows in sizes:
+            stop = start + len(rows)
+            part = {
+                "divisor": place["divisor"] / (len(rows) / len(draws)),
+                "ends_step": place["ends_step"] and stop == len(draws),
+                "part": Part(slice(start, stop), len(draws)) if len(sizes) > 1 else None,
+            }
+            some = [draws[row].smaller(config.flow.lowres_scale) if small[row] else draws[row] for row in rows]
+            yield self._make_part(some, t[rows], generator, further, place | part)
+            start = stop
+
+    def _make_part(
+        self, draws: list[Draw], t: Tensor, generator: torch.Generator, further: torch.Generator, place: dict[str, Any]
+    ) -> Batch:
+        """Make a batch of pictures of one size. generator, further: of the noise, and of the input's own."""
+        data, config = self._data, self._plan.config.flow
         latents = torch.stack([data.latents.latents(draw) for draw in draws])
         masks = [data.latents.mask(draw) for draw in draws]
-        generator = seeds.generator(config.seed, "noise", place["number"])
-        tokens = latents.shape[2] * latents.shape[3] // PATCH**2
-        t = flow.sample_timesteps(len(draws), config.flow, generator, tokens=tokens)
-        noise = flow.noise_like(latents, generator, config.flow.noise_offset)
-        gamma, own = config.flow.ip_noise_gamma, seeds.generator(config.seed, "input noise", place["number"])
         captions = [data.caption(draw) for draw in draws]
+        noise = flow.draw_noise(latents, config, generator)
         batch = Batch(
             latents=latents,
             noise=noise,
-            input_noise=flow.input_noise(noise, own, gamma) if gamma else None,
+            input_noise=flow.input_noise(noise, further, config.ip_noise_gamma) if config.ip_noise_gamma else None,
             t=t,
             mask=stack_masks(masks, latents),
-            weight=torch.tensor([draw.item.picture.subset.loss_weight for draw in draws]),
+            weight=torch.tensor([subset.loss_weight for subset in subsets_of(draws)]),
             text=data.embeddings.fetch(captions),
             names=[draw.item.picture.name for draw in draws],
             **self._class_of(captions),
@@ -189,6 +210,10 @@ class Feed:
             return {}
         text = self._data.embeddings.fetch([caption or "" for caption in found])
         return {"class_text": text, "class_weight": torch.tensor([float(caption is not None) for caption in found])}
+
+
+def subsets_of(draws: list[Draw]) -> list[SubsetConfig]:
+    return [draw.item.picture.subset for draw in draws]
 
 
 def stack_masks(masks: list[Tensor | None], latents: Tensor) -> Tensor | None:

@@ -33,7 +33,7 @@ from ..models.transformer import AnimaTransformer, TransformerConfig, check_tran
 from ..models.vae import check_vae
 from ..settings import TrainConfig
 from ..speed.attention import check_usable
-from . import optimizers, storage
+from . import flow, optimizers, storage
 from .events import Events, Listener
 from .memory import pick_device, pick_dtype
 from .model_files import hash_models, in_their_folders, recall_digests
@@ -86,7 +86,7 @@ def preflight(config: TrainConfig, ranks: Ranks | None = None, on_event: Listene
     dtype = pick_dtype(config.model.dtype, device)
     if not config.plain:
         check_usable(config.attention, device, dtype, sizes.head_dim)
-    warnings += (*storage.warnings(config.model), *check_network(config, sizes))
+    warnings += (*storage.warnings(config.model), *check_network(config, sizes), *flow.warnings(config))
     run_dir = config.output.run_dir
     resume_from, passed_over = find_checkpoint(config.output.resume, run_dir) if config.output.resume else (None, [])
     if config.metadata.picture:

@@ -1,7 +1,7 @@
 """What a run trains on: VAE latents and text are cached first, each model only in memory while it is needed."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from ..data.cache import TensorCache, encoded_at_once, everything
 from ..data.captions import process_caption
 from ..data.check import steps_per_epoch
 from ..data.class_captions import class_caption
+from ..data.crops import Crops
 from ..data.embeddings import CachedEmbeddings, LiveEmbeddings, TextEmbeddings, taken
 from ..data.latents import LatentStore, has_mask
 from ..data.measured import measured_caption, measured_items
@@ -22,12 +23,16 @@ from ..models.qwen import AnimaQwen, load_qwen
 from ..models.tokenizers import load_t5_tokenizer, t5_tokenizer_dir
 from ..models.transformer import AnimaTransformer
 from ..models.vae import AnimaVAE, load_vae
-from ..settings import TrainConfig
+from ..settings import FlowConfig, TrainConfig
+from . import flow
+from .budget import TOKEN
 from .events import Events
 from .memory import free_memory, vae_tile
 from .preflight import Plan
 from .previews import preview_texts
 from .ranks import Ranks
+
+MANY = 10_000  # draws of t, that tell how many train smaller
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ def cache_data(plan: Plan, events: Events, ranks: Ranks) -> CachedData:
     items = build_items(plan.config.datasets, plan.pictures)
     held_out = measured_items(plan.held_out, plan.config.held_out)
     batches = Batches(items, plan.config.datasets, plan.config.seed)
-    latents = cache_latents(plan, [*items, *held_out], events, ranks)
+    latents = cache_latents(plan, items, held_out, events, ranks, crops_of(plan, batches))
     return CachedData(items, held_out, batches, latents, cache_text(plan, items, held_out, batches, events, ranks))
 
 
@@ -126,7 +131,13 @@ def total_steps(config: TrainConfig, epoch_steps: int) -> int:
     return config.max_train_epochs * epoch_steps or config.max_train_steps
 
 
-def cache_latents(plan: Plan, items: list[Item], events: Events, ranks: Ranks) -> LatentStore:
+def crops_of(plan: Plan, batches: Batches) -> Crops:
+    return Crops(plan.config.seed, plan.config.crop_variants, epochs(plan, batches))
+
+
+def cache_latents(
+    plan: Plan, items: list[Item], held_out: list[Item], events: Events, ranks: Ranks, crops: Crops
+) -> LatentStore:
     config = plan.config
     tile = vae_tile(plan.device, config.vae_tile)
     if tile != config.vae_tile:
@@ -139,7 +150,11 @@ def cache_latents(plan: Plan, items: list[Item], events: Events, ranks: Ranks) -
     loaded = None if is_known(config.model.vae) else vae(plan.device)
     cache = tensor_cache(plan, "latents", config.cache_latents)
     # while training the device is the transformer's
-    store = LatentStore(cache, files.identity(config.model.vae), tile, reload=lambda: vae("cpu"))
+    store = LatentStore(cache, files.identity(config.model.vae), tile, reload=lambda: vae("cpu"), crops=crops)
+    for text in more_latents(items, crops, config.flow):
+        events.emit("note", text=text)
+    smaller = [item.smaller(config.flow.lowres_scale) for item in items] if config.flow.lowres_scale < 1 else []
+    items = [*items, *smaller, *held_out]
     batch_size = encoded_at_once(plan.device, config.vae_batch_size)
     encoding, masking = events.progress("latents"), events.progress("masks")
     in_shares(ranks, cache, lambda mine: store.fill(items, lambda: loaded or vae(plan.device), batch_size, encoding, mine))
@@ -147,6 +162,21 @@ def cache_latents(plan: Plan, items: list[Item], events: Events, ranks: Ranks) -
     in_shares(ranks, cache, lambda mine: store.fill_masks(items, masking, mine))
     free_memory()
     return store
+
+
+def more_latents(items: Sequence[Item], crops: Crops, config: FlowConfig) -> Iterator[str]:
+    """Say where a picture has more latents than one: those of its crops, and of a smaller size for noisy draws."""
+    cropped = {item.picture.path: item for item in items if item.picture.subset.random_crop}.values()
+    if cropped:
+        count = sum(len(crops.corners(item)) for item in cropped)
+        yield f"`subset.random_crop`: {count} crops of {len(cropped)} pictures are cached"
+    if config.lowres_scale < 1:
+        size, small = items[0].bucket, items[0].smaller(config.lowres_scale).bucket
+        subsets = [items[number % len(items)].picture.subset for number in range(MANY)]
+        t = flow.draw_timesteps(subsets, config, seeds.generator(0, "share"), size[0] * size[1] // TOKEN**2)
+        share = flow.trains_smaller(t, config).float().mean().item()
+        said = f"about {share:.0%} of the draws train smaller, at {small[0]}x{small[1]} instead of {size[0]}x{size[1]}"
+        yield f"`flow.lowres_scale`={config.lowres_scale:g}: {said}; every picture is cached at both sizes"
 
 
 def cache_text(
