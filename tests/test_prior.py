@@ -263,5 +263,10 @@ def test_the_loss_of_the_run_is_that_of_what_is_kept_as_well():
     batch = Batch(0, velocity, velocity, None, t, mask, weight, {}, **place, base=base)
     config = SimpleNamespace(flow=FlowConfig(loss="l1", weighting="cosmap"), prior=PriorConfig(masked=2.0))
     added = with_kept(torch.zeros(2), velocity, batch, config)
-    wanted = 2 * weight * flow.loss_weight(t, "cosmap") * ((velocity - base).abs() * (1 - mask)).mean(dim=(1, 2, 3))
+    wanted = (
+        2
+        * weight
+        * flow.loss_weight(t, FlowConfig(weighting="cosmap"))
+        * ((velocity - base).abs() * (1 - mask)).mean(dim=(1, 2, 3))
+    )
     assert torch.allclose(added, wanted, rtol=1e-5)

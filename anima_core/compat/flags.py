@@ -36,14 +36,8 @@ from .unmapped import ARGUMENTS_IGNORED, ARGUMENTS_REFUSED, IGNORED, REFUSED
 PRECISIONS = {"no": "fp32", "float": "fp32", "fp32": "fp32", "bf16": "bf16", "fp16": "fp16", "auto": "auto", "int8": "int8"}
 FILE_PRECISIONS = {name: PRECISIONS[name] for name in ("float", "fp32", "bf16", "fp16")}
 WEIGHTS = {  # logit_normal and mode are densities of t, which timestep_sampling=sigma alone reads
-    "none": "none",
-    "uniform": "none",
-    "logit_normal": "none",
-    "mode": "none",
-    "sigma_sqrt": "sigma_sqrt",
-    "cosmap": "cosmap",
-    "min_snr": "min_snr",
-    "detail_inv_t": "detail_inv_t",
+    **dict.fromkeys(("none", "uniform", "logit_normal", "mode"), "none"),
+    **{name: name for name in ("sigma_sqrt", "cosmap", "min_snr", "detail_inv_t")},
 }
 TIMESTEPS = {
     "logit_normal": "logit_normal",
