@@ -15,7 +15,7 @@ from .make_workflows import specs
 from .server import ComfyUI, cached_nodes, error_of, sentence, status, was_interrupted
 
 SNAPSHOT = Path(__file__).with_name("schema.json")
-NODES = 38
+NODES = 39
 
 
 def loras(base: Path) -> list[str]:
