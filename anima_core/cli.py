@@ -60,6 +60,9 @@ def build_parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="scan the pictures and captions of a training", allow_abbrev=False)
     check.add_argument("folder", nargs="?", default="", help="a folder of captioned pictures; or give training's data flags")
     check.add_argument("--all", action="store_true", help="name every file, not the first three of each kind")
+    check.add_argument(
+        "--captions", type=int, default=0, metavar="N", help="show the captions of N pictures as the first epochs train them"
+    )
     add_arguments(check)
     check.set_defaults(run=run_check)
     plan = commands.add_parser("plan", help="how much memory a training would take, and how long a step", allow_abbrev=False)
@@ -169,6 +172,12 @@ def run_check(args: argparse.Namespace) -> None:
     reports = [report for _, report in checked]
     lines = report_lines(reports, request.per_step, EVERY_NAME if args.all else NAMES_SHOWN)
     print("\n".join([*lines, *tag_lines(picture for pictures, _ in checked for picture in pictures)]))
+    if args.captions > 0:
+        from .data.drawn_captions import example_lines  # loads torch
+
+        pictures = [group for group, _ in checked]
+        drawn_by = (request.seed, request.caption_variants, t5)
+        print("\n".join(example_lines(request.datasets, pictures, args.captions, *drawn_by)))
     warnings = sum(len(report.warnings()) for report in reports)
     if request.strict and warnings:
         raise SettingError(f"strict: {warnings} warnings about the data, see above; repair it, or leave --strict off")

@@ -89,7 +89,7 @@ def shaping(plan: Plan) -> dict[str, Any]:
     values = {found.place: found.value for found in shapes if not found.facts.path}
     made_from = {f.place: content(f.value) for f in shapes if f.facts.path and not f.name.startswith(OF_PICTURES)}
     pictures = [
-        [[p.digest, p.caption, p.repeats, content(str(p.mask_path or "")), list(p.size)] for p in group]
+        [[p.digest, *p.captions, p.repeats, content(str(p.mask_path or "")), list(p.size)] for p in group]
         for group in (*plan.pictures, *(plan.held_out.pictures if plan.held_out else ()))
     ]
     return {"settings": values, "files": made_from, "pictures": pictures}

@@ -10,16 +10,15 @@ from comfy.utils import ProgressBar
 from PIL import Image
 
 from ..anima_core.data.alike_sheet import alike_sheet
-from ..anima_core.data.captions import process_caption
 from ..anima_core.data.check import Checked, check_datasets, report_lines
-from ..anima_core.data.folder import Picture
+from ..anima_core.data.drawn_captions import example_lines
 from ..anima_core.data.likeness import find_alike
 from ..anima_core.data.marks import marks
 from ..anima_core.data.sheets import bucket_plan, contact_sheet
 from ..anima_core.data.tag_chart import tag_chart
 from ..anima_core.data.tags import tag_lines
 from ..anima_core.models.tokenizers import comfyui_tokenizers, load_t5_tokenizer
-from ..anima_core.settings import DatasetConfig
+from ..anima_core.settings import DatasetConfig, TrainConfig
 
 CAPTIONS_SHOWN = 8
 NAMES_SHOWN = 20
@@ -28,11 +27,15 @@ NAMES_SHOWN = 20
 def inspected(datasets: tuple[DatasetConfig, ...], cache_dir: Path) -> tuple[str, list[torch.Tensor]]:
     """Return a text for people, and pictures: contact sheet, plan of the buckets, tags, pairs that look alike."""
     tokenizers = comfyui_tokenizers()
-    checked = check_datasets(datasets, cache_dir, load_t5_tokenizer(tokenizers[1]) if tokenizers else None, stage)
+    t5 = load_t5_tokenizer(tokenizers[1]) if tokenizers else None
+    checked = check_datasets(datasets, cache_dir, t5, stage)
     alike = find_alike(checked, cache_dir, stage)
-    pictures = [picture for group, _ in checked for picture in group]
+    groups = [group for group, _ in checked]
+    pictures = [picture for group in groups for picture in group]
     lines = report_lines([found for _, found in checked], per_step=1, names=NAMES_SHOWN)
-    text = "\n".join([*lines, *tag_lines(pictures), "", "captions as they are read:", *examples(pictures)])
+    drawn_by = (TrainConfig.seed, TrainConfig.caption_variants, t5)  # as a training node that nothing is changed on
+    captions = example_lines(datasets, groups, CAPTIONS_SHOWN, *drawn_by)
+    text = "\n".join([*lines, *tag_lines(pictures), "", *captions])
     compared = len({picture.digest for picture in pictures})
     drawn = [*pictured(datasets, checked), tag_chart(pictures), alike_sheet(alike, compared)]
     return text, [as_image(picture) for picture in drawn]
@@ -56,13 +59,6 @@ def stage(name: str) -> Callable[[int, int], None]:
         bar.update_absolute(done, total)
 
     return progress
-
-
-def examples(pictures: list[Picture]) -> list[str]:
-    """Return captions after prefix, shuffle and dropout, one draw each."""
-    generator = torch.Generator().manual_seed(0)
-    shown = pictures[:: max(1, len(pictures) // CAPTIONS_SHOWN)][:CAPTIONS_SHOWN]
-    return [f"  {p.name}: {process_caption(p.caption, p.subset, generator)}" for p in shown]
 
 
 def pictured(datasets: tuple[DatasetConfig, ...], checked: Checked) -> tuple[Image.Image, Image.Image]:

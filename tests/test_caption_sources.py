@@ -28,7 +28,7 @@ def test_caption_files_of_sd_scripts_default_are_found_where_there_is_no_txt(tmp
     [
         ("a.caption", "captions under another ending, not read (set caption_extension): 1 (a.caption)"),
         ("a.tags", "captions under another ending, not read (set caption_extension): 1 (a.tags)"),
-        ("a.json", "captions in JSON files, which are not read yet (write them as .txt): 1 (a.json)"),
+        ("a.json", "captions in JSON files, not read (set caption_extension to .json): 1 (a.json)"),
         ("meta_cap.json", "captions in a metadata file, not read (set metadata_file): 1 (meta_cap.json)"),
     ],
 )
@@ -41,8 +41,8 @@ def test_captions_that_are_found_but_not_read_are_named(tmp_path, name, line):
 def test_json_captions_are_not_read_as_text(tmp_path):
     write(tmp_path, "a.png", caption=None)
     (tmp_path / "a.json").write_text('{"tags": "x"}', encoding="utf-8")
-    with pytest.raises(FileError, match=r"no captions; .* \(captions in JSON files, which are not read yet"):
-        scan(dataset(tmp_path, caption_extension=".json"))
+    with pytest.raises(FileError, match=r"no captions; .* \(captions in JSON files, not read"):
+        scan(dataset(tmp_path))
 
 
 def test_links_that_lead_nowhere_and_jfif_are_named(tmp_path):

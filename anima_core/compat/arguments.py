@@ -162,6 +162,8 @@ class DataRequest:
     per_step: int  # micro-batches in a step
     strict: bool
     notes: tuple[str, ...]
+    seed: int
+    caption_variants: int
 
 
 def data_request_from(args: argparse.Namespace) -> DataRequest:
@@ -172,7 +174,8 @@ def data_request_from(args: argparse.Namespace) -> DataRequest:
     if frozen is not None:
         strict = typed.get("strict", frozen.strict_data)
         model, steps = frozen.model, frozen.gradient_accumulation_steps
-        return DataRequest(frozen.datasets, model.t5_tokenizer_dir, frozen.cache_dir, steps, strict, tuple(notes))
+        drawn = (frozen.seed, frozen.caption_variants)
+        return DataRequest(frozen.datasets, model.t5_tokenizer_dir, frozen.cache_dir, steps, strict, tuple(notes), *drawn)
     values, explicit, file_notes = all_values(typed)
     datasets, more = dataset_configs(values, explicit)
     return DataRequest(
@@ -182,6 +185,8 @@ def data_request_from(args: argparse.Namespace) -> DataRequest:
         per_step=values["gradient_accumulation_steps"],
         strict=values["strict"],
         notes=(*notes, *file_notes, *more),
+        seed=max(values["seed"], 0),  # -1 draws one when the run begins
+        caption_variants=values["caption_variants"],
     )
 
 

@@ -10,6 +10,7 @@ from ..errors import SettingError
 from ..settings import DatasetConfig, SubsetConfig
 from ..settings.serial import as_kind
 from ..settings.toml_file import line_of, read_toml
+from .front_ends import PREFER_JSON, json_first
 from .kinds import from_text
 from .mistaken import refuse_training_file
 from .unknown import Unknown, refuse_unknown
@@ -38,6 +39,14 @@ SUBSET_KEYS = (
     "validation_split_num",
     "validation_seed",
     "timestep_offset",
+    # ours alone
+    "caption_sources",
+    "caption_replace",
+    "caption_blacklist",
+    "caption_trigger",
+    "category_shuffle",
+    "category_dropout",
+    "caption_order",
 )
 DATASET_KEYS = (
     "batch_size",
@@ -132,6 +141,7 @@ def _subset(entry: dict[str, Any], outer: dict[str, Any], where: str, notes: lis
         raise SettingError(f"{where}: [[datasets.subsets]] without image_dir; name a folder of pictures")
     keys = (*SUBSET_KEYS, "is_reg", "metadata_file")
     settings = own_kinds(SubsetConfig, {k: values[k] for k in keys if values.get(k) is not None}, where)
+    settings |= json_first(values, settings.get("caption_extension"))
     weight = as_kind(float, values.get("prior_loss_weight", 1.0), f"{where}: prior_loss_weight")
     settings["loss_weight"] = weight if settings.get("is_reg") else 1.0
     settings |= timestep_range(values, f"{where}: ") | timestep_offset(values, where, notes)
@@ -219,14 +229,14 @@ def list_of(table: dict[str, Any], key: str, where: str) -> list[Any]:
 
 def unknown_keys(data: dict[str, Any]) -> list[Unknown]:
     """List the keys of all levels that the dialect does not have, each once; what is no table is left to later."""
-    everywhere = (*SUBSET_KEYS, *DATASET_KEYS, *RULED_KEYS, *WITHOUT_EFFECT)
+    everywhere = (*SUBSET_KEYS, PREFER_JSON, *DATASET_KEYS, *RULED_KEYS, *WITHOUT_EFFECT)
     datasets = [entry for entry in as_list(data.get("datasets")) if isinstance(entry, dict)]
     subsets = [subset for entry in datasets for subset in as_list(entry.get("subsets")) if isinstance(subset, dict)]
     levels: list[tuple[str, list[Any], tuple[str, ...]]] = [
         ("", [data], ("general", "datasets")),
         ("general", [data.get("general")], (*everywhere, "resolution", "prior_loss_weight")),
         ("datasets", datasets, (*everywhere, *OWN_DATASET_KEYS)),
-        ("datasets.subsets", subsets, (*SUBSET_KEYS, *OWN_SUBSET_KEYS, *RULED_KEYS, *WITHOUT_EFFECT)),
+        ("datasets.subsets", subsets, (*SUBSET_KEYS, PREFER_JSON, *OWN_SUBSET_KEYS, *RULED_KEYS, *WITHOUT_EFFECT)),
     ]
     found = [
         Unknown(name, key, known, is_table=not name and isinstance(value, dict | list))

@@ -43,6 +43,7 @@ that it overrides is named. A flag or key that is in none of these tables is an 
 | the nearest bucket by width / height | by its logarithm | portrait and landscape are treated alike |
 | `bucket_no_upscale`: pictures are cropped to their bucket | reduced to cover it, then cropped | less is lost |
 | `caption_extension` .caption | .txt, and .caption where there is none | captions are .txt nearly everywhere |
+| `caption_extension` .json: a file's text | tags by category, in Anima's order: [captions.md](captions.md) | front ends write such captions |
 | tags are joined by ", " whatever `caption_separator` is | by the separator | a tag that holds a comma stays one |
 | of several lines of a caption the first is read | all; `enable_wildcard` draws one | the others are prose |
 | `enable_wildcard`: the prefix stands before the first line only | before each line | a trigger word is meant for all |
@@ -129,6 +130,7 @@ def front_end_tables() -> list[str]:
     parts += [f"| `{key}` | `--optimizer_args {name}=` (CAME; else without effect) |" for key, name in CAME.items()]
     parts += ["| `positive_prompts` | the previews' prompt |"]
     parts += [f"| `{key}` | `--{flag}` of that prompt |" for key, flag in front_ends.PREVIEWS.items()]
+    parts += [f"| `{front_ends.PREFER_JSON}` | true: `--caption_extension .json`, also in a dataset_config file |"]
     parts += ["| `enable_preview` | false: no previews |", "| `lora_type` | `--network_module`, when that is empty |"]
     parts.append("\nWithout effect, or refused:\n\n| key | reason |\n|---|---|")
     without = {key: why for key, why in (front_ends.IGNORED | front_ends.REFUSED).items() if key not in CAME}

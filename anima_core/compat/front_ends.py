@@ -8,6 +8,7 @@ They are keys of files only. Each is a flag under another name, an argument, a p
 from collections.abc import Mapping
 from typing import Any
 
+from ..data.caption_files import JSON, TEXT
 from ..errors import SettingError
 from .optimizers import PRODIGY, keys_of
 from .prompts import one_line
@@ -46,7 +47,8 @@ TYPES = {  # lora_type -> network_module
     "loha": "networks.loha",
     "lokr": "networks.lokr",
 }
-RULES = ("enable_preview", "positive_prompts", "lora_type", "model_train_type", "fast_variant")
+PREFER_JSON = "prefer_json_caption"
+RULES = ("enable_preview", "positive_prompts", "lora_type", "model_train_type", "fast_variant", PREFER_JSON)
 PRESET = ("name", "version", "author", "train_type", "description")  # what [metadata] says of a preset
 
 _PAGE = "it is the front end's own"
@@ -58,7 +60,6 @@ IGNORED = {  # key -> reason
     "stop_text_encoder_training": "the text encoder is never trained",
     **dict.fromkeys(("template_version", "scope", "base_model", "gpu_ids", "enable_base_weight", "enable_debug_options", "json_caption_hint"), _PAGE),
     "randomly_choice_prompt": "the prompts are those of the file",
-    "prefer_json_caption": "captions are read from text files",
     **dict.fromkeys(("anima_profile_window", "anima_nan_check_interval", "anima_debug_mode", "anima_rope_mismatch_mode", "anima_rope_max_seq_tokens"), HARDWARE),
     **dict.fromkeys(("method", "methods_subdir", "base_config", "use_vae_cache", "use_text_cache", "resized_image_dir", "lora_cache_dir", "progress_jsonl", "static_token_count", "compile_dynamic_seq"), _FAST),
     **dict.fromkeys(("stopcoef", "came_weight_decouple", "came_fixed_decay", "came_clip_threshold", "came_ams_bound", "came_eps1", "came_eps2"), "belongs to another optimizer"),
@@ -87,6 +88,7 @@ def flag_values(own: Mapping[str, Any], flags: Values) -> Values:
         values[flag] = [*values.get(flag, ()), *own.get(key, ())]
     values.setdefault("network_module", network_module(own))
     named = {name: own[key] for key, name in ARGUMENTS.items() if key in own and (key not in TLORA or is_tlora(values))}
+    values |= json_first(own, values.get("caption_extension"))
     dora = {"dora_wd": True} if own.get("lora_type") == "dora" else {}
     add_missing(values, "network_args", named | dora)
     optimizer = OPTIMIZER | keys_of(values.get("optimizer_type", ""))
@@ -96,6 +98,12 @@ def flag_values(own: Mapping[str, Any], flags: Values) -> Values:
     if "positive_prompts" in own:
         values.setdefault("sample_prompts", preview_line(own))
     return {name: value for name, value in values.items() if value not in ("", [])}
+
+
+def json_first(own: Mapping[str, Any], extension: Any) -> Values:
+    """Return the caption_extension of who prefers JSON captions; where there is none, text files of the usual endings are read."""
+    usual = extension in (None, "", *TEXT, *(ending.removeprefix(".") for ending in TEXT))
+    return {"caption_extension": JSON} if usual and is_on(own.get(PREFER_JSON, False)) else {}
 
 
 def add_missing(values: Values, flag: str, arguments: Values) -> None:

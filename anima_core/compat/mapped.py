@@ -19,5 +19,6 @@ def settings_for(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
             if flag.words and value not in flag.words:  # argparse checks typed choices; a file's are checked here
                 known = ", ".join(map(str, flag.words))
                 raise SettingError(f"{flag.name}={value}: must be one of {known}")
-            found[names[flag.setting]] = flag.words.get(value, value) if flag.words else value
+            value = flag.words.get(value, value) if flag.words else value
+            found[names[flag.setting]] = tuple(value) if isinstance(value, list) else value
     return found

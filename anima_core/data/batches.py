@@ -99,6 +99,10 @@ class Batches:
         return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
     def _draw(self, number: int) -> Draw:
-        item, seed = self.items[number], seeds.seed_of(self.seed, "draw", self.epoch, number)
-        flip = item.picture.subset.flip_aug and bool(seed & 1)
-        return Draw(item, flip, self.epoch, seed)
+        return draw_of(self.items[number], self.epoch, self.seed)
+
+
+def draw_of(item: Item, epoch: int, seed: int) -> Draw:
+    """Return an item as a run of this seed meets it in an epoch."""
+    own = seeds.seed_of(seed, "draw", epoch, item.number)
+    return Draw(item, item.picture.subset.flip_aug and bool(own & 1), epoch, own)

@@ -1,4 +1,4 @@
-"""Caption files: which endings they have, and their encodings.
+"""Caption files: which endings they have, whether they are JSON, and their encodings.
 
 UTF-8 is the rule; old editors on Windows leave GBK, Shift-JIS, UTF-16 or Latin-1. Bytes that are not UTF-8 are read in each
 candidate, and the one that gives the most ordinary text wins: common hanzi, kana and common kanji, single accented letters.
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import FileError
+from .json_captions import read_json_caption
 
 BOMS = (
     (codecs.BOM_UTF8, "utf-8", "UTF-8"),
@@ -21,16 +22,17 @@ BOMS = (
 MIN_ORDINARY = 0.5  # share of the non-ASCII characters that must be ordinary
 MIN_LEAD = 0.2  # by which the best reading must exceed the second
 OTHER_ENDINGS = {"txt", "caption", "cap", "tags", "prompt"}  # captions of other tools, named when they are not read
-JSON = ".json"
+JSON, TEXT = ".json", (".txt", ".caption")
 
 
 def caption_endings(extension: str) -> tuple[str, ...]:
-    """Return the endings that a picture's caption may have, the first found wins. None for JSON, which is not read yet.
+    """Return the endings that a picture's caption may have, the first found wins.
 
-    The default, .txt, also finds .caption, which sd-scripts reads when nothing is said. As there, the dot may be left out.
+    The default, .txt, also finds .caption, which sd-scripts reads when nothing is said; JSON also both, as in AnimaLoraStudio.
+    The dot may be left out.
     """
     ending = extension if extension.startswith(".") or not extension else f".{extension}"
-    return () if ending == JSON else (".txt", ".caption") if ending == ".txt" else (ending,)
+    return {JSON: (JSON, *TEXT), TEXT[0]: TEXT}.get(ending, (ending,))
 
 
 def read_caption(path: str | Path) -> tuple[str, str]:
@@ -45,6 +47,14 @@ def read_caption(path: str | Path) -> tuple[str, str]:
     except OSError as error:
         raise FileError(f"{path}: cannot be read ({error.strerror}); check the caption file") from None
     return text.replace("\r\n", "\n").replace("\r", "\n").strip(), encoding
+
+
+def check_json(path: str | Path, text: str) -> None:
+    """Raise FileError, naming the file and the line, for a JSON caption that cannot be read."""
+    try:
+        read_json_caption(text)
+    except ValueError as error:
+        raise FileError(f"{path}: {error}; repair the caption") from None
 
 
 def decode(data: bytes) -> tuple[str, str]:

@@ -12,10 +12,11 @@ from ..models.tokenizers import T5Tokenizer
 from ..settings import DatasetConfig
 from .buckets import Size, bucket_table, choose_bucket
 from .cache_folder import INDEX
-from .folder import ALONE, Picture, Stage, excerpt, left_out, scan, silent, without_collector
+from .caption_rules import rules_met
+from .folder import ALONE, Picture, Stage, left_out, scan, silent, without_collector
 from .held_out import DRAWN, Holding
 from .index import FileIndex
-from .report import NAMES_SHOWN, DataReport
+from .report import NAMES_SHOWN, DataReport, excerpt
 
 LONG_CAPTION = 512  # T5 tokens: beyond it the text embeddings grow, as in ComfyUI
 MUCH_ENLARGED = 2.0  # times its side: the model would learn the blur
@@ -117,14 +118,28 @@ def check_fit(picture: Picture, bucket: Size, report: DataReport) -> None:
 
 
 def check_captions(pictures: Sequence[Picture], report: DataReport, t5: T5Tokenizer | None) -> None:
-    """Add to a report which captions several pictures share, and which are long."""
+    """Add to a report which captions several pictures share, which are long, and what the rules of their tags meet."""
     for caption, number in Counter(p.caption for p in pictures).items():
         if number > 1 and caption:
             report.note("captions that several pictures share", f"{excerpt(caption)} {number} times")
-    long = [p for p in pictures if may_be_long(p.caption)]
-    for picture, ids in zip(long, t5.encode([p.caption for p in long]) if t5 is not None and long else []):
+    long = [(p.name, text) for p in pictures for text in p.whole_captions if may_be_long(text)]
+    for (name, _), ids in zip(long, t5.encode([text for _, text in long]) if t5 is not None and long else []):
         if len(ids) > LONG_CAPTION:
-            report.note(f"captions over {LONG_CAPTION} tokens, kept whole", f"{picture.name}: {len(ids)}")
+            report.note(f"captions over {LONG_CAPTION} tokens, kept whole", f"{name}: {len(ids)}")
+    count_rules(pictures, report)
+
+
+def count_rules(pictures: Sequence[Picture], report: DataReport) -> None:
+    """Add to a report which pictures' captions each rule for tags meets, and the rules that meet none."""
+    subsets = {picture.subset: None for picture in pictures}
+    idle = {rule.written for subset in subsets for rule in (*subset.renames, *subset.blacklist)}
+    for picture in pictures if idle else ():
+        met = {rule for tags, prose in picture.tags for rule in rules_met(tags, prose, picture.subset)}
+        for rule in sorted(met):
+            report.note(f"captions with what the rule {rule!r} is for", picture.name)
+        idle -= met
+    for rule in sorted(idle):
+        report.warn("rules for tags that no caption has", repr(rule))
 
 
 def may_be_long(caption: str) -> bool:

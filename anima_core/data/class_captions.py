@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from ..errors import SettingError
 from ..settings import PriorConfig
-from .captions import framed
 from .folder import Picture
 from .latents import has_mask
 
@@ -31,8 +30,8 @@ def check_prior(prior: PriorConfig, pictures: Sequence[Sequence[Picture]]) -> li
     every, said = [picture for group in pictures for picture in group], prior.warnings()
     if prior.masked and not any(map(has_mask, every)):
         said.append(f"`prior.masked`={prior.masked:g} has no effect: no picture has a mask (`subset.mask_dir`)")
-    own = [framed(picture.caption, picture.subset) for picture in every if not picture.subset.is_reg]
-    without = [caption for caption in own if class_caption(caption, prior) is None]
+    own = [picture.whole_captions for picture in every if not picture.subset.is_reg]
+    without = [captions for captions in own if all(class_caption(caption, prior) is None for caption in captions)]
     if not prior.weight or not without:
         return said
     what = f"`prior.trigger`={prior.trigger!r}: " if prior.trigger else f"`prior.class_words`={prior.class_words!r}: "

@@ -5,18 +5,20 @@ import hashlib
 import json
 import marshal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import FileError
 from ..settings import DatasetConfig, SubsetConfig
 from . import metadata_file, sets
 from .buckets import Size
-from .caption_files import caption_endings, read_caption
+from .caption_files import JSON, check_json, read_caption
+from .caption_rules import after_rules, with_triggers
+from .caption_sources import Source, as_sources, caption_names, framed, kept_apart, read_sources, read_tags, whole_caption
 from .index import FileIndex, Progress, Stamp, is_settled, scan_files
 from .listing import EXTENSIONS, KINDS, list_files, picture_stem
 from .masks import Masks
@@ -43,7 +45,7 @@ NOTED_TRAITS = {
 }
 
 ALONE = "their dataset has no other pictures"  # why regularisation pictures are left out
-RECALLED = ("name", "size", "digest", "caption", "blank")  # of each picture of an unchanged folder
+RECALLED = ("name", "size", "digest", "caption", "blank", "sources")  # of each picture of an unchanged folder
 
 Stage = Callable[[str], Progress]  # the name of a piece of work -> where its progress goes
 
@@ -55,13 +57,31 @@ class Picture(NamedTuple):  # a hundred thousand are made at each start: tuples 
     repeats: int
     size: Size  # (width, height), after the EXIF rotation
     digest: str  # SHA-256 of the file
-    caption: str  # as in its file
+    caption: str  # as it is read, before anything is drawn; of several the first
     mask_path: Path | None = None
     blank: bool = False  # black or transparent everywhere where white or opaque is trained: it trains nothing
+    sources: tuple[Source, ...] = ()  # where `caption` does not say all: several captions, or one by category
 
     @property
     def path(self) -> Path:
         return self.folder / self.name
+
+    @property
+    def captions(self) -> list[Any]:
+        """Return all that is read of captions, as JSON can write it: one text, with what it does not say behind it."""
+        return [self.caption, self.sources] if self.sources else [self.caption]
+
+    @property
+    def whole_captions(self) -> list[str]:
+        """Return each of its captions after its rules, with prefix, suffix and trigger words, nothing drawn or left out."""
+        subset, sources = self.subset, self.sources or (Source("", self.caption),)
+        texts = [whole_caption(after_rules(source, subset), subset) for source in sources]
+        return [with_triggers(framed(text, subset), subset) for text in texts]
+
+    @property
+    def tags(self) -> list[tuple[list[str], str]]:
+        """Return the tags of each of its captions with prefix and suffix, before their rules, and its sentences."""
+        return [read_tags(source, self.subset) for source in self.sources or (Source("", self.caption),)]
 
 
 Chosen = Callable[[list[Picture], DataReport], list[Picture]]
@@ -239,7 +259,8 @@ def folder_key(files: dict[str, Stamp], state: Scan) -> str:
     if state.masks is not None or state.entries is not None:
         return ""
     subset = state.subset
-    reading = (RECALLED, subset.caption_extension, subset.class_tokens, subset.alpha_mask, sorted(KINDS))
+    captions = (subset.caption_extension, subset.caption_sources, subset.caption_order, subset.caption_separator)
+    reading = (RECALLED, captions, subset.class_tokens, subset.alpha_mask, sorted(KINDS))
     return hashlib.blake2b(marshal.dumps((reading, files), 2)).hexdigest()  # version 2 writes equal things equally
 
 
@@ -254,9 +275,9 @@ def recall(folder: Path, key: str, state: Scan) -> tuple[list[Picture], DataRepo
     text = state.index.known_folder(folder, key) if key else None
     if text is None:
         return None
-    (names, sizes, digests, captions, blanks), findings = json.loads(text)
+    (names, sizes, digests, captions, blanks, sources), findings = json.loads(text)
     own, repeats, no_mask = repeat(state.subset), repeat(state.subset.num_repeats), repeat(None)
-    columns = (names, own, repeats, map(tuple, sizes), digests, captions, no_mask, blanks)
+    columns = (names, own, repeats, map(tuple, sizes), digests, captions, no_mask, blanks, map(as_sources, sources))
     pictures = list(map(Picture, repeat(folder), *columns))
     return pictures, DataReport(findings={what: Finding(warns, names) for what, warns, names in findings})
 
@@ -264,11 +285,12 @@ def recall(folder: Path, key: str, state: Scan) -> tuple[list[Picture], DataRepo
 def read_folder(folder: Path, files: dict[str, Stamp], state: Scan) -> list[Picture]:
     """Scan every file of a folder that is new or changed, and put pictures, captions and masks together."""
     stems = {name: stem for name in sorted(files) if (stem := picture_stem(name)) and is_wanted(name, stem, state)}
-    captions = None if state.entries is not None else caption_names(stems.values(), files, state.subset)
+    captions = None if state.entries is not None else caption_names(stems.values(), files.keys(), state.subset)
     count_unused(files.keys() - stems.keys(), set(stems.values()), captions, state.subset, state.report)
     captions = captions or {}
+    texts = dict.fromkeys(name for named in captions.values() for name in named.values())
     progress = state.stage(f"scanning {folder.name}")
-    wanted = [*stems, *dict.fromkeys(captions.values())]
+    wanted = [*stems, *texts]
     found = scan_files(folder, files, wanted, lambda path: scan_file(path, path.name in stems), state.index, progress)
     pictures = (read_picture(folder, name, stem, found, captions, state) for name, stem in stems.items())
     return [picture for picture in pictures if picture is not None]
@@ -290,41 +312,41 @@ def entry_of(name: str, stem: str, state: Scan) -> str | None:
     return entries.get(before + name, entries.get(before + stem))
 
 
-def caption_names(stems: Iterable[str], files: dict[str, Stamp], subset: SubsetConfig) -> dict[str, str]:
-    """Return the caption file of each picture that has one, by stem."""
-    found: dict[str, str] = {}
-    for ending in reversed(caption_endings(subset.caption_extension)):
-        found |= {stem: name for stem in stems if (name := stem + ending) in files}
-    return found
-
-
 def scan_file(path: Path, is_picture: bool) -> str:
     """Serialise one file's scan result as NUL-separated fields: `Facts`, or a caption's encoding, problem and text."""
     if is_picture:
         return scan_picture(path).text()
     try:
         text, encoding = read_caption(path)
+        if path.name.endswith(JSON):
+            check_json(path, text)
         return SEPARATOR.join([encoding, "", text])
     except FileError as error:
         return SEPARATOR.join(["", str(error).removeprefix(f"{path}: "), ""])
 
 
 def read_picture(
-    folder: Path, name: str, stem: str, found: dict[str, str], captions: dict[str, str], state: Scan
+    folder: Path, name: str, stem: str, found: dict[str, str], captions: dict[str, dict[str, str]], state: Scan
 ) -> Picture | None:
     """Return a picture with its caption and mask, or None for one that cannot be trained on."""
     facts, subset, report = Facts.of(found[name]), state.subset, state.report
     if facts.problem:
         report.warn(LEFT_OUT.get(facts.problem, f"{facts.problem}, left out"), name)
         return None
-    caption = entry_of(name, stem, state) if state.entries is not None else caption_of(captions.get(stem), name, found, state)
-    if caption is None:
+    if state.entries is not None:
+        sources: list[Source] | None = [Source("", entry_of(name, stem, state) or "")]
+    else:
+        sources = read_sources(captions.get(stem, {}), name, found, subset, report)
+    if sources is None:
         return None
+    caption = next((text for source in sources if (text := whole_caption(source, subset))), "")
     mask = state.masks.find(state.place, stem, name, facts.size, report) if state.masks is not None else None
     alpha = subset.alpha_mask and mask is None  # a mask wins over it
     note_traits(facts.traits, name, alpha, report)
     blank = alpha and "invisible" in facts.traits if state.masks is None or mask is None else state.masks.is_black(mask)
-    return Picture(folder, name, subset, subset.num_repeats, facts.size, facts.digest, caption, mask, blank)
+    return Picture(
+        folder, name, subset, subset.num_repeats, facts.size, facts.digest, caption, mask, blank, kept_apart(sources)
+    )
 
 
 def note_traits(traits: tuple[str, ...], name: str, alpha: bool, report: DataReport) -> None:
@@ -336,28 +358,3 @@ def note_traits(traits: tuple[str, ...], name: str, alpha: bool, report: DataRep
             report.warn(INVISIBLE, name)
         elif trait in NOTED_TRAITS and not (trait == "transparent" and alpha):
             report.note(NOTED_TRAITS[trait], name)
-
-
-def caption_of(file: str | None, picture: str, found: dict[str, str], state: Scan) -> str | None:
-    """Return the caption of a picture, or None when there is one that cannot be read."""
-    subset, report = state.subset, state.report
-    if file is None:
-        if subset.class_tokens:
-            report.note("pictures without a caption file (class_tokens used)", picture)
-        else:
-            report.warn("pictures without a caption file", picture)
-        return subset.class_tokens
-    encoding, problem, caption = found[file].split(SEPARATOR, 2)
-    if problem:
-        report.warn("pictures left out, their captions cannot be read", f"{file}: {problem}")
-        return None
-    if encoding != "UTF-8":
-        report.warn(f"captions read as {encoding} (save them as UTF-8)", f"{file}: {excerpt(caption)}")
-    if not caption:
-        report.warn("empty captions", file)
-    return caption
-
-
-def excerpt(text: str, length: int = 24) -> str:
-    line = " ".join(text.split())
-    return repr(line if len(line) <= length else line[:length] + "…")

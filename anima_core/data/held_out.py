@@ -43,7 +43,7 @@ def score(seed: int, digest: str) -> int:
 def measured(subset: SubsetConfig) -> SubsetConfig:
     """Return a folder's settings as its held-out pictures have them: the centre, never mirrored, captions whole, in order."""
     whole = replace(subset, shuffle_caption=False, caption_dropout_rate=0.0, caption_tag_dropout_rate=0.0)
-    return replace(whole, flip_aug=False, random_crop=False, num_repeats=1)
+    return replace(whole, category_shuffle=(), category_dropout=(), flip_aug=False, random_crop=False, num_repeats=1)
 
 
 @dataclass

@@ -17,4 +17,5 @@ def measured_items(held_out: HeldOut, config: HeldOutConfig) -> list[Item]:
 def measured_caption(item: Item) -> str:
     """Return the one caption that a held-out picture is measured with; a wildcard is drawn by the picture's content."""
     picture = item.picture
-    return process_caption(picture.caption, picture.subset, seeds.generator(0, "held-out caption", picture.digest), drop=False)
+    generator = seeds.generator(0, "held-out caption", picture.digest)
+    return process_caption(picture.caption, picture.subset, generator, drop=False, sources=picture.sources)

@@ -58,3 +58,8 @@ def first_of(names: list[str], count: int) -> str:
     """Return "a, b, c, … and 9 more"."""
     rest = len(names) - count
     return ", ".join(names[:count]) + (f", … and {rest} more" if rest > 0 else "")
+
+
+def excerpt(text: str, length: int = 24) -> str:
+    line = " ".join(text.split())
+    return repr(line if len(line) <= length else line[:length] + "…")

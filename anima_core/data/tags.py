@@ -3,25 +3,22 @@
 from collections import Counter
 from collections.abc import Iterable
 
-from ..settings import SubsetConfig
+from ..settings.captions import words
+from .caption_rules import ruled, triggers
+from .caption_sources import one_separator
 from .folder import Picture
 
 LONGEST_TAG = 100  # characters; a longer one is prose
 TAGS_SHOWN = 20  # in a text
 
 
-def framed(text: str, subset: SubsetConfig) -> str:
-    """Put a subset's prefix and suffix around a caption."""
-    return " ".join(part for part in (subset.caption_prefix, text, subset.caption_suffix) if part)
-
-
 def tags_of(picture: Picture) -> set[str]:
     """Return the tags of a caption as the model met them, in small letters as sd-scripts writes them; prose is none."""
-    subset, caption = picture.subset, framed(picture.caption, picture.subset)
-    for separator in ("\n", subset.secondary_separator, subset.keep_tokens_separator):
-        caption = caption.replace(separator, subset.caption_separator) if separator else caption
-    parts = caption.split(subset.caption_separator) if subset.caption_separator else [caption]
-    return {tag for part in parts if (tag := part.strip().lower()) and len(tag) <= LONGEST_TAG}
+    subset, found = picture.subset, triggers(picture.subset)
+    for tags, prose in picture.tags:
+        lines = one_separator(prose.replace("\n", subset.caption_separator), subset) if not picture.sources else ""
+        found += ruled([*tags, *words(lines, subset.caption_separator)], subset)
+    return {tag.strip().lower() for tag in found if len(tag.strip()) <= LONGEST_TAG}
 
 
 def count_tags(pictures: Iterable[Picture]) -> Counter[str]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from . import captions
 from .setting import check, require, setting
 
 
@@ -26,7 +27,16 @@ class SubsetConfig:
         resume="free",
         shapes=False,
     )
-    caption_extension: str = setting(".txt", "Ending of the caption files. With .txt also .caption files are found.")
+    caption_extension: str = setting(
+        ".txt",
+        "Ending of the caption files. With .txt also .caption files are found; .json reads captions by category, and text "
+        "files where there is none.",
+    )
+    caption_sources: tuple[str, ...] = setting(
+        (),
+        "Endings of several caption files of a picture with weights, as .txt=2 .nl.txt=1: each draw takes one of those that "
+        "are there. Empty: `subset.caption_extension` alone counts.",
+    )
     metadata_file: str = setting(
         "",
         "kohya's JSON file of captions (meta_cap.json), instead of caption files; it also says which pictures count.",
@@ -41,12 +51,34 @@ class SubsetConfig:
     )
     caption_prefix: str = setting("", "Text before every caption, such as a trigger word.")
     caption_suffix: str = setting("", "Text after every caption.")
+    caption_replace: tuple[str, ...] = setting(
+        (),
+        "Renames of tags: old => new, or re:pattern => new, which also changes sentences. With nothing on the right the tag is "
+        "left out.",
+    )
+    caption_blacklist: tuple[str, ...] = setting((), "Tags that are always left out, or patterns as re:pattern.")
+    caption_trigger: str = setting(
+        "", "Trigger words, which stand first in every caption that has them nowhere else, and are never shuffled or left out."
+    )
     caption_separator: str = setting(",", "Separator of the tags of a caption, also where they are joined again.")
     keep_tokens: int = setting(0, "How many leading tags keep their place (1 for a trigger word).", low=0)
     keep_tokens_separator: str = setting("", "Mark within captions: the tags before it keep their place, however many.")
     shuffle_caption: bool = setting(False, "Shuffle the tags of each caption in every epoch. For tag lists, not sentences.")
     caption_tag_dropout_rate: float = setting(
         0.0, "Chance that a tag is left out; a tag that keeps its place never is.", low=0, below=1
+    )
+    category_shuffle: tuple[str, ...] = setting(
+        (),
+        f"Categories whose tags are shuffled, with a chance as artist=0.5 or always: {', '.join(captions.ORDER)}. What is "
+        "named wins over `subset.shuffle_caption`, which is about appearance, general and environment.",
+    )
+    category_dropout: tuple[str, ...] = setting(
+        (),
+        "Chance that a tag is left out, by category, as artist=0.3 or nl=0.5 (nl: all sentences). What is named wins over "
+        "`subset.caption_tag_dropout_rate`; the tags of text captions are general.",
+    )
+    caption_order: tuple[str, ...] = setting(
+        (), "Categories of JSON captions in another order than Anima's own; those that are not named follow in Anima's."
     )
     secondary_separator: str = setting(
         "", "Text that becomes `subset.caption_separator` in the end: tags that it joins stay together until then."
@@ -94,15 +126,45 @@ class SubsetConfig:
         ordered = self.min_timestep <= self.max_timestep
         rule = f"must not be above `subset.max_timestep`={self.max_timestep:g}"
         require(ordered, "subset.min_timestep", f"{self.min_timestep:g}", rule)
+        _ = (self.weights, self.order, self.renames, self.blacklist, self.rates)  # to read one that is wrong refuses it
 
     @property
     def varies(self) -> bool:
         """Tell whether the same picture meets different captions, beyond dropping the caption as a whole."""
-        return self.varies_tags or self.enable_wildcard
+        return self.varies_tags or self.enable_wildcard or len(self.caption_sources) > 1
 
     @property
     def varies_tags(self) -> bool:
-        return self.shuffle_caption or self.caption_tag_dropout_rate > 0
+        return any(map(any, self.rates.values()))
+
+    @property
+    def changes_tags(self) -> bool:
+        """Tell whether a text caption is taken apart at its separators."""
+        return self.varies_tags or bool(self.caption_replace or self.caption_blacklist or self.caption_trigger)
+
+    @property
+    def rates(self) -> dict[str, tuple[float, float]]:
+        """Return the chances of each category: that its tags are shuffled, and that one of them is left out."""
+        return captions.chances(
+            self.shuffle_caption, self.caption_tag_dropout_rate, self.category_shuffle, self.category_dropout
+        )
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Return how often which of a picture's caption files is drawn, by ending; empty where one counts alone."""
+        return captions.weights(self.caption_sources, "subset.caption_sources")
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        return captions.in_order(self.caption_order, "subset.caption_order")
+
+    @property
+    def renames(self) -> tuple[captions.Rule, ...]:
+        return captions.renames(self.caption_replace, "subset.caption_replace")
+
+    @property
+    def blacklist(self) -> tuple[captions.Rule, ...]:
+        return captions.blacklist(self.caption_blacklist, "subset.caption_blacklist")
 
 
 @dataclass(frozen=True)

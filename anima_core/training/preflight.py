@@ -23,7 +23,6 @@ from ..data.folder import Picture
 from ..data.held_out import NOTHING_HELD_OUT, HeldOut, Holding
 from ..data.picture_files import small_jpeg
 from ..data.report import DataReport
-from ..data.tags import framed
 from ..errors import FileError, SettingError
 from ..files import longest_path
 from ..models.llm_adapter import MIN_TEXT_ROWS
@@ -138,7 +137,7 @@ def check_data(
 
 def text_rows(config: TrainConfig, pictures: Pictures) -> int:
     """Return how many rows the text embeddings of the longest caption have, all its tags and choices in it."""
-    captions = {framed(picture.caption, picture.subset) for group in pictures for picture in group}
+    captions = {caption for group in pictures for picture in group for caption in picture.whole_captions}
     captions |= {class_caption(caption, config.prior) or "" for caption in captions}
     captions = {caption for caption in captions if may_be_long(caption)}
     ids = load_t5_tokenizer(config.model.t5_tokenizer_dir).encode([*captions]) if captions else []

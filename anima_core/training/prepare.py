@@ -9,10 +9,10 @@ import torch
 from .. import files, seeds
 from ..data.batches import Batches, Draw, Item, build_items
 from ..data.cache import TensorCache, encoded_at_once, everything
-from ..data.captions import process_caption
 from ..data.check import steps_per_epoch
 from ..data.class_captions import class_caption
 from ..data.crops import Crops
+from ..data.drawn_captions import caption_variant, drawn_caption
 from ..data.embeddings import CachedEmbeddings, LiveEmbeddings, TextEmbeddings, taken
 from ..data.latents import LatentStore, has_mask
 from ..data.measured import measured_caption, measured_items
@@ -61,13 +61,7 @@ class TrainingData:
         self.epochs = epochs(plan, cached.batches)
 
     def caption(self, draw: Draw) -> str:
-        """Choose the caption of a draw: dropped as a whole, or one of the picture's variants."""
-        subset = draw.item.picture.subset
-        if subset.caption_dropout_rate > 0:
-            chance = torch.rand((), generator=seeds.generator(draw.caption_seed, "drop"))
-            if chance < subset.caption_dropout_rate:
-                return ""
-        return caption_variant(draw.item, draw.epoch, self.config)
+        return drawn_caption(draw, self.config.seed, self.config.caption_variants)
 
     @property
     def masked(self) -> bool:
@@ -228,21 +222,13 @@ def encodes_in_every_step(config: TrainConfig) -> bool:
     return varied and config.caption_variants == 0
 
 
-def caption_variant(item: Item, epoch: int, config: TrainConfig) -> str:
-    """Return the caption of an item in an epoch; with `caption_variants` = n, epochs repeat after n."""
-    subset = item.picture.subset
-    variant = epoch % config.caption_variants if config.caption_variants else epoch
-    generator = seeds.generator(config.seed, "caption", item.number, variant if subset.varies else 0)
-    return process_caption(item.picture.caption, subset, generator, drop=False)
-
-
 def all_captions(items: Iterable[Item], config: TrainConfig, epochs: int) -> list[str]:
     """List every caption that the run can meet, each once, and the empty one."""
     variants = min(epochs, config.caption_variants or epochs)
     found = {"": None}
     for item in items:
         for variant in range(variants if item.picture.subset.varies else 1):
-            caption = caption_variant(item, variant, config)
+            caption = caption_variant(item, variant, config.seed, config.caption_variants)
             found[caption] = None
             if (of_class := class_caption(caption, config.prior)) is not None:
                 found[of_class] = None

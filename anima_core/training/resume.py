@@ -49,7 +49,7 @@ def content_of_pictures(pictures: Sequence[Sequence[Picture]]) -> str:
     for group in pictures:
         for p in group:
             mask = files.digest(p.mask_path) if p.mask_path else ""
-            data.update(json.dumps([p.digest, p.caption, p.repeats, mask]).encode())
+            data.update(json.dumps([p.digest, *p.captions, p.repeats, mask]).encode())
         data.update(b"\n")
     return data.hexdigest()
 

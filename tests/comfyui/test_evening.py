@@ -122,7 +122,7 @@ def test_every_way_out_stands_on_the_node(comfyui, server, base, tmp_path):
         graph.add("look", "AnimaDatasetInspect", dataset=["data", 0])
         wrong_file(server, texts, graph)
         cancels(server, texts, base, graph)
-        assert "4 pictures" in texts.of("look")[-1] and "captions as they are read" in texts.of("look")[-1]
+        assert "4 pictures" in texts.of("look")[-1] and "captions as they are trained" in texts.of("look")[-1]
         told = sentence(server.run(graph.prompt))
         assert re.match(r"done: models/loras/ways.safetensors, 200 steps, loss \d\.\d{3}, 1 warning: pictures cropped", told), (
             told

@@ -4,6 +4,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -250,9 +251,27 @@ def test_numbered_sub_folders_are_the_sets_of_a_folder(server, base):
     graph.add("data", "AnimaDatasetFolder", folder="numbered", repeats=2, resolution="64", min_side=64)
     graph.add("look", "AnimaDatasetInspect", dataset=["data", 0])
     text = server.run(graph.prompt)["outputs"]["look"]["text"][0]
-    assert text.startswith("1 pictures, 3 with repeats") and "a.png: a cat" in text
+    assert text.startswith("1 pictures, 3 with repeats") and re.search(r"a.png\n    always, \d+ tokens: a cat", text)
     assert "pictures beside the folders N_words, left out: 1 (a.png)" in text
     assert "repeats without effect: the numbers of sub-folders count: 1 (numbered: 2)" in text
+
+
+def test_json_captions_are_shown_as_they_are_trained(server, base):
+    folder = base / "input" / "json captions"
+    folder.mkdir()
+    Image.new("RGB", (64, 64), "green").save(folder / "a.png")
+    data = {"nl": "Green.", "artist": "@x", "tags": "b, c", "count": "no humans", "id": 7}
+    (folder / "a.json").write_text(json.dumps(data), encoding="utf-8")
+    graph = Graph(server)
+    read = dict(caption_extension=".json", shuffle_caption=True, resolution="64", min_side=64)
+    graph.add("data", "AnimaDatasetFolder", folder="json captions", **read)
+    graph.add("look", "AnimaDatasetInspect", dataset=["data", 0])
+    entry = server.run(graph.prompt)
+    assert status(entry) == "success", error_of(entry)
+    text = entry["outputs"]["look"]["text"][0]
+    assert "warning: keys of JSON captions that mean nothing here, not read: 1 (a.json: id)" in text
+    drawn = set(re.findall(r"epoch \d, \d+ tokens: (.*)", text))
+    assert drawn == {"no humans, @x, b, c. Green.", "no humans, @x, c, b. Green."}
 
 
 def test_lists_of_pictures_and_captions(server, base):
