@@ -28,9 +28,28 @@ def test_the_archive_leaves_out_what_is_there_and_nothing_that_the_pack_reads():
     assert all(any(file.startswith(entry) for file in files) for entry in ignored)
     kept = [file for file in files if not any(file.startswith(entry) for entry in ignored)]
     needed = ("__init__.py", "pyproject.toml", "requirements.txt", "LICENSE", "anima_core/version.py", "web/anima_trainer.js")
+    assert {"README.md", "README.zh.md"} <= set(kept)
     assert set(needed) <= set(kept)
     for folder in ("anima_core", "nodes", "web", "locales", "example_workflows"):
         assert [file for file in kept if file.startswith(f"{folder}/")] == [f for f in files if f.startswith(f"{folder}/")]
+
+
+def parts(page: str, other: str) -> tuple[list[str], list[int], list[list[str]], list[str]]:
+    """What a translation leaves as it is: code, levels of headings, numbers of each table's row, and where links lead."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert f"]({other})" in text.splitlines()[1], f"{page} must lead to {other} below its title"
+    code = re.findall(r"^```\n.*?^```\n", text, re.MULTILINE | re.DOTALL)
+    prose = re.sub(r"^```\n.*?^```\n", "", text, flags=re.MULTILINE | re.DOTALL)
+    headings = [len(mark) for mark in re.findall(r"^(#+) ", prose, re.MULTILINE)]
+    rows = [sorted(re.findall(r"\d+(?:\.\d+)?", row)) for row in prose.splitlines() if row.startswith("|")]
+    return code, headings, rows, sorted(link for link in re.findall(r"\]\(([^)]+)\)", prose) if link != other)
+
+
+def test_the_chinese_readme_says_what_the_english_one_says():
+    english, chinese = parts("README.md", "README.zh.md"), parts("README.zh.md", "README.md")
+    assert all(english)
+    for ours, theirs in zip(english, chinese, strict=True):
+        assert ours == theirs
 
 
 def test_the_workflows_test_every_python_that_the_project_allows():
