@@ -38,8 +38,8 @@ def parts(page: str, other: str) -> tuple[list[str], list[int], list[list[str]],
     """What a translation leaves as it is: code, levels of headings, numbers of each table's row, and where links lead."""
     text = (ROOT / page).read_text(encoding="utf-8")
     assert f"]({other})" in text.splitlines()[1], f"{page} must lead to {other} below its title"
-    code = re.findall(r"^```\n.*?^```\n", text, re.MULTILINE | re.DOTALL)
-    prose = re.sub(r"^```\n.*?^```\n", "", text, flags=re.MULTILINE | re.DOTALL)
+    blocks = re.compile(r"^```.*?^```\n", re.MULTILINE | re.DOTALL)
+    code, prose = blocks.findall(text), blocks.sub("", text)
     headings = [len(mark) for mark in re.findall(r"^(#+) ", prose, re.MULTILINE)]
     rows = [sorted(re.findall(r"\d+(?:\.\d+)?", row)) for row in prose.splitlines() if row.startswith("|")]
     return code, headings, rows, sorted(link for link in re.findall(r"\]\(([^)]+)\)", prose) if link != other)
