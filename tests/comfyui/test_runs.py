@@ -148,7 +148,7 @@ def finds(server, base, run: str, ended: str) -> None:
     assert whole["error"] is None and whole["progress"] is None and len(whole["pictures"]) == 2
     assert told(server, f"runs/{run}/graph") == WORKFLOW
     curve = told(server, f"runs/{run}/curve?points=4000")
-    assert curve == {"columns": as_columns(steps), "steps": len(steps)}
+    assert curve == {"columns": as_columns(steps), "steps": len(steps), "held_out": []}
 
 
 def deletes(server, base, run: str) -> None:
