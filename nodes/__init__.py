@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import (
     adapters,
+    caption_rules,
     captioning,
     continue_run,
     datasets,
@@ -33,6 +34,7 @@ from .shutdown import save_before_the_end
 NODES: list[type[io.ComfyNode]] = [
     *loaders.NODES,
     *datasets.NODES,
+    *caption_rules.NODES,
     *captioning.NODES,
     *networks.NODES,
     *optimizers.NODES,

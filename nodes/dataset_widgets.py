@@ -44,8 +44,8 @@ ALL = (REPEATS, *SIZES, *CAPTIONS, *FILES, *DRAWS)
 
 def dataset_from(given: Mapping[str, Any], image_dir: str, mask_dir: str) -> Datasets:
     """Make the dataset of one folder from a node's inputs. Raises SettingError."""
-    folders = {"image_dir": image_dir, "mask_dir": mask_dir}
-    subset = SubsetConfig(**(settings_from(ALL, given, SubsetConfig) | folders))
+    linked = {"image_dir": image_dir, "mask_dir": mask_dir} | (given.get("caption_rules") or {})
+    subset = SubsetConfig(**(settings_from(ALL, given, SubsetConfig) | linked))
     settings = settings_from(ALL, given, DatasetConfig)
     sides = sides_of(",".join(settings["resolutions"]))
     settings["resolutions"] = tuple((side, side) for side in sides)

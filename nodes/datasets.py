@@ -45,6 +45,7 @@ class AnimaDatasetFolder(AnimaNode):
             inputs=[
                 types.picture_folder(),
                 *inputs(ALL),
+                types.caption_rules(),
             ],
             outputs=[types.Dataset.Output(display_name="dataset")],
         )
@@ -101,6 +102,7 @@ class AnimaDatasetImages(AnimaNode):
                 *inputs([REPEATS, *SIZES, *CAPTIONS]),
                 io.Mask.Input("masks", optional=True, tooltip="White counts, black does not. One for all, or one for each."),
                 *inputs(DRAWS),
+                types.caption_rules(),
             ],
             outputs=[types.Dataset.Output(display_name="dataset")],
         )
@@ -110,6 +112,9 @@ class AnimaDatasetImages(AnimaNode):
         cls, images: list[Any], captions: Sequence[str] = ("",), masks: list[Any] | None = None, **given: Any
     ) -> io.NodeOutput:
         plain = {name: value[0] for name, value in given.items()}
+        if sources := (plain.get("caption_rules") or {}).get("caption_sources"):
+            rule = "pictures from the graph have one caption each; leave it empty, or use Anima Dataset (folder)"
+            raise SettingError(f"`subset.caption_sources`={', '.join(sources)!r}: {rule}")
         pictures = [picture for batch in images for picture in batch]
         texts = matched(captions, len(pictures), "captions")
         if not any(text.strip() for text in texts):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..anima_core.data.caption_files import caption_endings
+from ..anima_core.data.caption_files import JSON, caption_endings
 from ..anima_core.data.listing import picture_stem
 from ..anima_core.data.sets import number_of
 from ..anima_core.errors import FileError, SettingError
@@ -15,7 +15,7 @@ from .roots import is_inside, typed_from, user_path
 SHOWN = 4  # pictures of a folder
 NAMED = 5  # folders in an error
 NOT_DATA = {"3d", "clipspace"}  # what ComfyUI itself keeps in its input folder
-CAPTIONS = caption_endings(".txt")
+CAPTIONS = caption_endings(JSON)  # of text files, too
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ VAE = io.Custom("ANIMA_VAE")
 Qwen = io.Custom("ANIMA_QWEN")
 T5Tokenizer = io.Custom("ANIMA_T5_TOKENIZER")
 Dataset = io.Custom("ANIMA_DATASET")  # tuple[DatasetConfig, ...]
+Captions = io.Custom("ANIMA_CAPTIONS")  # dict[str, Any], fields of SubsetConfig
 Network = io.Custom("ANIMA_NETWORK")  # NetworkConfig
 Optimizer = io.Custom("ANIMA_OPTIMIZER")  # OptimizerConfig
 Samples = io.Custom("ANIMA_SAMPLES")  # SampleConfig
@@ -39,6 +40,13 @@ class ModelFile:
     path: str
     dtype: str = "auto"
     llm_adapter: str = ""
+
+
+def caption_rules() -> io.Input:
+    """Make the input of the rules for captions."""
+    return Captions.Input(
+        "caption_rules", optional=True, tooltip="A trigger word, renames, chances by category: from Anima Caption Rules."
+    )
 
 
 def toml_path() -> io.String.Input:

@@ -67,9 +67,9 @@ def widget(
     return Widget(name, owner, field_name, default, why, words or {}, look)
 
 
-def inputs(widgets: Sequence[Widget]) -> list[io.Input]:
-    """Make the inputs of a node's widgets, in their order."""
-    words = {w.setting: w.name for w in widgets}
+def inputs(widgets: Sequence[Widget], others: Sequence[Widget] = ()) -> list[io.Input]:
+    """Make the inputs of a node's widgets, in their order. others: of the node it is linked to; tooltips name them, too."""
+    words = {w.setting: w.name for w in (*others, *widgets)}
     return [w.input(words) for w in widgets]
 
 

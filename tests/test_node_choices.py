@@ -159,7 +159,7 @@ def test_the_description_is_of_listed_files_only_and_names_no_folder(names, node
 def fill(folder: Path, *names: str, changed: float = 0) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
-        if name.endswith(".txt"):
+        if name.endswith((".txt", ".json")):
             (folder / name).write_text("x", encoding="utf-8")
         else:
             Image.new("RGB", (8, 8)).save(folder / name)
@@ -180,7 +180,7 @@ def placed(tmp_path):
     for name in ("clipspace", ".hidden"):
         fill(tmp_path / "input" / name, "1.png")
     fill(tmp_path / "sets" / "cats", "z.png", changed=5000)
-    fill(tmp_path / "sets" / "dogs", "z.png", changed=100)
+    fill(tmp_path / "sets" / "dogs", "z.png", "z.json", changed=100)
     return tmp_path
 
 
@@ -194,7 +194,7 @@ def test_folders_are_told_by_what_to_type(nodes, placed):
         ("deep/inner", "input", 1, 0),
         ("bare", "input", 0, 0),
         ("style/rest", "input", 1, 0),
-        ("dogs", "datasets", 1, 0),
+        ("dogs", "datasets", 1, 1),
     ]
     assert found[2].shown == ["a.jpg", "b.png", "c.png", "d.png"] and found[1].shown == ["10_ink/1.png", "2_oil/2.png"]
     find = nodes("roots").user_path

@@ -16,7 +16,7 @@ from .make_workflows import specs
 from .server import ComfyUI, cached_nodes, error_of, sentence, status, was_interrupted
 
 SNAPSHOT = Path(__file__).with_name("schema.json")
-NODES = 39
+NODES = 40
 
 
 def loras(base: Path) -> list[str]:

@@ -46,6 +46,11 @@ def keep(graph: Graph, **words: str) -> None:
     graph.prompt["train"]["inputs"]["prior"] = ["prior", 0]
 
 
+def rule(graph: Graph, **settings: str) -> None:
+    graph.add("rules", "AnimaCaptionRules", **settings)
+    graph.prompt["data"]["inputs"]["caption_rules"] = ["rules", 0]
+
+
 @pytest.mark.parametrize(
     "change, node, text",
     [
@@ -72,6 +77,8 @@ def keep(graph: Graph, **words: str) -> None:
             "start_from: the type of blocks.0.self_attn.q_proj is oft, which is not trained here",
         ),
         (lambda g: keep(g, trigger="red", class_words="red"), "prior", "class_words='red': is the same as trigger"),
+        (lambda g: rule(g, caption_blacklist="red\nre:("), "rules", "caption_blacklist='re:(': is no pattern"),
+        (lambda g: rule(g, category_shuffle="artists"), "rules", "category_shuffle='artists': 'artists' is no category"),
         (lambda g: keep(g, trigger="sks"), "train", "'sks': all 4 pictures do not have it in their caption"),
     ],
 )
