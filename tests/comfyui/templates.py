@@ -270,8 +270,8 @@ def train_and_draw() -> Template:
     return Template(
         "Train and draw - Anima training",
         [
-            Column(280, [note(DRAW_NOTE, 560), learning(optimizer)]),
-            Column(255, [Group("Pictures", "pictures", [folder(**TAGS)]), Group("Adapter", "learning", [network])]),
+            Column(280, [note(DRAW_NOTE, 560), Group("Adapter", "learning", [network])]),
+            Column(255, [Group("Pictures", "pictures", [folder(**TAGS)]), learning(optimizer)]),
             Column(
                 255, [Group("Model files", "model", [loader()]), Group("The same files, to draw", "model", stock_loaders())]
             ),
