@@ -141,6 +141,7 @@ def test_what_cannot_be_drawn_is_refused_before_anything_loads(adapters, model, 
         ({"adapters": []}, "no adapter"),
         ({"samples": SampleConfig()}, "there is none to draw"),
         ({"strengths": ()}, "strengths: there is none"),
+        ({"strengths": (1.0, float("nan"))}, "strengths: 1.0, nan; give numbers"),
     ):
         with pytest.raises(SettingError, match=message):
             dataclasses.replace(grid, **change).check()

@@ -79,6 +79,22 @@ def test_what_draws_no_normal_number_has_no_offset_and_says_so():
     assert told(FlowConfig(), subset(timestep_offset=2.0)) == []
 
 
+@pytest.mark.parametrize(
+    "alone, beside",
+    [
+        (dict(snr_gamma=3.0), dict(weighting="min_snr")),
+        (dict(multires_noise_discount=0.1), dict(multires_noise_iterations=6)),
+        (dict(lowres_above=0.5), dict(lowres_scale=0.75)),
+        (dict(lowres_below=0.9), dict(lowres_scale=0.75)),
+    ],
+)
+def test_a_setting_that_only_acts_beside_another_is_told(alone, beside):
+    (name,) = alone
+    (said,) = told(FlowConfig(**alone), subset())
+    assert said.startswith(f"`flow.{name}`=") and f"`flow.{next(iter(beside))}`" in said
+    assert told(FlowConfig(**alone, **beside), subset()) == []
+
+
 def told(flow: FlowConfig, one: SubsetConfig, side: int = 1024) -> list[str]:
     @dataclasses.dataclass
     class Config:

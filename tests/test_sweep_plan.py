@@ -54,6 +54,12 @@ def test_what_cannot_be_varied_is_refused_by_its_name(name, text):
     assert str(refused.value).startswith(text)
 
 
+def test_a_flag_that_counts_otherwise_than_its_setting_means_the_same_here():
+    points = sweep_of("min_timestep = 100, 200").points + sweep_of("subset.min_timestep = 0.1, 0.2").points
+    assert [point.values["subset.min_timestep"] for point in points] == [0.1, 0.2, 0.1, 0.2]
+    assert all(point.config is not None for point in points)
+
+
 def test_names_of_a_caller_win():
     widget = Named("network.alpha", {"high": 32.0})
     assert named("rank", {"rank": widget}) is widget

@@ -24,6 +24,7 @@ FLAGS = (  # of training, that count here
     *("anima_transformer", "vae", "qwen", "qwen_tokenizer_dir", "t5_tokenizer_dir", "llm_adapter", "mixed_precision", "device"),
     *("sample_prompts", "sample_size", "sample_steps", "sample_cfg", "sample_sampler", "sample_scheduler", "seed"),
 )
+SMALLEST = 16  # px, of a picture in the grid
 NEEDED = ("transformer", "vae", "qwen", "t5_tokenizer_dir")
 
 
@@ -42,6 +43,8 @@ def add_grid_command(commands: "argparse._SubParsersAction[Parser]") -> None:
 
 def run_grid(args: argparse.Namespace) -> None:
     path = target(args.output, args.force)
+    if args.cell_size < SMALLEST:
+        raise SettingError(f"--cell_size {args.cell_size}: must be at least {SMALLEST} px")
     from ..training.events import Events
     from ..training.previews import save_png
     from .drawing import draw

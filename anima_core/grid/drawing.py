@@ -1,5 +1,6 @@
 """The pictures of a grid: models are loaded once, and one adapter after another put in and taken out."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,8 @@ class Grid:
             raise SettingError("`sample.prompts`: there is none to draw; give one a line")
         if not self.strengths:
             raise SettingError("strengths: there is none; give numbers such as 0.5 1")
+        if not all(map(math.isfinite, self.strengths)):
+            raise SettingError(f"strengths: {', '.join(map(str, self.strengths))}; give numbers such as 0.5 1")
         check_samples(self.samples)
         sizes = check_transformer(self.models.transformer, self.models.llm_adapter)
         check_vae(self.models.vae)

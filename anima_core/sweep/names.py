@@ -6,8 +6,10 @@ from dataclasses import replace as replaced
 from functools import cache
 from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
+from ..compat.dataset_config import MOST_TIMESTEP
 from ..compat.flags import mapped_flags
 from ..compat.kinds import from_text
+from ..compat.translate import RANGE
 from ..compat.unknown import hint
 from ..errors import SettingError
 from ..settings import TrainConfig
@@ -32,10 +34,14 @@ WAY_OUT = "write name = a, b, such as network.rank = 4, 16"
 
 
 class Named(NamedTuple):
-    """What a name stands for. setting: `section.field`. words: the name's own values -> the setting's."""
+    """What a name stands for. setting: `section.field`. words: the name's own values -> the setting's.
+
+    per_unit: what the name counts in one of the setting's own.
+    """
 
     setting: str
     words: Mapping[Any, Any]
+    per_unit: int = 1
 
 
 class Declared(NamedTuple):
@@ -76,6 +82,7 @@ def known_names() -> dict[str, Named]:
         if flag.setting:
             words = module_words() if flag.setting == "network.type" else flag.words
             found |= {name: Named(flag.setting, words) for name in (flag.name, *flag.aliases)}
+    found |= {name: Named(f"subset.{name}", {}, MOST_TIMESTEP) for name in RANGE}  # the flags count in thousandths
     alone: dict[str, list[str]] = {}
     for name in settings():
         section, _, field = name.partition(".")
@@ -133,7 +140,8 @@ def read_vary(lines: Iterable[str]) -> dict[str, list[str]]:
 def as_value(found: Named, raw: Any) -> Any:
     """Return a value, of a file or as text, as the setting has it. Raises SettingError that names the setting."""
     word = found.words.get(raw, raw) if isinstance(raw, str | int | float | bool) else raw
-    return converted(settings()[found.setting].kind, word, f"`{found.setting}`")
+    value = converted(settings()[found.setting].kind, word, f"`{found.setting}`")
+    return value if found.per_unit == 1 else value / found.per_unit
 
 
 def converted(kind: Any, raw: Any, where: str) -> Any:

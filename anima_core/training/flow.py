@@ -226,4 +226,17 @@ def warnings(config: TrainConfig) -> list[str]:
     if flow.multiscale_loss_weight > 0 and math.sqrt(area) / 8 < LARGE:
         why = f"it is for pictures of {math.ceil(LARGE * 8)} px a side, and these have {math.isqrt(area)}"
         found.append(f"`flow.multiscale_loss_weight`={flow.multiscale_loss_weight:g} has no effect: {why}")
-    return found
+    return found + unread(config)
+
+
+def unread(config: TrainConfig) -> list[str]:
+    """Tell which settings were set and are only read beside another one that was not."""
+    flow, usual = config.flow, FlowConfig()
+    needs = {
+        "snr_gamma": (flow.weighting == "min_snr", "`flow.weighting`=min_snr"),
+        "multires_noise_discount": (flow.multires_noise_iterations > 0, "`flow.multires_noise_iterations` above 0"),
+        "lowres_above": (flow.lowres_scale < 1, "`flow.lowres_scale` below 1"),
+        "lowres_below": (flow.lowres_scale < 1, "`flow.lowres_scale` below 1"),
+    }
+    unmet = [(name, other) for name, (met, other) in needs.items() if not met and getattr(flow, name) != getattr(usual, name)]
+    return [f"`flow.{name}`={getattr(flow, name):g} has no effect: set {other} beside it" for name, other in unmet]
