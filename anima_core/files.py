@@ -116,9 +116,12 @@ def flush_to_disk(path: Path) -> None:
         os.close(handle)
 
 
+SUFFIXES = (".safetensors", ".png")  # of files that are numbered; what else stands behind a dot is a part of a name
+
+
 def unused(path: Path, taken: Callable[[Path], bool] = Path.exists) -> Path:
-    """Return the path itself, or the first of `name-2`, `name-3`, … that is free, the suffix kept."""
-    stem, suffix = (path.stem, path.suffix) if path.suffix == ".safetensors" else (path.name, "")
+    """Return the path itself, or the first of `name-2`, `name-3`, … that is free; behind it a suffix of `SUFFIXES`."""
+    stem, suffix = (path.stem, path.suffix) if path.suffix in SUFFIXES else (path.name, "")
     numbered = (path.with_name(f"{stem}-{number}{suffix}") for number in itertools.count(2))
     return next(candidate for candidate in itertools.chain([path], numbered) if not taken(candidate))
 

@@ -86,7 +86,7 @@ class AnimaGrid(AnimaNode):
     def fingerprint_inputs(cls, path: str | None = None, adapters: str | None = None, **others: Any) -> str | float:
         if path is None or adapters is None or path.strip():
             return on_disk.unknown()  # a run goes on
-        return "".join(str(on_disk.chosen("loras", name)) for name in lines(adapters))
+        return "".join(str(on_disk.chosen("loras", spelling)) for name in lines(adapters) for spelling in spellings(name))
 
     @classmethod
     def run(
@@ -112,13 +112,18 @@ class AnimaGrid(AnimaNode):
         return io.NodeOutput(as_image(page), str(target), ui={"text": [sentence]})
 
 
+def spellings(name: str) -> tuple[str, str]:
+    """Return how a file of models/loras may be meant, with its ending or without."""
+    return name, f"{name}.safetensors"
+
+
 def named(path: str, adapters: str) -> list[Named]:
     """List the adapters of a run, and files of models/loras. Raises SettingError for what is not there."""
     found = saved_adapters(run_folder(path)) if path.strip() else []
     if path.strip() and not found:
         raise SettingError(f"path={path!r}: this run has no adapter file; write the names of files in adapters")
     for name in lines(adapters):
-        file = folder_paths.get_full_path("loras", name) or folder_paths.get_full_path("loras", f"{name}.safetensors")
+        file = next((found for spelling in spellings(name) if (found := folder_paths.get_full_path("loras", spelling))), None)
         if file is None:
             raise SettingError(f"adapters: {name}: no such file in models/loras; write its name as the list of a loader has it")
         found.append(Named(Path(name).stem, Path(file)))

@@ -157,10 +157,11 @@ def written_again(config: TrainConfig, key: str, listener: bridge.NodeListener) 
     if found is None:
         return None
     run, checkpoint = found
-    path = unused(loras_folder() / f"{run.name}.safetensors")
+    folder = Path(config.output.adapter_dir or loras_folder())  # of a sweep its own
+    path = unused(folder / f"{run.name}.safetensors")
     try:
         with interruptible(listener), bridge.gpu_for_training():
-            write_again(in_this_server(config, run.name), checkpoint, path, listener)
+            write_again(in_this_server(config, run.name, adapter_dir=str(folder)), checkpoint, path, listener)
     except CheckpointError as error:
         tell.warning(error.said(graph_words()))
         return None

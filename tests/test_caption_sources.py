@@ -116,3 +116,9 @@ def test_a_metadata_file_in_a_dataset_file_and_on_the_command_line(tmp_path):
     toml.write_text(f"[[datasets]]\n[[datasets.subsets]]\nmetadata_file = '{metadata}'\n", encoding="utf-8")
     assert draws(from_flags(dataset_config=toml)) == {"p/a.png": 1}
     assert draws(from_flags(train_data_dir=tmp_path, in_json=metadata, dataset_repeats=2)) == {"p/a.png": 2}
+
+
+def test_sources_that_no_picture_has_are_named(tmp_path):
+    write(tmp_path, "a.png", caption="red")
+    with pytest.raises(FileError, match=r"no captions; put \.nl files beside .*, or name other endings in .*caption_sources"):
+        scan(dataset(tmp_path, caption_sources=(".nl",)))

@@ -37,8 +37,7 @@ def test_captions_stand_beside_their_pictures_and_those_that_are_there_stay(tmp_
     told = write_captions(tmp_path, said)
     assert texts(tmp_path) == {"a.txt": "猫, solo\nA cat.", "b.txt": "mine", "d.txt": "lone ?"}
     assert told.sentence() == (
-        "captions: 2 written, 1 kept as they were, 1 empty, not written, 1 for no picture of the folder, "
-        "for no picture of the folder: e.png"
+        "captions: 2 written, 1 kept as they were, 1 empty, not written, 1 for no picture of the folder (e.png)"
     )
     assert told.backup is None and not (tmp_path / captioning.BACKUPS).exists()
 

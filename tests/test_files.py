@@ -80,3 +80,9 @@ def test_an_adapter_that_was_read_is_not_mapped(tmp_path):
     with open("/proc/self/maps") as maps:
         assert not any(str(path) in line for line in maps)
     assert kept["alpha"] == 4
+
+
+def test_a_free_name_keeps_the_ending_of_a_file(tmp_path):
+    for name, free in (("a.safetensors", "a-2.safetensors"), ("grid.png", "grid-2.png"), ("v1.5", "v1.5-2")):
+        (tmp_path / name).touch()
+        assert files.unused(tmp_path / name) == tmp_path / free

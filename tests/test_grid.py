@@ -142,6 +142,7 @@ def test_what_cannot_be_drawn_is_refused_before_anything_loads(adapters, model, 
         ({"samples": SampleConfig()}, "there is none to draw"),
         ({"strengths": ()}, "strengths: there is none"),
         ({"strengths": (1.0, float("nan"))}, "strengths: 1.0, nan; give numbers"),
+        ({"strengths": tuple(n / 1000 for n in range(1000))}, "pictures; at most 500 are drawn"),
     ):
         with pytest.raises(SettingError, match=message):
             dataclasses.replace(grid, **change).check()

@@ -17,7 +17,7 @@ from anima_core.cli import main
 from anima_core.demo.pictures import write_pictures
 from anima_core.errors import FileError, SettingError
 from anima_core.report import contact_sheet, find_run, read_story, table_of, write_report
-from anima_core.report.curves import HEIGHT, WIDTH, Line, chart, linear, logarithmic
+from anima_core.report.curves import HEIGHT, WIDTH, Line, chart, figures_apart, linear, logarithmic
 from anima_core.report.markup import tag
 from anima_core.report.pictures import MOST_PROMPTS, MOST_STEPS, SIDE
 from anima_core.run_folders import folder_of
@@ -382,3 +382,8 @@ def test_a_run_of_a_graph_tells_what_its_node_ended_with(tmp_path):
     folder = written_run(tmp_path / "x-run", [step(1)])
     write_record(folder, RunRecord("0" * 12, sentence="out of memory; saved at step 1, Run continues from there <b>"))
     assert "out of memory; saved at step 1, Run continues from there <b>" in Page(write_report(read_story(folder))).texts
+
+
+def test_labels_of_an_axis_are_told_apart():
+    assert figures_apart((4.62, 4.625, 4.63)) == ["4.62", "4.625", "4.63"]
+    assert figures_apart((0.0, 0.5, 1.0)) == ["0", "0.5", "1"] and figures_apart(()) == []

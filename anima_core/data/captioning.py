@@ -60,9 +60,12 @@ class Captioned:
             "for a caption file that an earlier picture has too": self.shared,
             "not added to a caption that cannot be read": self.unreadable,
         }
-        parts = [f"{len(names)} {what}" for what, names in said.items() if names]
         worries = ("for no picture of the folder", "for a caption file that an earlier picture has too")
-        parts += [f"{what}: {first_of(said[what], NAMED)}" for what in worries if said[what]]
+        parts = [
+            f"{len(names)} {what}" + (f" ({first_of(names, NAMED)})" if what in worries else "")
+            for what, names in said.items()
+            if names
+        ]
         return f"captions: {', '.join(parts) or 'none to write'}"
 
 

@@ -145,7 +145,9 @@ def scan(
 def check_captioned(dataset: DatasetConfig, pictures: list[Picture], report: DataReport) -> None:
     subset = dataset.subsets[0]
     if pictures and not any(p.caption or p.subset.class_tokens for p in pictures):
-        way_out = f"put {subset.caption_extension} files beside the pictures, or set `subset.class_tokens`"
+        endings = ", ".join(subset.weights) or subset.caption_extension
+        other = "or name other endings in `subset.caption_sources`" if subset.weights else "or set `subset.class_tokens`"
+        way_out = f"put {endings} files beside the pictures, {other}"
         found = "; ".join(line for line in report.warnings() if line.startswith("captions "))
         raise FileError(f"{subset.image_dir}: no captions; {way_out}{f' ({found})' if found else ''}")
 

@@ -27,6 +27,7 @@ from ..training.previews import check_samples, draw_preview, preview_texts
 
 Progress = Callable[[int, int], None]  # steps done, of all
 VAE_TILE = 1536  # px
+MOST_CELLS = 500  # pictures; more are a mistake
 
 Cell = tuple[int, int, float]  # numbers of the adapter and of the prompt, strength
 
@@ -59,6 +60,8 @@ class Grid:
             raise SettingError("strengths: there is none; give numbers such as 0.5 1")
         if not all(map(math.isfinite, self.strengths)):
             raise SettingError(f"strengths: {', '.join(map(str, self.strengths))}; give numbers such as 0.5 1")
+        if (count := len(self.cells())) > MOST_CELLS:
+            raise SettingError(f"grid: {count:,} pictures; at most {MOST_CELLS} are drawn, so name fewer strengths or prompts")
         check_samples(self.samples)
         sizes = check_transformer(self.models.transformer, self.models.llm_adapter)
         check_vae(self.models.vae)

@@ -79,7 +79,15 @@ def path(points: Points, across: Axis, up: Axis) -> str:
 def labels(across: Axis, up: Axis) -> list[Html]:
     """Return the numbers at the axes, placed in percent: text within a stretched drawing would be stretched, too."""
     below = [tag("i", f"{tick:,.0f}", class_="x", style=f"left:{100 * across.place(tick):.2f}%") for tick in across.ticks]
-    return below + [tag("i", figure(tick), class_="y", style=f"bottom:{100 * up.place(tick):.2f}%") for tick in up.ticks]
+    texts = figures_apart(up.ticks)
+    beside = zip(up.ticks, texts)
+    return below + [tag("i", text, class_="y", style=f"bottom:{100 * up.place(tick):.2f}%") for tick, text in beside]
+
+
+def figures_apart(values: Sequence[float]) -> list[str]:
+    """Write numbers with as many digits, three at least, as tell each from the next."""
+    written = ([figure(value, digits) for value in values] for digits in range(3, 10))
+    return next((texts for texts in written if len(set(texts)) == len(set(values))), [figure(value, 10) for value in values])
 
 
 def linear(low: float, high: float, whole: bool = False) -> Axis:
