@@ -99,6 +99,8 @@ def test_wildcards_put_the_tags_behind_each_line(tmp_path):
         ('{"a": {"caption": 1}}', "a: caption and tags must be text"),
         ('{"/nowhere/a.png": {}}', "names no picture below"),
         (None, "cannot be read"),
+        ('{"a": {"caption": "x \\ud83d"}}', r"'a': half a character \(.ud83d\); repair the entry"),
+        ('{"a \\ud83d": {}}', r"'a .ud83d': half a character \(.ud83d\); repair the entry"),
     ],
 )
 def test_what_is_no_metadata_file_is_named(tmp_path, text, wrong):
@@ -108,6 +110,11 @@ def test_what_is_no_metadata_file_is_named(tmp_path, text, wrong):
         path.write_text(text, encoding="utf-8")
     with pytest.raises(FileError, match=wrong):
         scan(config)
+
+
+def test_control_characters_of_a_metadata_file_are_left_out(tmp_path):
+    (picture,), _ = scan(with_metadata(tmp_path, {"a": {"caption": "x\0", "tags": "\1y"}}))
+    assert picture.caption == "x,y"
 
 
 def test_a_metadata_file_in_a_dataset_file_and_on_the_command_line(tmp_path):

@@ -178,6 +178,27 @@ def test_wildcards_prefix_and_separators_act_on_json_too():
     assert drawn == {f"p, 1girl, {c} hair, a,b. She {v}. end" for c in ("red", "blue") for v in ("sits", "stands")}
 
 
+def test_wildcards_may_hold_commas_and_braces_of_emoticons_do_not():
+    drawn = {draw({"tags": "{red|blue, green}, x"}, seed, enable_wildcard=True) for seed in range(20)}
+    assert drawn == {"red, x", "blue, green, x"}
+    drawn = {draw({"tags": "{red|blue, no}, x"}, seed, enable_wildcard=True, caption_blacklist=("no",)) for seed in range(20)}
+    assert drawn == {"red, x", "blue, x"}
+    assert source({"tags": ":{, a, :}, {b, c}"}).tags == (("general", (":{", "a", ":}", "{b", "c}")),)
+
+
+def test_control_characters_become_no_braces():
+    assert draw({"tags": "a\0b, \1", "nl": "\0N.\1"}, enable_wildcard=True) == "ab. N."
+
+
+def test_a_tag_in_two_categories_stands_once():
+    assert draw({"tags": ["Solo", "a"], "count": ["1girl", "solo"], "environment": "A"}) == "1girl, solo, a"
+
+
+@pytest.mark.parametrize("data", [{"tags": "", "nl": ""}, {"tags": []}, {"fixed": {"quality": ""}}, {"tags": "\0"}])
+def test_fields_that_are_empty_are_no_caption(data):
+    assert source(data).is_empty and not source({"tags": "", "count": "1girl"}).is_empty
+
+
 def test_a_folder_of_json_captions(tmp_path):
     for name, text in (("a", json.dumps(STUDIO | {"mood": "x"})), ("b", "")):
         write(tmp_path, f"{name}.png", colour=(0, 0, ord(name)), caption="in text")
@@ -202,6 +223,7 @@ def test_a_folder_of_json_captions(tmp_path):
     [
         ('{"tags": "a",\n "nl": }', "not valid JSON: Expecting value, line 2"),
         ("girl, solo", "not valid JSON: Expecting value, line 1"),
+        ('{"tags": "a \\ud83d"}', r"not valid JSON: half a character (\ud83d)"),
         ("3", "must be a table, a list of tags or a text"),
         ("[" * 100_000, "not valid JSON: nested too deeply"),
     ],

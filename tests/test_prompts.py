@@ -80,6 +80,7 @@ def test_a_file_without_an_ending_is_still_a_file(tmp_path, monkeypatch):
     "name, text, said",
     [
         ("p.json", "{", "not valid JSON"),
+        ("p.json", '["a cat \\ud83d"]', r"not valid JSON: half a character \(.ud83d\)"),
         ("p.json", '{"prompt": "x"}', "must be a list of prompts"),
         ("p.json", "[1]", "1: a prompt must be a text, or keys with prompt among them"),
         ("p.json", '[{"prompt": "x", "widht": 1, "x": 2}]', "unknown keys: widht, x; known are prompt, negative_prompt, width"),

@@ -1,11 +1,11 @@
 """Prompts of previews as sd-scripts takes them: a file of one of three kinds; or, in GUIs' files, the prompts themselves."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..data.caption_files import decode
+from ..data.json_text import load_json
 from ..errors import FileError
 from ..settings.toml_file import parse_toml
 
@@ -70,7 +70,7 @@ def read_lines(text: str, path: str) -> tuple[str, ...]:
 def read_json(text: str, path: str) -> tuple[str, ...]:
     """Read a list of prompts, each a line or an object."""
     try:
-        found = json.loads(text)
+        found = load_json(text)
     except (ValueError, RecursionError) as error:
         raise FileError(f"{path}: not valid JSON: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(found, list):

@@ -23,7 +23,7 @@ class Source(NamedTuple):
 
     @property
     def is_empty(self) -> bool:
-        return not self.text and not self.tags
+        return not self.text and not any(tags for _, tags in self.tags or ())
 
 
 def caption_names(stems: Iterable[str], files: Set[str], subset: SubsetConfig) -> dict[str, dict[str, str]]:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import NamedTuple
 
 import torch
@@ -64,8 +64,8 @@ def draw_text(source: Source, subset: SubsetConfig, generator: torch.Generator) 
 
 def draw_categories(source: Source, subset: SubsetConfig, generator: torch.Generator) -> str:
     """Draw from a JSON file, in the subset's order of categories."""
-    chosen = {category: [draw_choices(tag, subset, generator) for tag in tags] for category, tags in source.tags or ()}
-    found = {category: ruled(tags, subset) for category, tags in chosen.items()}
+    chosen = {name: [words(draw_choices(tag, subset, generator), ",") for tag in tags] for name, tags in source.tags or ()}
+    found = {category: ruled(chain.from_iterable(tags), subset) for category, tags in chosen.items()}
     lead, groups = taken_out([*found.values()], subset)
     found = dict(zip(found, groups))
     if source.text:

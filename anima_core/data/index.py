@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-VERSION = 4  # of what is remembered; another one starts afresh
+VERSION = 5  # of what is remembered; another one starts afresh
 TABLES = (
     "CREATE TABLE IF NOT EXISTS files (folder, name, size, time, found, PRIMARY KEY (folder, name)) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS folders (folder PRIMARY KEY, key, found) WITHOUT ROWID",

@@ -7,9 +7,12 @@ commas.
 """
 
 import json
+import re
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from ..settings.captions import PROSE, words
+from ..settings.captions import ORDER, PROSE
+from .json_text import load_json, without_controls
 
 Tags = tuple[tuple[str, tuple[str, ...]], ...]  # category -> tags, in the order of the file
 
@@ -26,6 +29,7 @@ CATEGORIES = {  # what files call them, in small letters -> ours
 }
 TABLES = ("fixed", "from_path", "ai_output", "tags", "general")  # whose entries are categories again
 OF_CHARACTER = ("name", "variant")
+TAG = re.compile(r"(?:\{[^{}|]*\|[^{}]*\}|[^,])+")  # up to a comma; the braces of a wildcard may hold more
 
 
 class JsonCaption(NamedTuple):
@@ -39,9 +43,11 @@ class JsonCaption(NamedTuple):
 def read_json_caption(text: str) -> JsonCaption:
     """Read a caption of any form. Raises ValueError that says what is wrong, and in which line of the text."""
     try:
-        data = json.loads(text) if text else {}
+        data = load_json(text) if text else {}
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON: {error.msg}, line {error.lineno}") from None
+    except ValueError as error:
+        raise ValueError(f"not valid JSON: {error}") from None
     except RecursionError:
         raise ValueError("not valid JSON: nested too deeply") from None
     if not isinstance(data, dict):
@@ -50,7 +56,7 @@ def read_json_caption(text: str) -> JsonCaption:
     unread: list[str] = []
     collect(data, "", found, unread)
     prose = " ".join(found.pop(PROSE, []))
-    return JsonCaption(tuple((category, once(tags)) for category, tags in found.items()), prose, tuple(unread))
+    return JsonCaption(once(found), prose, tuple(unread))
 
 
 def of_text(text: Any) -> dict[str, Any]:
@@ -88,10 +94,18 @@ def texts_of(value: Any, category: str, name: str, unread: list[str]) -> list[st
     items = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(item, str) for item in items):
         unread.append(f"{name} (not text)")
-    texts = [" ".join(item.split()) for item in items if isinstance(item, str)]
-    return [text for text in texts if text] if category == PROSE else [tag for text in texts for tag in words(text, ",")]
+    texts = [" ".join(without_controls(item).split()) for item in items if isinstance(item, str)]
+    return [text for text in texts if text] if category == PROSE else [tag for text in texts for tag in split(text)]
 
 
-def once(tags: list[str]) -> tuple[str, ...]:
-    """Leave out a tag that was there before in small or large letters: folder and tagger name the same."""
-    return tuple({tag.casefold(): tag for tag in reversed(tags)}[key] for key in dict.fromkeys(tag.casefold() for tag in tags))
+def split(text: str) -> Iterable[str]:
+    return filter(None, map(str.strip, TAG.findall(text)))
+
+
+def once(found: dict[str, list[str]]) -> Tags:
+    """Leave out a tag that stands earlier in Anima's order, in small or large letters: folder and tagger name the same."""
+    first: dict[str, tuple[str, str]] = {}
+    for category in sorted(found, key=ORDER.index):
+        for tag in found[category]:
+            first.setdefault(tag.casefold(), (category, tag))
+    return tuple((category, tuple(tag for place, tag in first.values() if place == category)) for category in found)

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import FileError
 from ..settings import SubsetConfig
+from .json_text import half_character, without_controls
 from .report import DataReport
 
 Entries = dict[str, str]  # a picture's path below its folder, with or without its ending, "/" between folders -> caption
@@ -46,6 +47,8 @@ def read_entries(path: Path) -> list[tuple[str, dict[str, Any]]]:
     for key, entry in found:
         if not (isinstance(key, str) and isinstance(entry, dict)):
             raise FileError(f"{path}: {key!r}: must be a picture with a table of caption and tags; repair the entry")
+        if half := half_character(f"{key}{entry.get('caption')}{entry.get('tags')}"):
+            raise FileError(f"{path}: {key!a}: {half}; repair the entry")
     return found
 
 
@@ -62,6 +65,7 @@ def joined(entry: dict[str, Any], key: str, subset: SubsetConfig, path: Path) ->
     caption, tags = (entry.get(name) or "" for name in ("caption", "tags"))
     if not (isinstance(caption, str) and isinstance(tags, str)):
         raise FileError(f"{path}: {key}: caption and tags must be text; repair the entry")
+    caption, tags = without_controls(caption), without_controls(tags)
     lines = [line for line in caption.split("\n") if line.strip()] if subset.enable_wildcard else [caption]
     if subset.enable_wildcard:
         tags = tags.replace("\n", subset.caption_separator)
