@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 from collections import Counter
+from itertools import permutations
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from anima_core import train
 from anima_core.compat.arguments import config_from_file, config_of
 from anima_core.data.batches import Item, build_items
+from anima_core.data.caption_rules import rules_met
 from anima_core.data.captions import process_caption
 from anima_core.data.check import check_datasets
 from anima_core.data.drawn_captions import caption_variant
@@ -183,6 +185,29 @@ def test_a_trigger_is_never_shuffled_or_left_out():
         assert sorted(tags[:2]) == ["my style", "sks"] and tags[2] == "a"
 
 
+def test_a_rename_may_make_several_tags_which_later_rules_see():
+    rules = dict(caption_replace=("common => one, two, three", "TWO => zwei"), caption_blacklist=("three",))
+    assert draw("common, a", **rules) == "one, zwei, a"
+    assert {draw("common", seed, caption_replace=rules["caption_replace"], shuffle_caption=True) for seed in range(60)} == {
+        ", ".join(order) for order in permutations(("one", "zwei", "three"))
+    }
+    own = SubsetConfig("x", **rules)
+    assert rules_met(["common"], "", own) == {*rules["caption_replace"], "three"}
+
+
+def test_captions_that_rules_leave_empty_are_warned_of(tmp_path):
+    for number, (name, caption) in enumerate({"a": "solo", "b": "solo, x", "c": "", "d": "Solo\nA."}.items()):
+        write(tmp_path, f"{name}.png", colour=(number, 0, 0), caption=caption)
+
+    def emptied(**rules):
+        ((_, report),) = check_datasets([dataset(tmp_path, **rules)], None, None)
+        return [finding.names for what, finding in report.findings.items() if what == "captions that rules leave empty"]
+
+    assert emptied(caption_blacklist=("solo",)) == [["a.png"]]
+    assert emptied(caption_replace=("re:(?i)solo|A. =>",)) == [["a.png", "d.png"]]
+    assert emptied(caption_blacklist=("solo",), caption_trigger="sks") == emptied() == []
+
+
 def test_rules_that_meet_captions_are_counted_and_the_others_warned_of(tmp_path):
     write(tmp_path, "a.png", caption="1girl, solo\nA solo girl.")
     write(tmp_path, "b.png", colour="blue", caption=None)
@@ -204,6 +229,20 @@ def test_metadata_counts_the_tags_that_are_trained(tmp_path):
     rules = dict(caption_replace=("x => z",), caption_blacklist=("y",), caption_trigger="sks")
     (picture,), _ = scan(dataset(tmp_path, caption_extension=".json", **rules))
     assert tags_of(picture) == {"@a", "z", "sks"}
+
+
+@pytest.mark.parametrize(
+    "caption, tags",
+    [
+        ("a, b", {"a", "b", "sks"}),
+        ("a, SKS", {"a", "sks"}),
+        ("a, sks girl", {"a", "sks girl"}),  # it is there as a word, and is not put in front
+    ],
+)
+def test_metadata_counts_a_trigger_where_it_is_or_is_put(tmp_path, caption, tags):
+    write(tmp_path, "a.png", caption=caption)
+    (picture,), _ = scan(dataset(tmp_path, caption_trigger="sks"))
+    assert tags_of(picture) == tags
 
 
 @pytest.mark.parametrize(

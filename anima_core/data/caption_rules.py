@@ -14,20 +14,23 @@ def ruled(tags: Iterable[str], subset: SubsetConfig) -> list[str]:
     renames, blacklist = subset.renames, subset.blacklist
     if not (renames or blacklist):
         return [*tags]
-    found = [renamed(tag, renames) for tag in tags]
-    return [tag for tag in found if tag and not any(rule.meets(tag) for rule in blacklist)]
+    found = [tag for tag in tags if tag]
+    for rule in renames:
+        found = applied(rule, found, subset)
+    return [tag for tag in found if not any(rule.meets(tag) for rule in blacklist)]
 
 
-def renamed(tag: str, rules: Sequence[Rule]) -> str:
-    for rule in rules:
-        if rule.meets(tag):
-            tag = rule.apply(tag).strip()
-    return tag
+def applied(rule: Rule, tags: list[str], subset: SubsetConfig) -> list[str]:
+    """Return tags after one rename, which may make several of one."""
+    return [new for tag in tags for new in (words(rule.apply(tag), subset.caption_separator) if rule.meets(tag) else [tag])]
 
 
 def renamed_prose(text: str, rules: Sequence[Rule]) -> str:
     """Return sentences after those renames that are patterns: no tag stands in them."""
-    return renamed(text, [rule for rule in rules if rule.pattern is not None]) if rules and text else text
+    for rule in rules:
+        if text and rule.pattern is not None and rule.meets(text):
+            text = rule.apply(text).strip()
+    return text
 
 
 def after_rules(source: Source, subset: SubsetConfig) -> Source:
@@ -60,8 +63,12 @@ def with_triggers(text: str, subset: SubsetConfig) -> str:
     """Put those trigger words in front of a caption that are nowhere in it as words."""
     if not subset.caption_trigger:
         return text
-    missing = [word for word in triggers(subset) if not as_word(word).search(text)]
+    missing = missing_triggers(text, subset)
     return f"{subset.caption_separator.strip()} ".join([*missing, text] if text else missing)
+
+
+def missing_triggers(text: str, subset: SubsetConfig) -> list[str]:
+    return [word for word in triggers(subset) if not as_word(word).search(text)]
 
 
 @cache
@@ -72,9 +79,13 @@ def as_word(text: str) -> re.Pattern[str]:
 def rules_met(tags: Iterable[str], prose: str, subset: SubsetConfig) -> set[str]:
     """Return the rules, as they were written, that meet a tag or a sentence of a caption, one after the other."""
     met: set[str] = set()
-    for is_prose, text in [*((False, tag) for tag in tags), (True, prose)]:
-        for rule in (*subset.renames, *(() if is_prose else subset.blacklist)):
-            if text and not (is_prose and rule.pattern is None) and rule.meets(text):
-                met.add(rule.written)
-                text = rule.apply(text).strip()
+    found = [tag for tag in tags if tag]
+    for rule in subset.renames:
+        if any(map(rule.meets, found)) or (prose and rule.pattern is not None and rule.meets(prose)):
+            met.add(rule.written)
+        found, prose = applied(rule, found, subset), renamed_prose(prose, [rule])
+    for rule in subset.blacklist:
+        if any(map(rule.meets, found)):
+            met.add(rule.written)
+        found = [tag for tag in found if not rule.meets(tag)]
     return met

@@ -138,6 +138,9 @@ def count_rules(pictures: Sequence[Picture], report: DataReport) -> None:
         for rule in sorted(met):
             report.note(f"captions with what the rule {rule!r} is for", picture.name)
         idle -= met
+        for (tags, prose), text in zip(picture.tags, picture.whole_captions):
+            if (tags or prose) and not text.strip():
+                report.warn("captions that rules leave empty", picture.name)
     for rule in sorted(idle):
         report.warn("rules for tags that no caption has", repr(rule))
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from ..settings.captions import words
-from .caption_rules import ruled, triggers
+from .caption_rules import missing_triggers, renamed_prose, ruled
 from .caption_sources import one_separator
 from .folder import Picture
 
@@ -13,11 +13,15 @@ TAGS_SHOWN = 20  # in a text
 
 
 def tags_of(picture: Picture) -> set[str]:
-    """Return the tags of a caption as the model met them, in small letters as sd-scripts writes them; prose is none."""
-    subset, found = picture.subset, triggers(picture.subset)
+    """Return the tags of a caption as the model met them, in small letters as sd-scripts writes them; prose is none.
+
+    A trigger word counts where it is a tag, or is put in front.
+    """
+    subset, found = picture.subset, list[str]()
     for tags, prose in picture.tags:
         lines = one_separator(prose.replace("\n", subset.caption_separator), subset) if not picture.sources else ""
         found += ruled([*tags, *words(lines, subset.caption_separator)], subset)
+        found += missing_triggers("\n".join([*ruled(tags, subset), renamed_prose(prose, subset.renames)]), subset)
     return {tag.strip().lower() for tag in found if len(tag.strip()) <= LONGEST_TAG}
 
 
