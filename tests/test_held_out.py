@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,10 +17,10 @@ from safetensors.torch import load_file
 from anima_core import train
 from anima_core.errors import Interrupted, SettingError
 from anima_core.models.transformer import AnimaTransformer
-from anima_core.settings import FlowConfig, HeldOutConfig, OptimizerConfig, OutputConfig
+from anima_core.settings import FlowConfig, HeldOutConfig, OptimizerConfig, OutputConfig, SubsetConfig
 from anima_core.training.evaluations import verdict
 from anima_core.training.flow import sample_timesteps, timestep_quantiles
-from anima_core.training.held_out import LEVELS, noise_of
+from anima_core.training.held_out import LEVELS, HeldOutLoss, noise_of
 from anima_core.training.loop import opened
 from anima_core.training.saves import Saves
 
@@ -78,6 +79,53 @@ def test_noise_levels_are_the_quantiles_of_what_the_run_draws(config):
     found = timestep_quantiles(LEVELS, flow, tokens=1024)
     shares = torch.stack([(t < level).double().mean() for level in found])
     assert torch.allclose(shares, torch.tensor(LEVELS, dtype=torch.float64), atol=3e-3)
+
+
+@pytest.mark.parametrize("sampling", ["logit_normal", "uniform", "mode"])
+@pytest.mark.parametrize("offset, low, high", [(-0.5, 0.0, 1.0), (0.8, 0.4, 0.9), (0.0, 0.0, 0.3), (0.0, 0.5, 0.5)])
+def test_noise_levels_are_those_of_a_folders_own_range_and_offset(sampling, offset, low, high):
+    flow = FlowConfig(timestep_sampling=sampling, sigmoid_scale=1.3)
+    where = {"offset": offset, "low": low, "high": high}
+    t = sample_timesteps(200_000, flow, torch.Generator().manual_seed(0), tokens=1024, **where)
+    found = timestep_quantiles(LEVELS, flow, tokens=1024, **where)
+    assert torch.allclose(found.double(), t.double().quantile(torch.tensor(LEVELS, dtype=torch.float64)), atol=5e-3)
+
+
+def test_each_picture_is_measured_at_the_levels_of_its_own_folder(model, tmp_path):
+    ranges = {"a": {}, "b": {"min_timestep": 0.5, "max_timestep": 0.75}, "c": {"timestep_offset": -1.0}}
+    for number, name in enumerate(ranges):
+        for colour in (40, 200):
+            write(tmp_path / name, f"{colour}.png", (64, 64), (colour, 50 * number, 0), "a")
+    subsets = tuple(SubsetConfig(str(tmp_path / name), validation_split=0.5, **own) for name, own in ranges.items())
+    config = train_config(model, tmp_path / "a", tmp_path / "out", max_train_steps=1)
+    plain = torch.special.ndtri(torch.linspace(0.1, 0.9, 9, dtype=torch.float64))
+    a, b, c = torch.sigmoid(plain), 0.5 + 0.25 * torch.sigmoid(plain), torch.sigmoid(plain - 1)
+    datasets = (dataclasses.replace(config.datasets[0], subsets=subsets, batch_size=3),)
+    with opened(dataclasses.replace(config, datasets=datasets)) as run:
+        (batch,) = run.held_out.batches
+        together = run.held_out.of_items([run.held_out.items[number] for number in batch])
+        alone = torch.cat([run.held_out.of_items([run.held_out.items[number]]) for number in batch], dim=1)
+        for item, levels in zip(run.held_out.items, (a, b, c), strict=True):
+            assert torch.allclose(run.held_out.t_of(item).double(), levels, atol=1e-6)
+        assert torch.allclose(torch.tensor(run.held_out.noise_levels()), ((a + b + c) / 3).float(), atol=1e-6)
+        assert torch.allclose(together, alone, rtol=1e-5) and len(batch) == 3
+
+
+@pytest.mark.parametrize(
+    "config, pictures, said",
+    [
+        ({}, 2, "2 pictures at 9 noise levels, every 5 steps"),
+        ({"every_n_steps": 2}, 1, "1 picture at 9 noise levels, every 2 steps"),
+        ({"every_n_epochs": 1}, 3, "3 pictures at 9 noise levels, every epoch"),
+        ({"every_n_steps": 2, "every_n_epochs": 1}, 3, "3 pictures at 9 noise levels, every 2 steps and every epoch"),
+        ({"every_n_steps": 1, "every_n_epochs": 4}, 3, "3 pictures at 9 noise levels, every step and every 4 epochs"),
+    ],
+)
+def test_a_run_says_when_it_measures(config, pictures, said):
+    items = [SimpleNamespace(picture=SimpleNamespace(digest=str(number))) for number in range(pictures)]
+    run = object.__new__(HeldOutLoss)
+    run.config, run.items, run.reporter = HeldOutConfig(**config), items, SimpleNamespace(total=100)
+    assert run.describe() == f"held-out loss: {said}"
 
 
 def slowly(config, adapter=None) -> torch.Tensor:

@@ -54,6 +54,11 @@ class DataReport:
         return [f"{what}: {len(found)} ({first_of(found, names)})" for what, found in chosen]
 
 
+def counted(number: int, what: str) -> str:
+    """Return "1 picture", "2 pictures"."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def first_of(names: list[str], count: int) -> str:
     """Return "a, b, c, … and 9 more"."""
     rest = len(names) - count

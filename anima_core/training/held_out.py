@@ -1,8 +1,8 @@
 """The loss of pictures that no step sees, at fixed noise and fixed noise levels: a number that runs can be compared by.
 
 The loss is the plain squared error of the velocity in fp32, whatever the run trains with, at the t below which its own draws
-lie in 10 %, 20 %, … 90 % of all cases (`flow.timestep_quantiles`). Noise follows from (seed, picture, level), so that neither
-batch sizes nor other pictures change it.
+for a picture lie in 10 %, 20 %, … 90 % of all cases (`flow.timestep_quantiles`). Noise follows from (seed, picture, level), so
+that neither batch sizes nor other pictures change it.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ from torch import Tensor
 from .. import seeds
 from ..data.batches import Draw, Item
 from ..data.measured import measured_caption
+from ..data.report import counted
 from ..errors import Interrupted, is_out_of_memory
 from ..models.transformer import PATCH, AnimaTransformer
 from . import flow
@@ -66,8 +67,13 @@ class HeldOutLoss:
             saver.restore_best()
 
     def describe(self) -> str:
-        every = (self.config.every_n_epochs and f"every {self.config.every_n_epochs} epochs") or f"every {self.every} steps"
-        return f"held-out loss: {self.pictures} pictures at {len(LEVELS)} noise levels, {every}"
+        config, every = self.config, []
+        if config.every_n_steps or not config.every_n_epochs:
+            every.append(f"every {counted(self.every, 'step')}")
+        if config.every_n_epochs:
+            every.append(f"every {counted(config.every_n_epochs, 'epoch')}")
+        when = " and ".join(every).replace("every 1 ", "every ")
+        return f"held-out loss: {counted(self.pictures, 'picture')} at {len(LEVELS)} noise levels, {when}"
 
     @property
     def pictures(self) -> int:
@@ -165,9 +171,8 @@ class HeldOutLoss:
             self.events.emit("note", text=self._why_stopped())
 
     def _why_stopped(self) -> str:
-        gone = (
-            f"{self._stale()} measurements brought no lower held-out loss than that of step {self.state.held_out.best['step']}"
-        )
+        gone = f"{counted(self._stale(), 'measurement')} brought no lower held-out loss"
+        gone += f" than that of step {self.state.held_out.best['step']}"
         return f"step {self.state.step}: {gone}; training stops early; to go on, raise `held_out.patience`"
 
     # Losses
@@ -205,22 +210,23 @@ class HeldOutLoss:
             data.embeddings.place(data.embeddings.fetch([measured_caption(item) for item in items])),
         )
         found = []
-        for level, t in enumerate(self.t_of(latents)):
+        for level, t in enumerate(torch.stack([self.t_of(item) for item in items], dim=1)):
             noise = torch.stack([noise_of(item, level, self.config.seed, latents.shape[1:]) for item in items]).to(device)
-            ts = t.expand(len(items)).to(device)
+            ts = t.to(device)
             velocity = self.model(flow.interpolate(clean, noise, ts), ts, *text)
             error = velocity.float() - flow.velocity_target(clean, noise)
             found.append(flow.masked_mean(error.square(), mask))
         return torch.stack(found)
 
-    def t_of(self, latents: Tensor) -> Tensor:
-        """Return the t of all levels for pictures of this size, [levels]."""
-        return flow.timestep_quantiles(LEVELS, self.flow, tokens=latents.shape[-2] * latents.shape[-1] // PATCH**2)
+    def t_of(self, item: Item) -> Tensor:
+        """Return the t of all levels for a picture, of its size and its folder's range and offset, [levels]."""
+        (width, height), subset = item.bucket, item.picture.subset
+        where = subset.timestep_offset, subset.min_timestep, subset.max_timestep
+        return flow.timestep_quantiles(LEVELS, self.flow, (height // 8) * (width // 8) // PATCH**2, *where)
 
     def noise_levels(self) -> list[float]:
-        """Return the t of each level, the mean over the pictures: only a shift by resolution lets them differ."""
-        sizes = [torch.empty(item.bucket[1] // 8, item.bucket[0] // 8, device="meta") for item in self.items]
-        return torch.stack([self.t_of(size) for size in sizes]).double().mean(dim=0).tolist()
+        """Return the t of each level, the mean over the pictures: a shift by resolution and folders let them differ."""
+        return torch.stack([self.t_of(item) for item in self.items]).double().mean(dim=0).tolist()
 
     def _batches(self) -> list[list[int]]:
         """Return the numbers of the items that are measured together: of a dataset, of one size, as many as train together."""
