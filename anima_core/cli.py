@@ -155,6 +155,7 @@ def run_check(args: argparse.Namespace) -> None:
         print(f"note: {note}", file=sys.stderr)
     from .data.cache_folder import cache_beside
     from .data.check import check_datasets, report_lines
+    from .data.held_out import Holding
     from .data.likeness import find_alike
     from .data.report import NAMES_SHOWN
     from .data.tags import tag_lines
@@ -166,11 +167,13 @@ def run_check(args: argparse.Namespace) -> None:
         print("note: captions are not measured in tokens: set --t5_tokenizer_dir", file=sys.stderr)
     cache_dir = Path(request.cache_dir) if request.cache_dir else cache_beside(request.datasets)
     t5 = load_t5_tokenizer(t5_folder) if t5_folder else None
+    holding = Holding(request.held_out)
     with ProgressBar(setting_words()) as bar, closing(Events(None, bar.on_event)) as events:
-        checked = check_datasets(request.datasets, cache_dir, t5, events.progress)
+        checked = check_datasets(request.datasets, cache_dir, t5, events.progress, holding)
         find_alike(checked, cache_dir, events.progress)
-    reports = [report for _, report in checked]
+    held_out, reports = holding.result(request.datasets), [report for _, report in checked]
     lines = report_lines(reports, request.per_step, EVERY_NAME if args.all else NAMES_SHOWN)
+    lines += [*held_out.notes, *(f"warning: {line}" for line in held_out.warnings)]
     print("\n".join([*lines, *tag_lines(picture for pictures, _ in checked for picture in pictures)]))
     if args.captions > 0:
         from .data.drawn_captions import example_lines  # loads torch
@@ -178,7 +181,7 @@ def run_check(args: argparse.Namespace) -> None:
         pictures = [group for group, _ in checked]
         drawn_by = (request.seed, request.caption_variants, t5)
         print("\n".join(example_lines(request.datasets, pictures, args.captions, *drawn_by)))
-    warnings = sum(len(report.warnings()) for report in reports)
+    warnings = sum(len(report.warnings()) for report in reports) + len(held_out.warnings)
     if request.strict and warnings:
         raise SettingError(f"strict: {warnings} warnings about the data, see above; repair it, or leave --strict off")
 

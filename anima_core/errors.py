@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Mapping
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-NAMED = re.compile(r"`([a-z]+\.[a-z0-9_]+)(=[^`]*)?`")
+NAMED = re.compile(r"`([a-z_]+\.[a-z0-9_]+)(=[^`]*)?`")
 
 
 def in_words(text: str, words: Mapping[str, str] | None = None) -> str:

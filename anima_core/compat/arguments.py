@@ -13,13 +13,14 @@ from typing import Any, NoReturn
 from ..errors import FileError, SettingError
 from ..files import digest, write_whole
 from ..loggers.wanted import Logging
-from ..settings import DatasetConfig, TrainConfig, from_dict, to_dict
+from ..settings import DatasetConfig, HeldOutConfig, TrainConfig, from_dict, to_dict
 from ..settings.toml_file import dump_toml, read_toml
 from .flags import MAPPED, Flag, known_names, mapped_flags
 from .flat_toml import read_flat
 from .kinds import TYPED
 from .logging_flags import NAMES as LOGGING
 from .logging_flags import NOTHING, logging_from
+from .mapped import settings_for
 from .mistaken import refuse_dataset_file
 from .prompts import names_file
 from .root_toml import is_root_style, read_root
@@ -164,6 +165,10 @@ class DataRequest:
     notes: tuple[str, ...]
     seed: int
     caption_variants: int
+    held_out: HeldOutConfig
+
+    def __post_init__(self) -> None:
+        self.held_out.check_beside(self.datasets)
 
 
 def data_request_from(args: argparse.Namespace) -> DataRequest:
@@ -174,7 +179,7 @@ def data_request_from(args: argparse.Namespace) -> DataRequest:
     if frozen is not None:
         strict = typed.get("strict", frozen.strict_data)
         model, steps = frozen.model, frozen.gradient_accumulation_steps
-        drawn = (frozen.seed, frozen.caption_variants)
+        drawn = (frozen.seed, frozen.caption_variants, frozen.held_out)
         return DataRequest(frozen.datasets, model.t5_tokenizer_dir, frozen.cache_dir, steps, strict, tuple(notes), *drawn)
     values, explicit, file_notes = all_values(typed)
     datasets, more = dataset_configs(values, explicit)
@@ -187,6 +192,7 @@ def data_request_from(args: argparse.Namespace) -> DataRequest:
         notes=(*notes, *file_notes, *more),
         seed=max(values["seed"], 0),  # -1 draws one when the run begins
         caption_variants=values["caption_variants"],
+        held_out=HeldOutConfig(**settings_for(HeldOutConfig, values)),
     )
 
 

@@ -90,6 +90,7 @@ WORDS = {  # what a file calls our settings, where it has another word
     "subset.loss_weight": "prior_loss_weight",
     "subset.timestep_offset": "custom_attributes.timestep_sampling.offset",
     "dataset.resolutions": "resolution",
+    **{f"subset.{name}": name for name in ("validation_split", "validation_split_num", "validation_seed")},
 }
 
 Datasets = tuple[tuple[DatasetConfig, ...], list[str]]

@@ -9,7 +9,7 @@ from .. import seeds
 from ..errors import FileError, SettingError
 from ..settings import DatasetConfig, HeldOutConfig, SubsetConfig
 from .folder import Picture
-from .report import NAMES_SHOWN, DataReport, first_of
+from .report import NAMES_SHOWN, DataReport, counted, first_of
 
 DRAWN = "pictures held out of training"
 ELSEWHERE = "pictures left out of training, another dataset holds them out"
@@ -95,7 +95,10 @@ class Holding:
         own = replace(own, image_dir=self.config.folder, is_reg=False, num_repeats=1, mask_dir="", metadata_file="")
         subset = replace(own, validation_split=0.0, validation_split_num=0)
         self.folder = replace(first, subsets=(subset,))
-        pictures, self.report = scan(self.folder)
+        try:
+            pictures, self.report = scan(self.folder)
+        except FileError as error:  # the folder that it names was given elsewhere
+            raise FileError(error.text.replace("`subset.image_dir`", "`held_out.folder`")) from None
         unique = {p.digest: p for p in reversed(pictures) if not p.blank}
         self.found.append([p for p in pictures if unique.get(p.digest) is p])
 
@@ -106,7 +109,8 @@ class Holding:
             return pictures
         both = [f"{p.path} = {held[p.digest].path}" for p in pictures if p.digest in held]
         if both and self.folder is not None:
-            problem = f"{len(both)} of its pictures are trained as well ({first_of(both, NAMES_SHOWN)})"
+            are = "is" if len(both) == 1 else "are"
+            problem = f"{len(both)} of its pictures {are} trained as well ({first_of(both, NAMES_SHOWN)})"
             raise FileError(f"`held_out.folder`={self.config.folder}: {problem}; take them out of one of the two")
         for picture in pictures:
             if picture.digest in held:
@@ -124,7 +128,9 @@ class Holding:
             raise SettingError(f"`held_out.{name}`={value}: there is no picture that could be held out; {way_out}")
         of_folder = [] if self.folder is None else [self.folder]
         said = self.report or DataReport()
-        notes = [f"held-out folder: {line}" for line in (said.head(), *said.notes())] if self.report else []
+        notes = (
+            [f"held-out folder: {line}" for line in (counted(said.pictures, "picture"), *said.notes())] if self.report else []
+        )
         warnings = [f"held-out folder: {line}" for line in said.warnings()]
         return HeldOut((*datasets, *of_folder), pictures, tuple(notes), tuple(warnings))
 
@@ -136,7 +142,8 @@ def drawn_of(pictures: list[Picture], rule: Rule) -> list[str]:
     wanted = count or max(1, round(share * len(digests)))
     if wanted >= len(digests) and share < 1:
         name, value = ("count", count) if count else ("share", share)
-        problem = f"{len(digests)} pictures are too few to hold {wanted} out and train the rest"
+        are = "is" if len(digests) == 1 else "are"
+        problem = f"{counted(len(digests), 'picture')} {are} too few to hold {wanted} out and train the rest"
         way_out = "add pictures, hold fewer out, or name a folder of others as `held_out.folder`"
         raise SettingError(f"`held_out.{name}`={value}: {problem}; {way_out}")
     return digests[:wanted]

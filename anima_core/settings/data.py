@@ -93,7 +93,7 @@ class SubsetConfig:
     loss_weight: float = setting(1.0, "Weight of this folder's loss: below 1 for regularisation pictures.", low=0)
     validation_split: float = setting(
         0.0,
-        "Share of this folder's pictures that is held out of training and only measured; 0: `held_out.share`.",
+        "Share of this folder's pictures that is held out of training and only measured; 0: as the run says.",
         low=0,
         high=1,
     )
@@ -126,6 +126,9 @@ class SubsetConfig:
         ordered = self.min_timestep <= self.max_timestep
         rule = f"must not be above `subset.max_timestep`={self.max_timestep:g}"
         require(ordered, "subset.min_timestep", f"{self.min_timestep:g}", rule)
+        one_way = not (self.validation_split and self.validation_split_num)
+        rule = "cannot be with `subset.validation_split`; set one of them"
+        require(one_way, "subset.validation_split_num", self.validation_split_num, rule)
         _ = (self.weights, self.order, self.renames, self.blacklist, self.rates)  # to read one that is wrong refuses it
 
     @property

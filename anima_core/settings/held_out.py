@@ -1,8 +1,12 @@
 """Settings of the pictures that no step sees, and of what their loss decides."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .data import DatasetConfig
 from .setting import check, require, setting
+
+WITHOUT_EFFECT = ("every_n_steps", "every_n_epochs", "patience", "most")  # where nothing is held out
 
 
 @dataclass(frozen=True)
@@ -46,3 +50,16 @@ class HeldOutConfig:
         require(
             not (self.folder and draws), "held_out.folder", self.folder, "cannot be with a share or a number; set one of them"
         )
+
+    def check_beside(self, datasets: Sequence[DatasetConfig]) -> None:
+        """Refuse a folder where datasets hold pictures out themselves. Raises SettingError."""
+        for subset in (subset for dataset in datasets for subset in dataset.subsets):
+            name = next((name for name in ("validation_split", "validation_split_num") if getattr(subset, name)), "")
+            rule = f"cannot be with `subset.{name}`={getattr(subset, name, 0)}; set one of them"
+            require(not (self.folder and name), "held_out.folder", self.folder, rule)
+
+    def warnings(self, held_out: bool) -> list[str]:
+        """Say what was set without effect. held_out: whether there is any held-out picture."""
+        found = [] if held_out else [name for name in WITHOUT_EFFECT if getattr(self, name)]
+        way_out = "nothing is held out; 0.1 is usual as `held_out.share`"
+        return [f"`held_out.{name}`={getattr(self, name)} has no effect: {way_out}" for name in found]

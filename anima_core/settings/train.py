@@ -265,6 +265,7 @@ class TrainConfig:
         require(not (self.plain and self.compile), "train.compile", self.compile, "cannot be with `train.plain`; leave one out")
         tile_ok = self.vae_tile == 0 or (self.vae_tile >= 256 and self.vae_tile % 64 == 0)
         require(tile_ok, "train.vae_tile", self.vae_tile, "must be 0, or a multiple of 64 that is at least 256")
+        self.held_out.check_beside(self.datasets)
         self._check_one_rate()
 
     def _check_one_rate(self) -> None:

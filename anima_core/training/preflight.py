@@ -107,7 +107,7 @@ def preflight(config: TrainConfig, ranks: Ranks | None = None, on_event: Listene
         cache_dir=cache_dir,
         run_dir=run_dir,
         resume_from=resume_from,
-        warnings=(*warnings, *held_out.warnings, *check_prior(config.prior, pictures), *too_few(config.samples, held_out)),
+        warnings=(*warnings, *told(config, pictures, held_out)),
         text_rows=text_rows(config, pictures),
         world=ranks.world if ranks else 1,
         held_out=held_out,
@@ -133,6 +133,12 @@ def check_data(
         way_out = "repair it, or leave `train.strict_data` off"
         raise SettingError(f"`train.strict_data`: {len(warned)} warnings about the data ({'; '.join(warned)}); {way_out}")
     return tuple(tuple(pictures) for pictures, _ in found), tuple(report for _, report in found), held_out
+
+
+def told(config: TrainConfig, pictures: Pictures, held_out: HeldOut) -> list[str]:
+    """Say which settings have no effect on these pictures, and what the folder of held-out ones has. Raises SettingError."""
+    found = [*held_out.warnings, *config.held_out.warnings(bool(held_out))]
+    return [*found, *check_prior(config.prior, pictures), *too_few(config.samples, held_out)]
 
 
 def text_rows(config: TrainConfig, pictures: Pictures) -> int:
