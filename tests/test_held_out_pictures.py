@@ -95,7 +95,7 @@ def test_a_folder_that_shares_a_picture_with_training_is_refused_by_names(tmp_pa
         (tmp_path / "held" / f"{name}.png").unlink()
     shutil.move(tmp_path / "held" / "03.png", tmp_path / "held" / "copy.png")
     shutil.move(tmp_path / "held" / "03.txt", tmp_path / "held" / "copy.txt")
-    with pytest.raises(FileError, match=r"1 of its pictures is trained as well \(.*03\.png = .*copy\.png\)"):
+    with pytest.raises(FileError, match=r"1 of its pictures are trained as well \(.*03\.png = .*copy\.png\)"):
         check_datasets((dataset(tmp_path / "own"),), None, None, holding=Holding(HeldOutConfig(folder=str(tmp_path / "held"))))
     with pytest.raises(SettingError, match="cannot be with a share"):
         HeldOutConfig(folder="x", share=0.1)
@@ -167,7 +167,7 @@ def test_a_check_names_what_training_holds_out_and_refuses_what_it_refuses(tmp_p
     assert "held-out folder: 1 picture\n" in capsys.readouterr().out
     shutil.copy(tmp_path / "own" / "00.png", tmp_path / "held" / "copy.png")
     assert main(["check", str(tmp_path / "own"), "--held_out_folder", str(tmp_path / "held")]) == 2
-    assert f"anima: --held_out_folder={tmp_path / 'held'}: 1 of its pictures is trained" in capsys.readouterr().err
+    assert f"anima: --held_out_folder={tmp_path / 'held'}: 1 of its pictures are trained" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("there", [False, True])

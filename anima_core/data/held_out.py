@@ -109,8 +109,7 @@ class Holding:
             return pictures
         both = [f"{p.path} = {held[p.digest].path}" for p in pictures if p.digest in held]
         if both and self.folder is not None:
-            are = "is" if len(both) == 1 else "are"
-            problem = f"{len(both)} of its pictures {are} trained as well ({first_of(both, NAMES_SHOWN)})"
+            problem = f"{len(both)} of its pictures are trained as well ({first_of(both, NAMES_SHOWN)})"
             raise FileError(f"`held_out.folder`={self.config.folder}: {problem}; take them out of one of the two")
         for picture in pictures:
             if picture.digest in held:
