@@ -174,7 +174,9 @@ def test_every_path_of_a_config_is_looked_at(roots, tmp_path):
     good = TrainConfig(ModelConfig(*inside[:6]), (DatasetConfig((subset,)),))
     good = dataclasses.replace(good, network=dataclasses.replace(good.network, weights=inside[6]))
     assert roots.check_config(good) is good
-    assert len([found for found in walk(good) if found.facts.path == "read"]) == 11
+    assert len([found for found in walk(good) if found.facts.path == "read"]) == 12
+    with pytest.raises(Exception, match="outside"):
+        roots.check_config(dataclasses.replace(good, held_out=dataclasses.replace(good.held_out, folder="/etc")))
     with pytest.raises(Exception, match="outside"):
         roots.check_config(dataclasses.replace(good, metadata=dataclasses.replace(good.metadata, picture="/etc/x")))
     for field in ("transformer", "vae", "qwen", "t5_tokenizer_dir", "qwen_tokenizer_dir", "llm_adapter"):

@@ -12,6 +12,7 @@ from .test_node_texts import Bar, Interrupt, stand_in
 from .tiny import model_config
 
 STORE = Path("output", "anima_trainer")
+CONFIG = SimpleNamespace(output=SimpleNamespace(adapter_dir=str(Path("models", "loras", "a-sweep"))))
 
 
 @pytest.fixture
@@ -87,13 +88,13 @@ def test_what_hinders_writing_an_adapter_again_is_no_reason_to_train(running, mo
     """A full disk, a name that another program holds."""
     refuse(running, monkeypatch, errors_of(running)[error])
     with running.bridge.NodeListener("12") as heard, pytest.raises(errors_of(running)[error], match="no space"):
-        running.written_again(None, "key", heard)
+        running.written_again(CONFIG, "key", heard)
 
 
 def test_a_checkpoint_of_another_version_is_one(running, monkeypatch):
     refuse(running, monkeypatch, errors_of(running)["CheckpointError"])
     with running.bridge.NodeListener("12") as heard:
-        assert running.written_again(None, "key", heard) is None
+        assert running.written_again(CONFIG, "key", heard) is None
 
 
 def errors_of(running) -> dict[str, type[Exception]]:
@@ -115,7 +116,7 @@ def refuse(running, monkeypatch, error: type[Exception]) -> None:
 
     store = SimpleNamespace(last_checkpoint=lambda key: (SimpleNamespace(name="x"), Path("x")))
     monkeypatch.setattr(running, "run_store", lambda: store)
-    monkeypatch.setattr(running, "in_this_server", lambda config, name: config)
+    monkeypatch.setattr(running, "in_this_server", lambda config, name, adapter_dir: config)
     monkeypatch.setattr(running, "write_again", write_again)
 
 
@@ -136,3 +137,19 @@ def test_a_file_without_a_seed_of_its_own_means_one_run(nodes, tmp_path):
 
 
 PATHS = {"anima_transformer": "transformer", "vae": "vae", "qwen": "qwen", "t5_tokenizer_dir": "t5_tokenizer_dir"}
+
+
+def test_an_adapter_is_written_again_where_it_was(running, monkeypatch):
+    """One of a sweep in the folder of that."""
+    places = []
+    run = SimpleNamespace(name="x")
+    store = SimpleNamespace(last_checkpoint=lambda key: (run, Path("x")), remember=lambda key, run: run)
+    monkeypatch.setattr(running, "run_store", lambda: store)
+    monkeypatch.setattr(running, "in_this_server", lambda config, name, adapter_dir: places.append(Path(adapter_dir)))
+    monkeypatch.setattr(running, "write_again", lambda config, checkpoint, path, listener: places.append(path))
+    monkeypatch.setattr(running, "identity", lambda path: "")
+    monkeypatch.setattr(running.dataclasses, "replace", lambda run, **changed: changed["adapter"])
+    folder = Path(CONFIG.output.adapter_dir)
+    with running.bridge.NodeListener("12") as heard:
+        assert running.written_again(CONFIG, "key", heard) == str(folder / "x.safetensors")
+    assert places == [folder, folder / "x.safetensors"]

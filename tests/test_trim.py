@@ -26,6 +26,7 @@ from anima_core.speed.forms import LEVELS, make_lean, make_plain
 from anima_core.speed.lean import LEAN
 from anima_core.speed.trim import KERNELS, Kernels, Trimmed, cpu, cpu_backward
 from anima_core.training import loop
+from anima_core.training.previews import prompt_embeds
 
 from .conftest import relative_error
 from .test_recompute import NETWORKS, adapted
@@ -285,5 +286,5 @@ def test_a_run_that_goes_on_may_trim_from_there_or_not(model, pictures, tmp_path
 def test_previews_look_at_the_whole_text(model, pictures, tmp_path):
     config = train_config(model, pictures, tmp_path, trim_text=True)
     with loop.opened(config) as run:
-        embeds = run.previews._embeds("")
+        embeds = prompt_embeds(run.previews.embeddings, "")
         assert embeds.shape[1] == 512 and not embeds[:, 64:].any()
