@@ -86,7 +86,7 @@ def test_the_held_out_loss_is_drawn_with_its_best_and_by_noise_level(pages: Page
 def test_what_is_asked_for_arrives_and_is_told(pages: Pages, stage):
     page = pages.open()
     load(page, trainer())
-    look_at(page, "1", 0.8)
+    look_at(page, "1", 0.6)  # all of the node, the buttons at its end too
     panel = page.locator(".anima-panel")
     with ScriptedRun(stage, "my_style", total=100).training() as run:
         run.steps(10)
