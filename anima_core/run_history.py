@@ -64,6 +64,11 @@ class HeldOut:
     pictures: int | None
     text: str
 
+    @property
+    def saved_loss(self) -> float | None:
+        """The loss of the weights that are saved: of the average where there is one."""
+        return self.loss if self.ema is None else self.ema
+
 
 def name_of(folder: Path) -> str:
     return folder.name.removesuffix("-run")

@@ -14,10 +14,9 @@ from ..anima_core.data.picture_files import thumbnail
 from ..anima_core.errors import AnimaError, FileError, SettingError
 from ..anima_core.settings import SubsetConfig
 from . import on_disk, tell, types
-from .folders import there_are
+from .folders import folder_of_pictures, there_are
 from .inspection import stage
 from .node import AnimaNode
-from .roots import user_path
 from .store import store_folder
 from .widgets import inputs, widget
 
@@ -26,14 +25,8 @@ WITHOUT, ALL = "without a caption", "all"
 FILES, ONE_FILE = "text files beside the pictures", "one file for this graph"
 
 
-def folder_of_pictures(folder: str) -> Path:
-    """Find a folder as a user types it. Raises SettingError, FileError."""
-    if not folder.strip():
-        raise SettingError(f"`subset.image_dir`='': name a folder of pictures; {there_are()}")
-    path = Path(user_path(folder, "`subset.image_dir`"))
-    if not path.is_dir():
-        raise FileError(f"{path}: no such folder of pictures; check `subset.image_dir`; {there_are()}")
-    return path
+def pictures_of(folder: str) -> Path:
+    return Path(folder_of_pictures(folder, "`subset.image_dir`", "pictures"))
 
 
 def chosen(folder: Path, which: str, skip: int, most: int, extension: str) -> tuple[list[Place], int]:
@@ -120,7 +113,7 @@ class AnimaFolderPictures(AnimaNode):
         if None in (folder, which, most, skip, caption_extension):
             return on_disk.unknown()
         try:
-            path = folder_of_pictures(folder or "")
+            path = pictures_of(folder or "")
             taken, _ = chosen(path, which, skip, most, caption_extension)
         except AnimaError as error:  # raised again, on the node, by run
             return str(error)
@@ -136,7 +129,7 @@ class AnimaFolderPictures(AnimaNode):
         skip: int = 0,
         caption_extension: str = ".txt",
     ) -> io.NodeOutput:
-        path = folder_of_pictures(folder)
+        path = pictures_of(folder)
         taken, count = chosen(path, which, skip, most, caption_extension)
         if not taken and which == ALL:
             raise FileError(f"{path}: no pictures{f' behind the first {skip}' if skip else ''}; {there_are()}")
@@ -234,7 +227,7 @@ class AnimaWriteCaptions(AnimaNode):
         write: Sequence[str] = (FILES,),
         caption_extension: Sequence[str] = (".txt",),
     ) -> io.NodeOutput:
-        path, texts = folder_of_pictures(folder[0]), [text for text in captions if text is not None] if names else []
+        path, texts = pictures_of(folder[0]), [text for text in captions if text is not None] if names else []
         if len(texts) != len(names):
             raise SettingError(f"captions: {len(texts)} for {len(names)} names; a tagger must give one for each picture")
         one_file, pairs = "", list(zip(names, texts))

@@ -17,8 +17,8 @@ from ..anima_core.errors import AnimaError, FileError, SettingError, in_words
 from ..anima_core.settings import with_paths
 from . import on_disk, tell, types
 from .dataset_widgets import ALL, CAPTIONS, DRAWS, REPEATS, SIZES, Datasets, dataset_from
-from .folders import holds_pictures, there_are
-from .inspection import inspected, looked_at
+from .folders import folder_of_pictures, holds_pictures, there_are
+from .inspection import CAPTIONS_SHOWN, inspected, looked_at
 from .node import AnimaNode
 from .roots import user_file, user_path
 from .store import store_folder
@@ -64,11 +64,7 @@ class AnimaDatasetFolder(AnimaNode):
 
     @classmethod
     def run(cls, folder: str = "", mask_folder: str = "", metadata_file: str = "", **given: Any) -> io.NodeOutput:
-        if not folder.strip():
-            raise SettingError(f"`subset.image_dir`='': name a folder of captioned pictures; {there_are()}")
-        path = user_path(folder, "`subset.image_dir`")
-        if not Path(path).is_dir():
-            raise FileError(f"{path}: no such folder of pictures; check `subset.image_dir`; {there_are()}")
+        path = folder_of_pictures(folder, "`subset.image_dir`")
         masks = user_path(mask_folder, "`subset.mask_dir`") if mask_folder.strip() else ""
         captions = user_path(metadata_file, "`subset.metadata_file`") if metadata_file.strip() else ""
         datasets = dataset_from(given | {"metadata_file": captions}, path, masks)
@@ -248,7 +244,17 @@ class AnimaDatasetInspect(AnimaNode):
             "marks on the pictures that have one, buckets and tags as bars, and copies side by side.",
             search_aliases=["check dataset", "dataset report", "buckets"],
             is_output_node=True,
-            inputs=[types.Dataset.Input("dataset", tooltip="Any Anima dataset.")],
+            inputs=[
+                types.Dataset.Input("dataset", tooltip="Any Anima dataset."),
+                io.Int.Input(
+                    "captions",
+                    default=CAPTIONS_SHOWN,
+                    min=0,
+                    max=1000,
+                    optional=True,
+                    tooltip="How many pictures' captions the report shows, as the first epochs train them.",
+                ),
+            ],
             outputs=[
                 io.String.Output(display_name="report"),
                 io.Image.Output(display_name="contact_sheet"),
@@ -259,8 +265,8 @@ class AnimaDatasetInspect(AnimaNode):
         )
 
     @classmethod
-    def run(cls, dataset: Datasets) -> io.NodeOutput:
-        text, drawn = inspected(dataset, store_folder() / "cache")
+    def run(cls, dataset: Datasets, captions: int = CAPTIONS_SHOWN) -> io.NodeOutput:
+        text, drawn = inspected(dataset, store_folder() / "cache", captions)
         tell.say(text)
         return io.NodeOutput(text, *drawn, ui={"text": [text]})
 

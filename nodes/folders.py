@@ -116,6 +116,16 @@ def typed(kind: str, root: str, place: str) -> str:
     return path
 
 
+def folder_of_pictures(typed: str, setting: str, what: str = "captioned pictures") -> str:
+    """Return the path of a folder as a user types it. setting: `section.field` in ticks. Raises SettingError, FileError."""
+    if not typed.strip():
+        raise SettingError(f"{setting}='': name a folder of {what}; {there_are()}")
+    path = user_path(typed, setting)
+    if not Path(path).is_dir():
+        raise FileError(f"{path}: no such folder of pictures; check {setting}; {there_are()}")
+    return path
+
+
 def there_are() -> str:
     """Return the end of an error about a folder: which ones there are."""
     found = [folder for folder in folders() if folder.pictures]

@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..anima_core.errors import SettingError
 from ..anima_core.settings import HeldOutConfig
 from . import on_disk, types
+from .folders import folder_of_pictures
 from .node import AnimaNode
 from .roots import user_path
 from .widgets import inputs, settings_from, widget
@@ -51,7 +52,7 @@ class AnimaHeldOut(AnimaNode):
     def run(cls, **given: Any) -> io.NodeOutput:
         found = settings_from(cls.widgets, given, HeldOutConfig)
         if found["folder"].strip():  # the share is there by default, and whoever names a folder means it
-            found |= {"folder": user_path(found["folder"], "`held_out.folder`"), "share": 0.0, "count": 0}
+            found |= {"folder": folder_of_pictures(found["folder"], "`held_out.folder`"), "share": 0.0, "count": 0}
         elif found["count"]:
             found["share"] = 0.0
         return io.NodeOutput(HeldOutConfig(**found))

@@ -24,8 +24,11 @@ CAPTIONS_SHOWN = 8
 NAMES_SHOWN = 20
 
 
-def inspected(datasets: tuple[DatasetConfig, ...], cache_dir: Path) -> tuple[str, list[torch.Tensor]]:
-    """Return a text for people, and pictures: contact sheet, plan of the buckets, tags, pairs that look alike."""
+def inspected(datasets: tuple[DatasetConfig, ...], cache_dir: Path, shown: int) -> tuple[str, list[torch.Tensor]]:
+    """Return a text for people, and pictures: contact sheet, plan of the buckets, tags, pairs that look alike.
+
+    shown: how many pictures' captions are in the text.
+    """
     tokenizers = comfyui_tokenizers()
     t5 = load_t5_tokenizer(tokenizers[1]) if tokenizers else None
     checked = check_datasets(datasets, cache_dir, t5, stage)
@@ -34,7 +37,7 @@ def inspected(datasets: tuple[DatasetConfig, ...], cache_dir: Path) -> tuple[str
     pictures = [picture for group in groups for picture in group]
     lines = report_lines([found for _, found in checked], per_step=1, names=NAMES_SHOWN)
     drawn_by = (TrainConfig.seed, TrainConfig.caption_variants, t5)  # as a training node that nothing is changed on
-    captions = example_lines(datasets, groups, CAPTIONS_SHOWN, *drawn_by)
+    captions = example_lines(datasets, groups, shown, *drawn_by)
     text = "\n".join([*lines, *tag_lines(pictures), "", *captions])
     compared = len({picture.digest for picture in pictures})
     drawn = [*pictured(datasets, checked), tag_chart(pictures), alike_sheet(alike, compared)]

@@ -20,7 +20,7 @@ GAUSSIAN = math.sqrt(math.pi / 2)  # of Gaussian numbers, the root mean square b
 
 
 class Int8Weight(FrozenWeight):
-    """W [out, in] as q int8 [out, in] and scale fp32 [out, groups], each group as many inputs as the others.
+    """W [out, in] as q int8 [out, in] and scale fp32 [out, groups], or [1, groups] for all outputs; the groups of one size.
 
     kind: its word in notes; None for that of weights that are rounded here.
     """

@@ -1,5 +1,6 @@
 """The loss of pictures that were not trained on, in a run's report: its curve, and a table of the noise levels."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 from ..run_history import HeldOut, shown_rows
@@ -28,7 +29,8 @@ def held_out(run: Story) -> Iterator[str]:
 
 def curves(rows: Sequence[HeldOut], last: HeldOut) -> list[Line]:
     """Return the held-out loss, the average's where there is one, the base model's, and the best as a mark."""
-    shown = [rows[number] for number in shown_rows([saved(row) for row in rows], POINTS)]
+    saved = [math.nan if (loss := row.saved_loss) is None else loss for row in rows]
+    shown = [rows[number] for number in shown_rows(saved, POINTS)]
     lines = [Line("held-out loss", "main", [(row.step, row.loss) for row in shown])]
     if last.ema is not None:
         lines.append(Line("with EMA", "ema", [(row.step, row.ema) for row in shown]))
@@ -37,12 +39,6 @@ def curves(rows: Sequence[HeldOut], last: HeldOut) -> list[Line]:
     if last.best_step is not None and last.best_loss is not None:
         lines.append(Line(f"best, step {last.best_step:,}", "best", [(last.best_step, last.best_loss)]))
     return lines
-
-
-def saved(row: HeldOut) -> float:
-    """Return the loss of the weights that are saved."""
-    loss = row.loss if row.ema is None else row.ema
-    return float("nan") if loss is None else loss
 
 
 def levels(first: HeldOut, best: HeldOut, last: HeldOut) -> Html:
@@ -56,7 +52,7 @@ def levels(first: HeldOut, best: HeldOut, last: HeldOut) -> Html:
         lines.append(
             [figure(t), figure(base, DIGITS), *(beside(at(row.ema_levels or row.levels, index), base) for row in steps)]
         )
-    mean = ["mean", figure(last.base, DIGITS), *(beside(row.loss if row.ema is None else row.ema, last.base) for row in steps)]
+    mean = ["mean", figure(last.base, DIGITS), *(beside(row.saved_loss, last.base) for row in steps)]
     return table(head, [*lines, mean], "numbers")
 
 

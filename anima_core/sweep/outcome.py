@@ -25,11 +25,6 @@ NOT_COMPARABLE = (
 )
 
 
-def saved_loss(held: HeldOut) -> float | None:
-    """Return the held-out loss of the weights that are saved."""
-    return held.loss if held.ema is None else held.ema
-
-
 def read_point_story(folder: Path) -> Story | None:
     """Read the log of a point's run; None where there is none."""
     return read_story(folder) if (folder / LOG).is_file() else None
@@ -91,8 +86,7 @@ class Outcome:
             "total": story.total if story else 0,
             "loss": self.last("loss"),
             "smoothed_loss": self.last("mean_loss"),
-            "held_out": held
-            and {name: getattr(held, name) for name in ("step", "loss", "ema", "best_step", "best_loss", "base")},
+            "held_out": held and {name: getattr(held, name) for name in HELD_OUT_FACTS},
             "seconds": round(self.seconds, 3),
             "peak_gb": finite(story.peak_gb) if story else None,
             "adapter": self.adapter,

@@ -13,7 +13,7 @@ from ..report.pictures import MOST_PROMPTS, Table, contact_sheet
 from ..report.words import changed_settings, names_only
 from ..run_history import columns_of, shown_rows
 from ..settings import walk
-from .outcome import Choice, Outcome, head, rows, saved_loss
+from .outcome import Choice, Outcome, head, rows
 from .plan import Point, Sweep
 
 COLOURS, DASHES = 8, 3  # together tell 24 curves apart
@@ -122,7 +122,7 @@ def smoothed(outcome: Outcome) -> list[tuple[int, float | None]]:
 
 
 def held_out(outcome: Outcome) -> list[tuple[int, float | None]]:
-    return [(held.step, saved_loss(held)) for held in outcome.story.held_out] if outcome.story else []
+    return [(held.step, held.saved_loss) for held in outcome.story.held_out] if outcome.story else []
 
 
 def last_samples(outcomes: Sequence[Outcome]) -> Table:

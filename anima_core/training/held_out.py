@@ -20,9 +20,10 @@ from ..data.batches import Draw, Item
 from ..data.measured import measured_caption
 from ..data.report import counted
 from ..errors import Interrupted, is_out_of_memory
-from ..models.transformer import PATCH, AnimaTransformer
+from ..models.transformer import AnimaTransformer
 from . import flow
-from .evaluations import Record, verdict
+from .budget import TOKEN
+from .evaluations import Record, saved_loss, verdict
 from .events import Events
 from .feed import stack_masks
 from .optimizers import evaluating
@@ -165,8 +166,8 @@ class HeldOutLoss:
         kept = self.config.keep_best and best is record and record["step"] > 0
         if kept and self.saver:
             self.saver.save_best()
-        best_loss = best["loss"] if best["ema"] is None else best["ema"]
-        self.events.emit("held_out", **record, best_step=best["step"], best_loss=best_loss, text=verdict(done.history))
+        told = {"best_step": best["step"], "best_loss": saved_loss(best), "text": verdict(done.history)}
+        self.events.emit("held_out", **record, **told)
         if self.command and self.state.step < self.reporter.total:
             self.events.emit("note", text=self._why_stopped())
 
@@ -205,11 +206,8 @@ class HeldOutLoss:
         latents = torch.stack([data.latents.latents(draw) for draw in draws])
         mask = stack_masks([data.latents.mask(draw) for draw in draws], latents)
         mask = None if mask is None else mask.to(device)
-        clean, text = (
-            latents.to(device),
-            data.embeddings.place(data.embeddings.fetch([measured_caption(item) for item in items])),
-        )
-        found = []
+        clean, found = latents.to(device), []
+        text = data.embeddings.place(data.embeddings.fetch([measured_caption(item) for item in items]))
         for level, t in enumerate(torch.stack([self.t_of(item) for item in items], dim=1)):
             noise = torch.stack([noise_of(item, level, self.config.seed, latents.shape[1:]) for item in items]).to(device)
             ts = t.to(device)
@@ -222,7 +220,7 @@ class HeldOutLoss:
         """Return the t of all levels for a picture, of its size and its folder's range and offset, [levels]."""
         (width, height), subset = item.bucket, item.picture.subset
         where = subset.timestep_offset, subset.min_timestep, subset.max_timestep
-        return flow.timestep_quantiles(LEVELS, self.flow, (height // 8) * (width // 8) // PATCH**2, *where)
+        return flow.timestep_quantiles(LEVELS, self.flow, width * height // TOKEN**2, *where)
 
     def noise_levels(self) -> list[float]:
         """Return the t of each level, the mean over the pictures: a shift by resolution and folders let them differ."""
@@ -255,8 +253,8 @@ class HeldOutLoss:
 
     def _check_history(self) -> None:
         """Begin a new history where the one of the checkpoint is of other pictures, noise or levels."""
-        what = [[item.picture.digest, *item.bucket, measured_caption(item)] for item in self.items]
-        text = json.dumps([what, self.config.seed, self.noise_levels()])
+        what = [[item.picture.digest, *item.bucket, measured_caption(item), self.t_of(item).tolist()] for item in self.items]
+        text = json.dumps([what, self.config.seed])
         of, done = hashlib.sha256(text.encode()).hexdigest(), self.state.held_out
         if done.history and done.of != of:
             self.events.emit("note", text="other held-out pictures, noise or noise levels: their loss begins a new history")

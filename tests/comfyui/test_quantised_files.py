@@ -88,8 +88,7 @@ def test_a_file_of_comfyui_has_comfyuis_numbers(comfyui_oracle, state, tmp_path,
         kept = dict(frozen_linears(ours))
         assert kept.keys() == set(names) - {"final_layer.linear"}
         assert {layer.stored.kind for layer in kept.values()} == {layout.kind}
-        for layer in kept.values():  # and a scale of fp32 for each output, be there one for the tensor or not
-            assert layer.stored.bytes <= layout.bytes * layer.stored.shape.numel() + 4 * layer.stored.shape[0]
+        assert all(layer.stored.bytes <= layout.bytes * layer.stored.shape.numel() + 500 for layer in kept.values())
         for name in names:
             assert torch.equal(ours.get_submodule(name).weight, theirs[f"{name}.weight"]), name
         with torch.no_grad():

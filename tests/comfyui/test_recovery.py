@@ -297,7 +297,8 @@ def test_the_owner_may_allow_more_and_a_server_without_a_training_ends_as_ever(c
         ended = other.process.wait(HANGS)
         assert "saving the training" not in other.text() and (os.name == "nt" or ended == -signal.SIGTERM)
     for name in ("environment", "yaml"):
-        assert f": of {name}" in entries[name]["outputs"]["look"]["text"][0]
+        said = entries[name]["outputs"]["look"]["text"][0]
+        assert re.search(rf"^  a.png\n    always, \d+ tokens: of {name}$", said, re.MULTILINE)
     assert "outside of the folders that this server reads" in error_of(entries["neither"])
 
 

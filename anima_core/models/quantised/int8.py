@@ -23,7 +23,7 @@ class RotatedInt8(Rotated):
 def plain(data: Tensor, scale: Tensor) -> Int8Weight:
     """Return integers [out, in] times a scale of the tensor or of each output, multiplied in fp32 and rounded once."""
     kind = f"int8, a scale per {'tensor' if scale.numel() == 1 else 'output'}"
-    return Int8Weight(data, per_output(scale, data.shape).float().expand(len(data), 1).contiguous(), kind)
+    return Int8Weight(data, per_output(scale, data.shape).float().reshape(-1, 1), kind)
 
 
 def made(parts: Parts, settings: Settings) -> FrozenWeight:
